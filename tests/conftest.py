@@ -1,0 +1,45 @@
+"""Shared fixtures: where the golden data lies, and the rule that fills weights for it."""
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+for folder in (ROOT, ROOT / "tests"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+torch.set_num_threads(2)
+
+
+def golden(name):
+    """Path or npz of a golden file; skips the test, loudly, where the golden data is absent."""
+    path = SHARED / "golden" / name
+    if not path.exists():
+        pytest.skip(f"golden data absent: {path} (the reference's outputs are not part of this repository)")
+    return np.load(path, allow_pickle=False) if path.suffix == ".npz" else path
+
+
+def name_fill(module):
+    """Fill every parameter from a generator seeded with the CRC of its name (the rule of the golden README)."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            rng = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF)
+            value = rng.standard_normal(tuple(parameter.shape)).astype(np.float32)
+            if parameter.dim() == 1:
+                value = 1 + 0.1 * value if name.endswith("weight") else 0.1 * value
+            elif parameter.dim() > 1:
+                value = value / np.sqrt(np.prod(parameter.shape[1:]))
+            parameter.copy_(torch.as_tensor(value))
+    return module.eval()
+
+
+def relative_error(ours, reference):
+    """Largest absolute difference over the largest absolute value of the reference."""
+    ours, reference = (np.asarray(a.detach() if torch.is_tensor(a) else a, dtype=np.float64) for a in (ours, reference))
+    assert ours.shape == reference.shape, (ours.shape, reference.shape)
+    return np.abs(ours - reference).max() / np.abs(reference).max()

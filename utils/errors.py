@@ -1,0 +1,23 @@
+"""One way to tell a user about a mistake: one line on stderr and exit code 2."""
+import sys
+
+
+class UserError(ValueError):
+    """A mistake of the user's (missing folder, wrong flag, damaged file). The message says what, where and what to do."""
+
+    is_user_error = True
+
+
+def run(main):
+    """Call ``main()``. An exception that carries ``is_user_error`` becomes ``error: ...`` and exit code 2; every
+    other one keeps its traceback, because it is a fault of ours. Ctrl-C ends with 130, as shells expect."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not getattr(error, "is_user_error", False):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
