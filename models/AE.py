@@ -1,0 +1,263 @@
+"""Stage one: the motion autoencoder and its quantized relatives.
+
+Shapes: B clips, T frames, D features a frame, L = T / 4 tokens, C = latent width (512), d = width of a target.
+
+Every autoencoder speaks the same four verbs, so stage two has no branches on the kind of autoencoder:
+``encode_targets``, ``embed_targets``, ``snap``, ``decode_targets``.
+"""
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from models.FSQ import FSQ, check_levels
+from models.VQ import VQ
+
+UNIT = 4  # frames a token: two down-samplings by two
+
+
+class Reconstruction(NamedTuple):
+    """motion (B, T, D); the quantizer's auxiliary loss (); indices (B, L), or None without a quantizer."""
+
+    motion: torch.Tensor
+    loss: torch.Tensor
+    indices: torch.Tensor | None
+
+
+def zero_tail(x, lengths):
+    """Zero x (B, C, T) from ``lengths`` (B,) on. A convolution then sees the end of a clip as it sees the end alone."""
+    if lengths is None:
+        return x
+    return x * (torch.arange(x.shape[-1], device=x.device) < lengths[:, None])[:, None].to(x.dtype)
+
+
+class ResConv1DBlock(nn.Module):
+    """ReLU, dilated convolution, ReLU, pointwise convolution, dropout, residual."""
+
+    def __init__(self, width, dilation, dropout):
+        super().__init__()
+        self.conv1 = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
+        self.conv2 = nn.Conv1d(width, width, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, lengths=None):
+        h = self.conv1(zero_tail(torch.relu(x), lengths))
+        return x + self.dropout(self.conv2(torch.relu(h)))
+
+
+class Resnet1D(nn.Module):
+    """Residual blocks with dilations 9, 3, 1."""
+
+    def __init__(self, width, depth, dropout):
+        super().__init__()
+        self.model = nn.Sequential(*[ResConv1DBlock(width, 3**i, dropout) for i in reversed(range(depth))])
+
+
+def run_stack(layer, x, lengths):
+    """Run nested layers over x (B, C, T), zeroing what lies behind each clip's end before every convolution that
+    looks sideways; returns x and the lengths at its rate. ``lengths`` None: all clips are full."""
+    if isinstance(layer, nn.Sequential):
+        for inner in layer:
+            x, lengths = run_stack(inner, x, lengths)
+    elif isinstance(layer, Resnet1D):
+        return run_stack(layer.model, x, lengths)
+    elif isinstance(layer, ResConv1DBlock):
+        x = layer(x, lengths)
+    elif isinstance(layer, nn.Conv1d):
+        x = layer(zero_tail(x, lengths))
+        if layer.stride[0] == 2 and lengths is not None:
+            lengths = torch.div(lengths, 2, rounding_mode="floor")
+    else:
+        x = layer(x)
+        if isinstance(layer, nn.Upsample) and lengths is not None:
+            lengths = lengths * 2
+    return x, lengths
+
+
+class Encoder(nn.Module):
+    """(B, D, T) -> (B, C, T / 4)."""
+
+    def __init__(self, input_width, width, latent_dim, depth, dropout):
+        super().__init__()
+        down = [
+            nn.Sequential(nn.Conv1d(width, width, 4, stride=2, padding=1), Resnet1D(width, depth, dropout))
+            for _ in range(2)
+        ]
+        first, last = nn.Conv1d(input_width, width, 3, padding=1), nn.Conv1d(width, latent_dim, 3, padding=1)
+        self.model = nn.Sequential(first, nn.ReLU(), *down, last)
+
+    def forward(self, x, lengths=None):
+        return run_stack(self.model, x, lengths)[0]
+
+
+class Decoder(nn.Module):
+    """(B, C, L) -> (B, D, 4 L)."""
+
+    def __init__(self, input_width, width, latent_dim, depth, dropout):
+        super().__init__()
+        up = [
+            nn.Sequential(
+                Resnet1D(width, depth, dropout), nn.Upsample(scale_factor=2), nn.Conv1d(width, width, 3, padding=1)
+            )
+            for _ in range(2)
+        ]
+        first = nn.Conv1d(latent_dim, width, 3, padding=1)
+        last = [nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), nn.Conv1d(width, input_width, 3, padding=1)]
+        self.model = nn.Sequential(first, nn.ReLU(), *up, *last)
+
+    def forward(self, x, lengths=None):
+        return zero_tail(*run_stack(self.model, x, lengths))
+
+
+class AE(nn.Module):
+    """The continuous autoencoder: released MARDM weights load into it.
+
+    Args:
+        input_width: D, features a frame (67 for t2m, 64 for kit).
+        width: channels of the convolutions.
+        latent_dim: C, channels of the latent.
+        depth: residual blocks a level.
+        dropout: in the residual blocks.
+    """
+
+    levels = None  # of the grid: none here
+
+    def __init__(self, input_width=67, width=512, latent_dim=512, depth=3, dropout=0.2):
+        super().__init__()
+        self.input_width, self.latent_dim = input_width, latent_dim
+        self.encoder = Encoder(input_width, width, latent_dim, depth, dropout)
+        self.decoder = Decoder(input_width, width, latent_dim, depth, dropout)
+
+    @property
+    def target_dim(self):
+        """d: the width of what stage two predicts."""
+        return self.latent_dim
+
+    @property
+    def codebook_size(self):
+        """Number of codes, None without a quantizer."""
+        return None
+
+    def forward(self, motion):
+        """Normalised motion (B, T, D), T a multiple of 4 -> Reconstruction."""
+        decoded = self.decode(self.encode(motion))
+        return Reconstruction(decoded, decoded.new_zeros(()), None)
+
+    def encode(self, motion, lengths=None):
+        """Motion (B, T, D) -> latents (B, C, L). ``lengths`` (B,) in frames, multiples of 4: what lies behind is ignored."""
+        return self.encoder(motion.transpose(1, 2), lengths)
+
+    def decode(self, latents, lengths=None):
+        """Latents (B, C, L) -> motion (B, T, D). ``lengths`` (B,) in tokens; motion behind the end is 0."""
+        return self.decoder(latents, lengths).transpose(1, 2)
+
+    def encode_targets(self, motion, lengths=None):
+        """Motion (B, T, D), lengths (B,) in frames -> latents (B, L, C), targets (B, L, d)."""
+        latents = self.encode(motion, lengths).transpose(1, 2)
+        return latents, latents
+
+    def embed_targets(self, targets):
+        """Targets (B, L, d) -> latents (B, L, C), what the transformer reads and the decoder eats."""
+        return targets
+
+    def snap(self, targets):
+        """Targets (B, L, d) -> the nearest targets that the decoder was trained on; the identity here."""
+        return targets
+
+    def decode_targets(self, targets, lengths=None):
+        """Targets (B, L, d), lengths (B,) in frames -> motion (B, T, D), 0 behind each clip's end."""
+        if lengths is not None:
+            lengths = torch.div(lengths, UNIT, rounding_mode="floor")
+        return self.decode(self.embed_targets(targets).transpose(1, 2), lengths)
+
+
+class QuantizedAE(AE):
+    """Conv stack -> C -> linear to d -> quantizer -> linear to C -> conv stack. Targets are the quantizer's codes."""
+
+    def __init__(self, quantizer, input_width=67, **kwargs):
+        super().__init__(input_width, **kwargs)
+        self.quantizer = quantizer
+        self.pre_quant = nn.Linear(self.latent_dim, quantizer.dim)
+        self.post_quant = nn.Linear(quantizer.dim, self.latent_dim)
+
+    @property
+    def target_dim(self):
+        return self.quantizer.dim
+
+    @property
+    def codebook_size(self):
+        return self.quantizer.codebook_size
+
+    def quantize(self, motion, lengths=None):
+        """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L)."""
+        return self.quantizer(self.pre_quant(super().encode(motion, lengths).transpose(1, 2)))
+
+    def forward(self, motion):
+        out = self.quantize(motion)
+        return Reconstruction(self.decode_from_fsq(out.z_q), out.loss, out.indices)
+
+    def encode(self, motion, lengths=None):
+        """Motion (B, T, D) -> quantized latents (B, C, L): ``decode(encode(x))`` is the reconstruction."""
+        return self.encode_with_fsq_output(motion, lengths)[0]
+
+    def encode_with_fsq_output(self, motion, lengths=None):
+        """Motion (B, T, D) -> quantized latents (B, C, L) and the quantizer's output (z_q, indices, loss)."""
+        out = self.quantize(motion, lengths)
+        return self.embed_targets(out.z_q).transpose(1, 2), out
+
+    def decode_from_fsq(self, z_q, lengths=None):
+        """Codes (B, L, d) -> motion (B, T, D); ``lengths`` (B,) in frames."""
+        return self.decode_targets(z_q, lengths)
+
+    def encode_targets(self, motion, lengths=None):
+        z_q = self.quantize(motion, lengths).z_q
+        return self.embed_targets(z_q), z_q
+
+    def embed_targets(self, targets):
+        return self.post_quant(targets)
+
+    def snap(self, targets):
+        return self.quantizer.snap(targets)
+
+
+class FSQ_AE(QuantizedAE):
+    """The autoencoder on a grid. ``levels``: values a dimension, see models/FSQ.py."""
+
+    def __init__(self, input_width=67, levels=(8, 5, 5, 5, 5), **kwargs):
+        super().__init__(FSQ(levels), input_width, **kwargs)
+        # z starts in the bend of the tanh: spread over most levels, saturated nowhere.
+        nn.init.orthogonal_(self.pre_quant.weight)
+
+    @property
+    def levels(self):
+        return self.quantizer.levels
+
+
+class VQ_AE(QuantizedAE):
+    """The autoencoder on an unordered codebook. ``num_codes`` codes of ``code_dim`` dimensions."""
+
+    def __init__(self, input_width=67, num_codes=512, code_dim=512, **kwargs):
+        super().__init__(VQ(num_codes, code_dim), input_width, **kwargs)
+
+
+FSQ_LEVELS = {
+    "FSQ_AE_Small": (5, 5, 5, 5, 5),
+    "FSQ_AE_Medium": (8, 5, 5, 5, 5),
+    "FSQ_AE_Large": (8, 6, 6, 5, 5, 5),
+    "FSQ_AE_High": (8, 8, 8, 5, 5, 5),
+    "FSQ_AE_XLarge": (8, 8, 8, 6, 5, 5),
+    "FSQ_AE_Ultra": (8, 8, 8, 8, 5, 5),
+    "FSQ_AE_HighDim7": (7, 5, 5, 5, 5, 5, 5),
+    "FSQ_AE_Mega": (8, 8, 8, 8, 8, 5),
+    "FSQ_AE_HighDim8": (5, 5, 5, 5, 5, 5, 5, 5),
+}
+
+AE_models = {
+    "AE_Model": AE,
+    "FSQ_AE_Model": FSQ_AE,  # levels are free: --fsq_levels
+    **{name: partial(FSQ_AE, levels=levels) for name, levels in FSQ_LEVELS.items()},
+    "VQ_AE_Model": VQ_AE,
+}
+
+__all__ = ["AE", "FSQ_AE", "VQ_AE", "AE_models", "FSQ_LEVELS", "Reconstruction", "UNIT", "check_levels"]

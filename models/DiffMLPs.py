@@ -1,0 +1,161 @@
+"""The per-token denoising net and its two heads (MAR, Li et al. 2024, arXiv 2406.11838; MARDM, arXiv 2411.16575).
+
+Shapes: N tokens, d target dimensions, W width of the net, Z width of the transformer's output.
+"""
+import math
+
+import torch
+from torch import nn
+
+from diffusions import flow
+from diffusions.gaussian import GaussianDiffusion
+from models.errors import ModelError
+
+
+def modulate(x, shift, scale):
+    return x * (1 + scale) + shift
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of t (N,), unscaled, cosine half before sine half, period 10,000, then a two-layer MLP -> (N, W)."""
+
+    def __init__(self, width, frequencies=256):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        half = frequencies // 2
+        rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("rates", rates, persistent=False)
+
+    def forward(self, t):
+        angles = t.float()[:, None] * self.rates
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+
+
+class ResBlock(nn.Module):
+    """LayerNorm, modulation by y, linear-SiLU-linear, gated residual."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, x, y):
+        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
+        return x + gate * self.mlp(modulate(self.in_ln(x), shift, scale))
+
+
+class FinalLayer(nn.Module):
+    """LayerNorm without affine, modulation by y, linear to the target."""
+
+    def __init__(self, width, target_dim):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(width, target_dim)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x, y):
+        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DenoisingMLP(nn.Module):
+    """net(x (N, d), t (N,), c (N, Z)) -> (N, d)."""
+
+    def __init__(self, target_dim, cond_dim, width, depth):
+        super().__init__()
+        self.time_embed = TimeEmbedding(width)
+        self.cond_embed = nn.Linear(cond_dim, width)
+        self.input_proj = nn.Linear(target_dim, width)
+        self.res_blocks = nn.ModuleList(ResBlock(width) for _ in range(depth))
+        self.final_layer = FinalLayer(width, target_dim)
+        self._init_weights()
+
+    def _init_weights(self):
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        # adaLN-zero: every block starts as the identity, the net's output as 0.
+        for block in self.res_blocks:
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    def forward(self, x, t, c):
+        y = self.time_embed(t) + self.cond_embed(c)
+        x = self.input_proj(x)
+        for block in self.res_blocks:
+            x = block(x, y)
+        return self.final_layer(x, y)
+
+    def forward_with_cfg(self, x, t, c, cfg_scale):
+        """Classifier-free guidance: c (2N, Z) holds the conditional half, then the unconditional one; x (2N, d) is read
+        from its first half only. Returns u + cfg_scale (c - u), twice over: (2N, d)."""
+        half = x[: len(x) // 2]
+        cond, uncond = self(torch.cat([half, half]), t, c).chunk(2)
+        guided = uncond + cfg_scale * (cond - uncond)
+        return torch.cat([guided, guided])
+
+
+class DiffHead(nn.Module):
+    """What both heads share: the net, the guided net as a function of (x, t), the repetition of targets in training."""
+
+    def __init__(self, target_dim, cond_dim, width, depth):
+        super().__init__()
+        self.target_dim = target_dim
+        self.net = DenoisingMLP(target_dim, cond_dim, width, depth)
+
+    def guided(self, z, z_uncond, cfg):
+        """x (N, d), t () or (N,) -> (N, d): the net under condition z (N, Z), guided away from ``z_uncond`` by ``cfg``.
+        A guidance of 1, or no ``z_uncond``, is the plain conditional net, at half the work."""
+        count = len(z)
+        if z_uncond is None or cfg == 1:
+            return lambda x, t: self.net(x, self._times(t, count, x), z)
+        both = torch.cat([z, z_uncond])
+        return lambda x, t: self.net.forward_with_cfg(
+            torch.cat([x, x]), self._times(t, 2 * count, x), both, cfg)[:count]
+
+    @staticmethod
+    def _times(t, count, x):
+        t = torch.as_tensor(t, device=x.device)
+        if t.is_floating_point():
+            t = t.to(x.dtype)
+        return t.expand(count) if t.dim() == 0 else t.repeat(count // len(t))
+
+    def loss(self, target, z, t=None, noise=None, generator=None):
+        """Mean training loss () of targets (N, d) under conditions z (N, Z); t and noise are drawn unless given."""
+        if t is None:
+            t = self.process.draw_time(len(target), target.device, generator)
+        if noise is None:
+            noise = torch.randn(target.shape, device=target.device, generator=generator)
+        return self.process.training_loss(lambda x, time: self.net(x, time, z), target, t, noise)
+
+
+class SiTHead(DiffHead):
+    """Flow matching with a velocity target; sampled by an ODE solver."""
+
+    process = flow
+
+    def sample(self, z, z_uncond, draw_noise, cfg=1.0, temperature=1.0, solver="euler", ode_steps=20):
+        """Targets (N, d) for conditions z (N, Z). ``temperature`` scales the starting noise."""
+        if solver not in flow.SOLVERS:
+            raise ModelError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")
+        return flow.integrate(self.guided(z, z_uncond, cfg), draw_noise() * temperature, solver, ode_steps)
+
+
+class DDPMHead(DiffHead):
+    """50 cosine steps with a noise target; sampled step by step (solver and ode_steps have no meaning here)."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.process = GaussianDiffusion(50)
+
+    def sample(self, z, z_uncond, draw_noise, cfg=1.0, temperature=1.0, **_solver_settings):
+        """Targets (N, d) for conditions z (N, Z). ``temperature`` scales the noise of every step."""
+        return self.process.sample(self.guided(z, z_uncond, cfg), draw_noise(), draw_noise, temperature)
+
+
+HEADS = {"SiT": SiTHead, "DDPM": DDPMHead}

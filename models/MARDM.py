@@ -1,0 +1,315 @@
+"""Stage two: the masked transformer with a per-token diffusion head (MARDM, Meng et al., CVPR 2025, arXiv 2411.16575),
+over latents of a continuous autoencoder or over the codes of a quantized one ("denoising to the grid").
+
+Shapes: B clips, L tokens, C latent width of the autoencoder, d width of a target, Z width of the transformer.
+"""
+import math
+from functools import partial
+
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+from models.DiffMLPs import HEADS, modulate
+from models.errors import ModelError
+
+NOISED, MASKED = 0.10, 0.88  # of the masked tokens: replaced by noise; of the rest: replaced by the mask token
+
+
+def padding_mask_of(lengths, num_tokens):
+    """(B, L) bool, true = padding, for lengths (B,) in tokens."""
+    return torch.arange(num_tokens, device=lengths.device) >= lengths[:, None]
+
+
+def mask_schedule(num_tokens, time_steps):
+    """How many of ``num_tokens`` are masked in each iteration, a list of ``time_steps`` ints that starts at
+    ``num_tokens``. Float32 and round-half-to-even, as the published models were run."""
+    ratio = torch.cos(torch.linspace(0, 1, time_steps, dtype=torch.float32) * math.pi * 0.5)
+    return (ratio * num_tokens).round().clamp(min=1).long().tolist()
+
+
+class InputProcess(nn.Module):
+    def __init__(self, ae_dim, width):
+        super().__init__()
+        self.poseEmbedding = nn.Linear(ae_dim, width)
+
+    def forward(self, x):
+        return self.poseEmbedding(x)
+
+
+class PositionalEncoding(nn.Module):
+    """Sinusoidal positions, even sine and odd cosine, added unscaled to (B, L, Z)."""
+
+    def __init__(self, width, dropout, max_len=5000):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        position = torch.arange(max_len, dtype=torch.float32)[:, None]
+        rates = torch.exp(torch.arange(0, width, 2).float() * (-math.log(10000.0) / width))
+        pe = torch.zeros(max_len, 1, width)
+        pe[:, 0, 0::2], pe[:, 0, 1::2] = torch.sin(position * rates), torch.cos(position * rates)
+        self.register_buffer("pe", pe)
+
+    def forward(self, x):
+        return self.dropout(x + self.pe[: x.shape[1], 0])
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (B, L, Z) with a key-padding mask (B, L), true = padding."""
+
+    def __init__(self, width, heads, dropout):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.key, self.query, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
+        self.proj_dropout = nn.Dropout(dropout)
+
+    def forward(self, x, padding_mask):
+        def split(y):  # (B, L, Z) -> (B, heads, L, Z / heads)
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        y = F.scaled_dot_product_attention(
+            split(self.query(x)), split(self.key(x)), split(self.value(x)),
+            attn_mask=~padding_mask[:, None, None], dropout_p=self.dropout if self.training else 0.0)
+        return self.proj_dropout(self.proj(y.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    def __init__(self, width, hidden, dropout):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x), approximate="tanh"))))
+
+
+class MARTransBlock(nn.Module):
+    """Transformer block whose norms and residuals are modulated by the condition (adaLN-zero, as in DiT)."""
+
+    def __init__(self, width, heads, hidden, dropout):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attn = Attention(width, heads, dropout)
+        self.mlp = MLP(width, hidden, dropout)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x, cond, padding_mask):
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
+        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask)
+        return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
+
+
+class MARDM(nn.Module):
+    """Masked transformer + diffusion head.
+
+    Args:
+        ae_dim: C, width of the autoencoder's latents, which the transformer reads.
+        cond_mode: "text" (features (B, cond_dim)), "action" (one-hot (B, num_actions)) or "uncond".
+        target_dim: d, width of what the head predicts; None = ae_dim (continuous autoencoder).
+        head: "SiT" or "DDPM".
+        cond_dim: width of the text features (CLIP 512, MiniLM 384).
+        cond_drop_prob: share of training samples whose condition is dropped, for guidance.
+        diffmlps_batch_mul: fresh (noise, time) pairs a masked token sees in a training step.
+    """
+
+    def __init__(self, ae_dim=512, cond_mode="text", target_dim=None, head="SiT", cond_dim=512, num_actions=1, width=1024,
+                 ff=4096, layers=1, heads=16, dropout=0.2, head_width=1792, head_depth=16, cond_drop_prob=0.1,
+                 diffmlps_batch_mul=4):
+        super().__init__()
+        if cond_mode not in ("text", "action", "uncond"):
+            raise ModelError(f"unknown cond_mode '{cond_mode}'; one of text, action, uncond")
+        self.ae_dim, self.width, self.cond_mode = ae_dim, width, cond_mode
+        self.target_dim = target_dim or ae_dim
+        self.cond_drop_prob, self.diffmlps_batch_mul = cond_drop_prob, diffmlps_batch_mul
+        self.cond_dim = {"text": cond_dim, "action": num_actions, "uncond": width}[cond_mode]
+        self.mask_latent = nn.Parameter(torch.zeros(1, 1, ae_dim))
+        self.input_process = InputProcess(ae_dim, width)
+        self.position_enc = PositionalEncoding(width, dropout)
+        self.MARTransformer = nn.ModuleList(MARTransBlock(width, heads, ff, dropout) for _ in range(layers))
+        self.cond_emb = nn.Identity() if cond_mode == "uncond" else nn.Linear(self.cond_dim, width)
+        self._init_weights()
+        self.DiffMLPs = HEADS[head](self.target_dim, width, head_width, head_depth)
+
+    def _init_weights(self):
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.mask_latent, std=0.02)
+        for block in self.MARTransformer:  # adaLN-zero
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+
+    # ---- transformer -------------------------------------------------------------------------------------------
+
+    def forward(self, latents, cond, padding_mask, force_mask=False, mask=None):
+        """latents (B, L, C), cond (B, cond_dim; ignored when unconditional), padding_mask (B, L; true = padding)
+        -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) reorders known tokens before masked ones inside
+        ("hard pseudo reorder"); attention does not see the order, so only rounding changes."""
+        cond = self.cond_emb(self.mask_cond(cond, latents, force_mask))
+        x = self.position_enc(self.input_process(latents))
+        if mask is not None:
+            order = mask.long().argsort(dim=1, stable=True)
+            x, padding_mask = _reorder(x, order), padding_mask.gather(1, order)
+        for block in self.MARTransformer:
+            x = block(x, cond, padding_mask)
+        return x if mask is None else _reorder(x, order.argsort(dim=1))
+
+    def mask_cond(self, cond, latents, force_mask):
+        """The condition with none, a random share (in training) or all (``force_mask``) of its rows zeroed."""
+        if force_mask or self.cond_mode == "uncond":
+            return latents.new_zeros(len(latents), self.cond_dim)
+        if self.training and self.cond_drop_prob > 0:
+            keep = torch.rand(len(cond), 1, device=cond.device) >= self.cond_drop_prob
+            return cond * keep
+        return cond
+
+    # ---- training ----------------------------------------------------------------------------------------------
+
+    def loss(self, latents, targets, cond, lengths):
+        """Mean head loss () over the masked tokens. latents (B, L, C), targets (B, L, d), cond (B, cond_dim), lengths (B,)
+        in tokens. The number of masked tokens follows the cosine of a uniform draw a clip, over the padded length."""
+        padding = padding_mask_of(lengths, latents.shape[1])
+        mask = self.draw_mask(padding)
+        z = self(self.corrupt(latents, mask), cond, padding)[mask]
+        times = self.diffmlps_batch_mul
+        return self.DiffMLPs.loss(targets[mask].repeat(times, 1), z.repeat(times, 1))
+
+    def draw_mask(self, padding):
+        """Training mask (B, L) bool; never a padded token, and never empty for the batch as a whole."""
+        batch, num_tokens = padding.shape
+        ratio = torch.cos(torch.rand(batch, 1, device=padding.device) * math.pi * 0.5)
+        count = (ratio * num_tokens).round().clamp(min=1)
+        ranks = torch.rand(padding.shape, device=padding.device).argsort(dim=1)
+        mask = (ranks < count) & ~padding
+        mask[0, 0] |= ~mask.any()
+        return mask
+
+    def corrupt(self, latents, mask):
+        """Of the masked tokens of (B, L, C) some become noise, most the mask token, a few stay as they are."""
+        draw = torch.rand(2, *mask.shape, device=mask.device)
+        noised = mask & (draw[0] < NOISED)
+        hidden = mask & ~noised & (draw[1] < MASKED)
+        latents = torch.where(noised[..., None], torch.randn_like(latents), latents)
+        return torch.where(hidden[..., None], self.mask_latent.to(latents.dtype), latents)
+
+    # ---- generation --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, ae, cond, lengths, seeds, time_steps=18, cfg=4.5, temperature=1.0, sampler="fast", known=None,
+                 hard_pseudo_reorder=False, progress=None, **solver_settings):
+        """Sample targets (B, L, d), on the grid of ``ae``, for ``lengths`` (B,) in tokens.
+
+        Args:
+            ae: the autoencoder (embed_targets and snap are used).
+            cond: (B, cond_dim), or None when unconditional.
+            seeds: one int a clip. A clip draws from its own generator, so it comes out the same in any batch
+                (with a fixed-step solver; dopri5 chooses its steps for the batch as a whole).
+            sampler: "fast" samples a token in the iteration in which it leaves the mask; "reference" samples every
+                masked token in each iteration and throws all but those away: the same distribution, 11 x the work.
+            known: optional (targets (B, L, d), keep (B, L) bool): tokens that stay as they are.
+            solver_settings: solver, ode_steps of the SiT head.
+        """
+        if time_steps < 1 or int(lengths.min()) < 1:
+            raise ModelError(f"generation needs 1 iteration and 1 token at least; got {time_steps} iterations and a "
+                             f"shortest clip of {int(lengths.min())} tokens")
+        state = _GenerationState(self, ae, lengths, seeds, time_steps, known, sampler)
+        iterations = range(time_steps) if progress is None else progress(range(time_steps))
+        for i in iterations:
+            sampled = state.to_sample(i)
+            if not sampled.any():
+                continue
+            masked = state.masked(i)
+            latents = torch.where(masked[..., None], self.mask_latent, ae.embed_targets(state.targets))
+            order = masked if hard_pseudo_reorder else None
+            z, z_uncond = self._guidance_branches(latents, cond, state.padding, cfg, order)
+            new = self.DiffMLPs.sample(z[sampled], None if z_uncond is None else z_uncond[sampled],
+                                       state.noise_source(sampled), cfg, temperature, **solver_settings)
+            state.targets[sampled] = ae.snap(new)
+        return state.targets * ~state.padding[..., None]
+
+    def _guidance_branches(self, latents, cond, padding, cfg, mask):
+        """Transformer output with the condition and, when guidance needs it, without: one call for both."""
+        if self.cond_mode == "uncond":
+            return self(latents, None, padding, True, mask), None
+        if cfg == 1:
+            return self(latents, cond, padding, mask=mask), None
+        both = torch.cat([cond, torch.zeros_like(cond)])
+        twice = None if mask is None else mask.repeat(2, 1)
+        return self(latents.repeat(2, 1, 1), both, padding.repeat(2, 1), mask=twice).chunk(2)
+
+
+class _GenerationState:
+    """Which tokens are masked when, what has been sampled, and every clip's own random numbers."""
+
+    def __init__(self, model, ae, lengths, seeds, time_steps, known, sampler):
+        if sampler not in ("fast", "reference"):
+            raise ModelError(f"unknown sampler '{sampler}'; one of fast, reference")
+        self.device, self.dim, self.sampler = model.mask_latent.device, model.target_dim, sampler
+        lengths = lengths.to(self.device)
+        num_tokens = int(lengths.max())
+        self.padding = padding_mask_of(lengths, num_tokens)
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.targets = torch.zeros(len(lengths), num_tokens, self.dim, device=self.device)
+        fill = ~self.padding
+        if known is not None:
+            self.targets, fill = torch.where(known[1][..., None], known[0], self.targets), fill & ~known[1]
+        self.time_steps = time_steps
+        self.ranks = self._draw_ranks(fill)
+        counts = [mask_schedule(n, time_steps) if n else [0] * time_steps for n in fill.sum(1).tolist()]
+        self.counts = torch.tensor(counts, device=self.device)  # (B, time_steps)
+
+    def _draw_ranks(self, fill):
+        """Random order (B, L) in which a clip's tokens are kept masked: rank 0 is the last to be sampled."""
+        ranks = torch.full(fill.shape, fill.shape[1] + 1, device=self.device)
+        for row, places, generator in zip(ranks, fill, self.generators):
+            row[places] = torch.randperm(int(places.sum()), generator=generator).to(self.device)
+        return ranks
+
+    def masked(self, i):
+        """(B, L): masked in iteration i."""
+        return self.ranks < self.counts[:, i, None]
+
+    def to_sample(self, i):
+        """(B, L): sampled in iteration i."""
+        if self.sampler == "reference" or i + 1 == self.time_steps:
+            return self.masked(i)
+        return self.masked(i) & ~self.masked(i + 1)
+
+    def noise_source(self, sampled):
+        """A function that draws (N, d), every clip's rows from its own generator."""
+        counts = sampled.sum(1).tolist()
+
+        def draw():
+            rows = [torch.randn(n, self.dim, generator=g) for n, g in zip(counts, self.generators) if n]
+            return torch.cat(rows).to(self.device)
+
+        return draw
+
+
+def _reorder(x, order):
+    return x.gather(1, order[..., None].expand_as(x))
+
+
+# Width and number of layers of the transformer, then of the head. XL is the published model.
+SIZES = {
+    "S": dict(width=256, ff=1024, layers=3, heads=4, head_width=384, head_depth=3),
+    "B": dict(width=512, ff=2048, layers=2, heads=8, head_width=768, head_depth=6),
+    "L": dict(width=768, ff=3072, layers=2, heads=12, head_width=1280, head_depth=12),
+    "XL": dict(width=1024, ff=4096, layers=1, heads=16, head_width=1792, head_depth=16),
+}
+
+MARDM_models = {
+    f"{family}-{head}-{size}": partial(MARDM, head=head, **settings)
+    for family in ("MARDM", "FSQ-MARDM", "VQ-MARDM")
+    for head in HEADS
+    for size, settings in SIZES.items()
+}
+MARDM_models.update({name.replace("VQ-", "VQ_", 1): MARDM_models[name] for name in list(MARDM_models) if name[:2] == "VQ"})
+
+
+def check_pair(model_name, ae_name):
+    """Raise ModelError unless the generator's family fits the kind of autoencoder (both zoo names)."""
+    families = {"FSQ": "FSQ_AE", "VQ": "VQ_AE", "MARDM": "AE_Model"}
+    wanted = families[model_name.replace("_", "-").split("-")[0]]
+    if not ae_name.startswith(wanted):
+        raise ModelError(f"{model_name} is trained on an autoencoder of the kind {wanted}*, not on {ae_name}")

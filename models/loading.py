@@ -1,0 +1,101 @@
+"""From a checkpoint to a model. A checkpoint of ours says how to rebuild its model; released MARDM files, which say
+nothing, are recognised by their keys. Loading never runs code from the file (``weights_only=True``)."""
+import hashlib
+import pickle
+from pathlib import Path
+
+import torch
+
+from models.AE import AE_models
+from models.errors import ModelError
+from models.LengthEstimator import LengthEstimator
+from models.MARDM import MARDM_models
+
+
+def read_checkpoint(path):
+    """The dict in a checkpoint file, on the CPU. ModelError when it is missing, damaged, or needs code to load."""
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no checkpoint at {path}; check --name, --dataset_name and --checkpoints_dir, or train it first")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{path} holds more than tensors and plain values, so it is not loaded "
+                         f"({str(error).splitlines()[0][:120]})") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} is damaged and cannot be read ({str(error).splitlines()[0][:120]})") from error
+
+
+def weights_hash(module):
+    """Short SHA-256 of a module's weights: names which autoencoder a generator was trained on."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def build(zoo, name, kwargs, what):
+    """``zoo[name](**kwargs)``, with one line for the user when the name is unknown."""
+    if name not in zoo:
+        raise ModelError(f"unknown {what} '{name}'; one of {', '.join(zoo)}")
+    return zoo[name](**kwargs)
+
+
+def load_state(model, state, path):
+    """Strict load of a state dict; ModelError names the first key that differs."""
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ModelError(f"the weights in {path} are those of another model: {detail}") from error
+    return model.eval()
+
+
+def load_autoencoder(path, model_name=None):
+    """The autoencoder of a checkpoint, in eval mode, and the checkpoint's dict. ``model_name`` is needed for released files
+    only; given for one of ours it must agree. ModelError otherwise."""
+    checkpoint = read_checkpoint(path)
+    if "ae" not in checkpoint:
+        raise ModelError(f"{path} holds no autoencoder (keys: {', '.join(map(str, checkpoint))})")
+    state = checkpoint["ae"]
+    trained_as = checkpoint.get("model_name")
+    if trained_as and model_name and trained_as != model_name:
+        raise ModelError(f"{path} was trained as {trained_as}, not as {model_name}; pass --ae_model/--model {trained_as}")
+    kwargs = checkpoint.get("model_kwargs") or {"input_width": state["encoder.model.0.weight"].shape[1]}
+    ae = build(AE_models, trained_as or model_name or "AE_Model", kwargs, "autoencoder")
+    return load_state(ae, state, path), checkpoint
+
+
+def load_generator(path, model_name=None, ema=True):
+    """The generator of a checkpoint (its EMA weights by default), in eval mode, and the checkpoint's dict."""
+    checkpoint = read_checkpoint(path)
+    key = "ema_mardm" if ema and "ema_mardm" in checkpoint else "mardm"
+    if key not in checkpoint:
+        raise ModelError(f"{path} holds no generator (keys: {', '.join(map(str, checkpoint))})")
+    trained_as = checkpoint.get("model_name")
+    if trained_as and model_name and trained_as.replace("_", "-") != model_name.replace("_", "-"):
+        raise ModelError(f"{path} was trained as {trained_as}, not as {model_name}; pass --model {trained_as}")
+    # Released files hold the frozen CLIP of their time under this prefix or leave it out; it is not part of the model.
+    state = {name: value for name, value in checkpoint[key].items() if not name.startswith("clip_model.")}
+    kwargs = checkpoint.get("model_kwargs") or {"ae_dim": state["mask_latent"].shape[-1], "cond_mode": "text"}
+    model = build(MARDM_models, trained_as or model_name or "MARDM-SiT-XL", kwargs, "generator")
+    return load_state(model, state, path), checkpoint
+
+
+def check_same_autoencoder(checkpoint, ae, path):
+    """ModelError unless the generator of ``checkpoint`` was trained on this very autoencoder (by hash, when recorded)."""
+    trained_on = checkpoint.get("trained_on")
+    if trained_on and trained_on["hash"] != weights_hash(ae):
+        raise ModelError(f"{path} was trained on autoencoder '{trained_on['name']}' ({trained_on['model_name']}, weights "
+                         f"{trained_on['hash']}), and the one given has other weights; pass the right --ae_name")
+
+
+def load_length_estimator(path):
+    """The length estimator of a checkpoint, in eval mode, and the checkpoint's dict."""
+    checkpoint = read_checkpoint(path)
+    if "estimator" not in checkpoint:
+        raise ModelError(f"{path} holds no length estimator (keys: {', '.join(map(str, checkpoint))})")
+    state = checkpoint["estimator"]
+    estimator = LengthEstimator(state["output.0.weight"].shape[1], state["output.11.weight"].shape[0])
+    return load_state(estimator, state, path), checkpoint
