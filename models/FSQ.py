@@ -52,7 +52,7 @@ class FSQ(nn.Module):
         self._constant("offset", offset)
         self._constant("reach", reach)
         self._constant("shift", torch.atanh(offset / reach))
-        self._constant("half", torch.div(counts, 2, rounding_mode="floor"))
+        self._constant("half_count", torch.div(counts, 2, rounding_mode="floor"))
         self._constant("top", counts - 1)
         if self.packed:
             self._constant("basis", torch.tensor([math.prod(self.levels[:i]) for i in range(self.dim)]))
@@ -67,7 +67,7 @@ class FSQ(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             bounded = torch.tanh(z.float() + self.shift) * self.reach - self.offset
             rounded = bounded + (bounded.round() - bounded).detach()
-            z_q = rounded / self.half
+            z_q = rounded / self.half_count
             return Quantized(z_q, self.get_indices(z_q), z_q.new_zeros(()))
 
     def snap(self, x):
@@ -89,7 +89,7 @@ class FSQ(nn.Module):
         return self._from_digits(indices.float())
 
     def _digits(self, x):
-        return torch.minimum((x.float() * self.half).round() + self.half, self.top).clamp(min=0)
+        return torch.minimum((x.float() * self.half_count).round() + self.half_count, self.top).clamp(min=0)
 
     def _from_digits(self, digits):
-        return (digits - self.half) / self.half
+        return (digits - self.half_count) / self.half_count

@@ -10,6 +10,7 @@ from models.AE import AE_models
 from models.errors import ModelError
 from models.LengthEstimator import LengthEstimator
 from models.MARDM import MARDM_models
+from models.pipeline import Pipeline
 
 
 def read_checkpoint(path):
@@ -99,3 +100,17 @@ def load_length_estimator(path):
     state = checkpoint["estimator"]
     estimator = LengthEstimator(state["output.0.weight"].shape[1], state["output.11.weight"].shape[0])
     return load_state(estimator, state, path), checkpoint
+
+
+def load_pipeline(generator_path, ae_path, model_name=None, ae_model=None, statistics=None, device="cpu"):
+    """The Pipeline of a generator's and an autoencoder's checkpoint, and the generator's dict.
+
+    ``statistics``: function that returns (mean, std); asked only when neither checkpoint carries them (released files).
+    ModelError when the two do not belong together.
+    """
+    ae, ae_checkpoint = load_autoencoder(ae_path, ae_model)
+    generator, checkpoint = load_generator(generator_path, model_name)
+    check_same_autoencoder(checkpoint, ae, generator_path)
+    holder = ae_checkpoint if "mean" in ae_checkpoint else checkpoint
+    mean, std = (holder["mean"], holder["std"]) if "mean" in holder else statistics()
+    return Pipeline(generator, ae, mean, std, device), checkpoint

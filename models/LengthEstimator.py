@@ -1,0 +1,52 @@
+"""How long is the motion that a sentence describes? A classifier over lengths in tokens, after Guo et al.,
+"Generating Diverse and Natural 3D Human Motions from Text" (CVPR 2022). Shapes: B batch, C classes."""
+import math
+
+import torch
+from torch import nn
+
+FRAMES_PER_CLASS = 4  # class c stands for c tokens of the autoencoder, 4 frames each
+
+
+class LengthEstimator(nn.Module):
+    """Text feature (B, input_size) -> logits (B, output_size); class c means a motion of 4 c frames.
+
+    Parameter names are those of the released MARDM files (``output.N``), which load as they are.
+    """
+
+    def __init__(self, input_size=512, output_size=50, width=512):
+        super().__init__()
+        self.output = nn.Sequential(
+            nn.Linear(input_size, width), nn.LayerNorm(width), nn.LeakyReLU(0.2), nn.Dropout(0.2),
+            nn.Linear(width, width // 2), nn.LayerNorm(width // 2), nn.LeakyReLU(0.2), nn.Dropout(0.2),
+            nn.Linear(width // 2, width // 4), nn.LayerNorm(width // 4), nn.LeakyReLU(0.2),
+            nn.Linear(width // 4, output_size),
+        )
+        for layer in self.output:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, text_features):
+        return self.output(text_features)
+
+
+def sample_length(logits, generator=None, mode="sample", min_frames=40):
+    """Logits (B, C) -> lengths in frames (B,), int64 on the CPU, multiples of 4 and at least ``min_frames``.
+
+    ``mode="sample"`` draws from the predicted distribution, as the reference does; ``"argmax"`` takes its peak.
+    Classes shorter than ``min_frames`` are left out before either. ``generator`` is a CPU ``torch.Generator``.
+    Raises ValueError for another mode, or where every class is too short.
+    """
+    shortest = max(0, math.ceil(min_frames / FRAMES_PER_CLASS))
+    if shortest >= logits.shape[-1]:
+        longest = FRAMES_PER_CLASS * (logits.shape[-1] - 1)
+        raise ValueError(f"min_frames is {min_frames}, but the longest class of the estimator is {longest} frames")
+    logits = logits.detach().float().cpu()[:, shortest:]  # (B, C - shortest)
+    if mode == "argmax":
+        classes = logits.argmax(dim=-1)
+    elif mode == "sample":
+        classes = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    else:
+        raise ValueError(f"mode is {mode!r}, but must be 'sample' or 'argmax'")
+    return FRAMES_PER_CLASS * (classes + shortest)  # (B,)

@@ -1,0 +1,51 @@
+"""From conditions to motion features: a generator, its autoencoder and the feature statistics, as one thing.
+
+Shapes: B clips, T frames (a multiple of 4), D features.
+"""
+import hashlib
+
+import torch
+
+from models.AE import UNIT
+from models.errors import ModelError
+
+
+def clip_seed(seed, *what):
+    """The seed of one clip from the run's seed and what the clip is (prompt, repeat ...): not from its place in a batch."""
+    text = "\0".join(map(str, (seed, *what)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+class Pipeline:
+    """``mean`` and ``std`` (D,) belong to the features that the autoencoder was trained on."""
+
+    def __init__(self, generator, ae, mean, std, device="cpu"):
+        if (generator.ae_dim, generator.target_dim) != (ae.latent_dim, ae.target_dim):
+            raise ModelError(f"the generator works on latents of {generator.ae_dim} and targets of {generator.target_dim} "
+                             f"dimensions, the autoencoder on {ae.latent_dim} and {ae.target_dim}: they do not belong together")
+        self.device = torch.device(device)
+        self.generator, self.ae = generator.to(self.device).eval(), ae.to(self.device).eval()
+        self.mean, self.std = (torch.as_tensor(value, device=self.device) for value in (mean, std))
+
+    @torch.no_grad()
+    def sample(self, cond, frames, seeds, batch_size=32, progress=None, **settings):
+        """Un-normalised features, a list of (T_i, D) CPU tensors, for conditions (B, C), ``frames`` (ints, rounded down to a
+        multiple of 4) and ``seeds`` (ints). Clips of similar length run together; a clip does not depend on its batch."""
+        lengths = torch.tensor([int(count) // UNIT for count in frames])
+        order = lengths.argsort(stable=True).tolist()
+        out = [None] * len(order)
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            part = None if cond is None else cond[rows].to(self.device)
+            targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows], **settings)
+            for row, motion in zip(rows, self.decode(targets, lengths[rows] * UNIT)):
+                out[row] = motion
+            if progress is not None:
+                progress.update(len(rows))
+        return out
+
+    @torch.no_grad()
+    def decode(self, targets, frames):
+        """Targets (B, L, d) and frames (B,) -> un-normalised features, a list of (T_i, D) CPU tensors."""
+        motion = self.ae.decode_targets(targets, frames.to(self.device)) * self.std + self.mean
+        return [clip[:count].cpu() for clip, count in zip(motion, frames.tolist())]

@@ -1,0 +1,99 @@
+"""Stage one: train a motion autoencoder.
+
+    python train_AE.py --name FSQ_AE_High --model FSQ_AE_High --dataset_name t2m --batch_size 256 --epoch 50
+    python train_AE.py --name AE --model FSQ_AE_High --dataset_name demo --width 192 --batch_size 64 --num_workers 0   # laptop
+
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log beside.
+"""
+import torch
+import torch.nn.functional as F
+
+from models.AE import AE_models
+from models.loading import read_checkpoint
+from utils import options
+from utils.datasets import MotionStore, WindowDataset, get_spec, make_loader
+from utils.errors import UserError, run
+from utils.evaluation import heading_error, reconstruction_errors, reconstruct
+from utils.train_utils import RunFolder, Trainer, learning_rate, pick_device, seed_everything
+
+
+def parse_args():
+    parser = options.make_parser(__doc__)
+    options.add_common(parser, name="AE")
+    options.add_training(parser, batch_size=256, epoch=50, lr=2e-4, weight_decay=0.0, warm_up_iter=2000,
+                         milestones=[150_000, 250_000], log_every=10)
+    parser.add_argument("--model", choices=list(AE_models), default="AE_Model", help="autoencoder of the zoo")
+    parser.add_argument("--fsq_levels", type=int, nargs="+", default=None,
+                        help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
+    parser.add_argument("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
+    parser.add_argument("--window_size", type=options.positive_int, default=64, help="frames of a training window")
+    parser.add_argument("--recons_loss", choices=["l1_smooth", "mse"], default="l1_smooth", help="reconstruction loss")
+    parser.add_argument("--aux_loss_joints", type=float, default=1.0, help="weight of the loss on joint positions")
+    parser.add_argument("--aux_loss_root", type=float, default=0.0,
+                        help="weight of the loss on the accumulated heading and root path (the published model has none)")
+    parser.add_argument("--eval_every", type=options.positive_int, default=5, help="epochs between two validations")
+    return parser.parse_args()
+
+
+def model_kwargs(args, feature_dim):
+    kwargs = {"input_width": feature_dim, "width": args.width, "latent_dim": args.width}
+    if args.fsq_levels is not None:
+        if args.model != "FSQ_AE_Model":
+            raise UserError(f"--fsq_levels belongs to --model FSQ_AE_Model; the levels of {args.model} are fixed")
+        kwargs["levels"] = list(args.fsq_levels)
+    return kwargs
+
+
+def make_loss(args, store, device):
+    """The loss function: all features, joint positions once more, and, if asked for, heading and root path."""
+    compare = {"l1_smooth": F.smooth_l1_loss, "mse": F.mse_loss}[args.recons_loss]
+    joints = slice(4, store.spec.feature_dim)
+    mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
+
+    def loss_fn(model, motion):
+        motion = motion.to(device, non_blocking=True)
+        out = model(motion)
+        values = {"recons": compare(out.motion, motion), "joints": compare(out.motion[..., joints], motion[..., joints]),
+                  "quantizer": out.loss}
+        values["loss"] = values["recons"] + args.aux_loss_joints * values["joints"] + out.loss
+        if args.aux_loss_root:
+            values["root"] = heading_error(out.motion * std + mean, motion * std + mean)
+            values["loss"] = values["loss"] + args.aux_loss_root * values["root"]
+        return values
+
+    return loss_fn
+
+
+def main():
+    args = parse_args()
+    device = pick_device(args.device)
+    if args.window_size % 4:
+        raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
+    spec = get_spec(args.dataset_name, args.dataset_dir)
+    kwargs = model_kwargs(args, spec.feature_dim)
+    seed_everything(args.seed)
+    model = AE_models[args.model](**kwargs).to(device)
+    folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+    folder.prepare(args.is_continue)
+    store, val_store = MotionStore(spec, "train"), MotionStore(spec, "val")
+    loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    describe = {"kind": "ae", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
+                "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std), "args": vars(args)}
+    trainer = Trainer(
+        folder, "ae", model, optimizer, seed=args.seed, log_every=args.log_every, describe=describe, metric="Val/MPJPE",
+        lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
+    if args.is_continue:
+        trainer.resume(read_checkpoint(folder.latest))
+
+    def validate(epoch, last):
+        if not last and (epoch + 1) % args.eval_every:
+            return {}
+        errors = reconstruction_errors(reconstruct(model, val_store, device), spec.joints)
+        return {"Val/MPJPE": errors["MPJPE"], "Val/MPJPE_facing": errors["MPJPE_facing"]}
+
+    trainer.fit(loader, make_loss(args, store, device), args.epoch, validate)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,183 @@
+"""Stage two: train the masked transformer with its diffusion head on the targets of a trained autoencoder.
+
+    python train_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-XL \\
+        --dataset_name t2m --batch_size 64 --epoch 500 --need_evaluation
+    python train_MARDM.py --name small --ae_name AE --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-S --dataset_name demo \\
+        --num_workers 0   # laptop
+
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log beside.
+"""
+from functools import partial
+
+import torch
+
+from models.AE import AE_models
+from models.loading import load_autoencoder, read_checkpoint, weights_hash
+from models.MARDM import MARDM_models, check_pair
+from models.pipeline import Pipeline, clip_seed
+from models.TextEncoder import cached_text_features
+from utils import options
+from utils.datasets import (
+    MotionStore,
+    TextMotionDataset,
+    all_captions,
+    caption_groups,
+    collate_clips,
+    get_spec,
+    make_loader,
+    report_skipped,
+    text_clips,
+)
+from utils.errors import run
+from utils.evaluation import evaluate_generation
+from utils.evaluators import load_evaluator
+from utils.train_utils import EMA, RunFolder, Trainer, learning_rate, pick_device, seed_everything
+
+CACHE_BYTES = 2**30
+
+
+def parse_args():
+    parser = options.make_parser(__doc__)
+    options.add_common(parser, name="MARDM")
+    options.add_training(parser, batch_size=64, epoch=500, lr=2e-4, weight_decay=1e-5, warm_up_iter=2000,
+                         milestones=[50_000], log_every=50)
+    parser.add_argument("--model", choices=list(MARDM_models), default="MARDM-SiT-XL", help="generator of the zoo")
+    parser.add_argument("--ae_name", default="AE", help="the --name under which the autoencoder was trained")
+    parser.add_argument("--ae_model", choices=list(AE_models), default="AE_Model", help="the autoencoder's zoo name")
+    parser.add_argument("--need_evaluation", action="store_true",
+                        help="FID and R-precision on the validation split while training; the best FID is kept")
+    parser.add_argument("--eval_every", type=options.positive_int, default=10, help="epochs between two validations")
+    parser.add_argument("--max_motion_length", type=options.positive_int, default=196, help="longest training clip, frames")
+    parser.add_argument("--unit_length", type=options.positive_int, default=4, help="frames a token (fixed by the autoencoder)")
+    parser.add_argument("--diffmlps_batch_mul", type=options.positive_int, default=4,
+                        help="(noise, time) pairs a masked token sees in a step")
+    parser.add_argument("--cond_drop_prob", type=options.fraction, default=0.1, help="share of texts dropped, for guidance")
+    parser.add_argument("--ema_decay", type=options.fraction, default=0.9999, help="decay of the weights' average")
+    args = parser.parse_args()
+    if args.unit_length != 4:
+        parser.error("--unit_length must be 4: the autoencoders make one token of 4 frames")
+    return args
+
+
+class TargetCache:
+    """The autoencoder's targets of the crops that training draws. A crop starts at one of few places, so after some epochs
+    nearly all are here; a crop's targets are the same in any batch, so nothing changes but the time."""
+
+    def __init__(self, ae, device, capacity=CACHE_BYTES):
+        self.ae, self.device, self.room, self.known = ae, device, capacity, {}
+
+    @torch.no_grad()
+    def __call__(self, batch):
+        """Targets (B, L, d) of a collated batch, zeros behind each clip's end."""
+        new = [row for row, key in enumerate(batch["keys"]) if key not in self.known]
+        found = {}
+        if new:
+            frames = batch["lengths"][new].to(self.device)
+            motion = batch["motion"][new][:, : int(frames.max())].to(self.device)
+            for row, targets in zip(new, self.ae.encode_targets(motion, frames)[1].cpu()):
+                found[row] = targets[: int(batch["lengths"][row]) // 4].clone()
+                self._remember(batch["keys"][row], found[row])
+        rows = [found[row] if row in found else self.known[key] for row, key in enumerate(batch["keys"])]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+
+    def _remember(self, key, targets):
+        size = targets.numel() * targets.element_size() + 500  # and python's own share
+        if self.room >= size:
+            self.known[key] = targets
+            self.room -= size
+
+
+def make_dataset(spec, split, max_length):
+    """The text-to-motion view of a split, with its text features."""
+    store = MotionStore(spec, split)
+    entries, dropped = text_clips(store)
+    report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
+    features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)], spec.root)
+    return TextMotionDataset(store, entries, features, max_length)
+
+
+def make_loss(ae, device):
+    cache = TargetCache(ae, device)
+
+    def loss_fn(model, batch):
+        targets = cache(batch)
+        latents = ae.embed_targets(targets)
+        lengths = batch["lengths"].to(device) // 4
+        return {"loss": model.loss(latents, targets, batch["text"].to(device), lengths)}
+
+    return loss_fn
+
+
+@torch.no_grad()
+def validation_loss(model, loss_fn, loader):
+    """Mean loss over a loader, with the same masks, noise and times at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        values = [float(loss_fn(model, batch)["loss"]) for batch in loader]
+    return sum(values) / len(values)
+
+
+def make_generation_check(spec, data, ae, ema, args, device):
+    """A function that scores the averaged model's clips for one caption of each validation clip."""
+    evaluator = load_evaluator(RunFolder(args.checkpoints_dir, spec.name, "evaluator").checkpoint(),
+                               partial(cached_text_features, spec.text_encoder, folder=spec.root), device)
+    captions = [entry.captions[0] for entry in data.entries]
+    text = torch.stack([data.features[rows[0]] for rows in data.caption_rows])
+    frames = [min(int(length), args.max_motion_length) // 4 * 4 for length in data.lengths]
+    real = [data.store.frames(e.clip, e.start, e.start + count) for e, count in zip(data.entries, frames)]
+    seeds = [clip_seed(args.seed, caption.text, index) for index, caption in enumerate(captions)]
+    pipeline = Pipeline(ema.model, ae, data.store.mean, data.store.std, device)
+
+    def check():
+        scores = evaluate_generation(
+            evaluator, captions, real, lambda repeat: pipeline.sample(text, frames, seeds, cfg=spec.cfg, ode_steps=10),
+            caption_groups(data.entries), repeats=1, seed=args.seed, distinct=spec.distinct_retrieval)["generated"]
+        return {f"Val/{key}": value["mean"] for key, value in scores.items()}
+
+    return check
+
+
+def main():
+    args = parse_args()
+    device = pick_device(args.device)
+    check_pair(args.model, args.ae_model)
+    spec = get_spec(args.dataset_name, args.dataset_dir)
+    ae_folder = RunFolder(args.checkpoints_dir, spec.name, args.ae_name)
+    ae, ae_checkpoint = load_autoencoder(ae_folder.checkpoint(), args.ae_model)
+    ae = ae.to(device).requires_grad_(False)
+    folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+    folder.prepare(args.is_continue)
+    data, val_data = (make_dataset(spec, split, args.max_motion_length) for split in ("train", "val"))
+
+    seed_everything(args.seed)
+    kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": "text", "cond_dim": data.features.shape[1],
+              "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul}
+    model = MARDM_models[args.model](**kwargs).to(device)
+    ema = EMA(model, args.ema_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    describe = {"kind": "mardm", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
+                "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std),
+                "levels": list(ae.levels) if ae.levels else None, "args": vars(args),
+                "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)}}
+    trainer = Trainer(
+        folder, "mardm", model, optimizer, seed=args.seed, ema=ema, log_every=args.log_every, describe=describe,
+        metric="Val/FID" if args.need_evaluation else "Val/loss",
+        lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
+    if args.is_continue:
+        trainer.resume(read_checkpoint(folder.latest))
+
+    loss_fn = make_loss(ae, device)
+    loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
+    val_loader = make_loader(val_data, min(args.batch_size, len(val_data)), 0, 0, val_data.lengths, collate_clips)
+    check = make_generation_check(spec, val_data, ae, ema, args, device) if args.need_evaluation else dict
+
+    def validate(epoch, last):
+        if not last and (epoch + 1) % args.eval_every:
+            return {}
+        return {"Val/loss": validation_loss(ema.model, loss_fn, val_loader), **check()}
+
+    trainer.fit(loader, loss_fn, args.epoch, validate)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,80 @@
+"""Train the length estimator: how many frames does a sentence describe?
+
+    python train_length_estimator.py --dataset_name t2m
+    python train_length_estimator.py --dataset_name demo --epoch 30 --num_workers 0        # laptop
+
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}; sample.py uses it where a prompt has no length.
+"""
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from models.LengthEstimator import LengthEstimator
+from models.loading import read_checkpoint
+from models.TextEncoder import cached_text_features
+from utils import options
+from utils.datasets import MotionStore, all_captions, get_spec, make_loader, report_skipped, text_clips
+from utils.errors import run
+from utils.train_utils import RunFolder, Trainer, learning_rate, pick_device, seed_everything
+
+CLASSES = 50  # lengths of 0 .. 49 tokens of 4 frames
+
+
+class LengthDataset(Dataset):
+    """(text feature (C,), length class ()) of every caption."""
+
+    def __init__(self, spec, split):
+        entries, dropped = text_clips(MotionStore(spec, split))
+        report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
+        self.features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)], spec.root)
+        classes = [(entry.end - entry.start) // spec.unit_length for entry in entries for _ in entry.captions]
+        self.classes = torch.tensor(classes).clamp(max=CLASSES - 1)
+
+    def __len__(self):
+        return len(self.classes)
+
+    def __getitem__(self, key):
+        return self.features[key[0]], self.classes[key[0]]
+
+
+def parse_args():
+    parser = options.make_parser(__doc__)
+    options.add_common(parser, name="length_estimator")
+    options.add_training(parser, batch_size=64, epoch=50, lr=1e-4, weight_decay=1e-5, warm_up_iter=0, milestones=[50_000],
+                         log_every=50)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    device = pick_device(args.device)
+    spec = get_spec(args.dataset_name, args.dataset_dir)
+    folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+    folder.prepare(args.is_continue)
+    data, val_data = LengthDataset(spec, "train"), LengthDataset(spec, "val")
+    seed_everything(args.seed)
+    model = LengthEstimator(data.features.shape[1], CLASSES).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    trainer = Trainer(
+        folder, "estimator", model, optimizer, seed=args.seed, log_every=args.log_every, metric="Val/loss",
+        describe={"kind": "length_estimator", "dataset": spec.describe(), "args": vars(args)},
+        lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
+    if args.is_continue:
+        trainer.resume(read_checkpoint(folder.latest))
+
+    def loss_fn(model, batch):
+        logits = model(batch[0].to(device))
+        return {"loss": F.cross_entropy(logits, batch[1].to(device))}
+
+    @torch.no_grad()
+    def validate(_epoch, _last):
+        logits = model(val_data.features.to(device)).cpu()
+        off = (logits.argmax(1) - val_data.classes).abs().float().mean() * spec.unit_length
+        return {"Val/loss": float(F.cross_entropy(logits, val_data.classes)), "Val/frames_off": float(off)}
+
+    loader = make_loader(data, args.batch_size, args.seed, args.num_workers)
+    trainer.fit(loader, loss_fn, args.epoch, validate)
+
+
+if __name__ == "__main__":
+    run(main)

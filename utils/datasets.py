@@ -1,0 +1,380 @@
+"""Data sets: what is known about each, how clips and captions are read, and the two views that training uses.
+
+A data set is a folder in HumanML3D's layout (new_joint_vecs/, texts/, train.txt, val.txt, test.txt, Mean.npy, Std.npy).
+Shapes: T frames, D essential features (67 for 22 joints), B clips.
+"""
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.motion_process import SKELETONS
+
+TAG_RATE = 20  # captions' start and end tags are seconds; the published rule multiplies by 20 for every data set
+MAX_LENGTH = 196
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set. ``fps`` frames a second; clips of ``min_frames`` .. ``max_frames`` take part in text-to-motion;
+    ``distinct_retrieval``: many clips share a caption, so retrieval batches hold every caption once at most."""
+
+    name: str
+    root: str
+    skeleton: str
+    fps: float
+    min_frames: int
+    max_frames: int
+    text_encoder: str
+    cfg: float = 4.5
+    unit_length: int = 4
+    distinct_retrieval: bool = False
+
+    @property
+    def joints(self):
+        return SKELETONS[self.skeleton].num_joints
+
+    @property
+    def feature_dim(self):
+        return SKELETONS[self.skeleton].essential_dim
+
+    def describe(self):
+        """What a checkpoint keeps of it (plain values, no paths)."""
+        return {key: value for key, value in asdict(self).items() if key != "root"}
+
+
+# Data sets whose folders do not describe themselves; all others carry a dataset.json.
+KNOWN = {
+    "t2m": dict(folder="HumanML3D", skeleton="t2m", fps=20.0, min_frames=40, max_frames=199, text_encoder="clip"),
+    "kit": dict(folder="KIT-ML", skeleton="kit", fps=12.5, min_frames=24, max_frames=199, text_encoder="clip", cfg=2.5),
+}
+
+
+def get_spec(name, dataset_dir="./datasets"):
+    """The DatasetSpec of ``name``. ``demo`` is made on first use. UserError when the folder or its description is missing."""
+    known = dict(KNOWN.get(name, {}))
+    root = Path(dataset_dir) / known.pop("folder", name)
+    if name == "demo" and not root.exists():
+        from utils.demo_dataset import build_demo  # needs nothing but numpy; imported late to keep start-up quick
+
+        print(f"making the data set 'demo' in {root} (once)", file=sys.stderr)
+        build_demo(root)
+    if not root.is_dir():
+        raise UserError(f"no data set '{name}' at {root}; put it there, or make one with scripts/prepare_dataset.py")
+    if known:
+        return DatasetSpec(name=name, root=str(root), **known)
+    path = root / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{root} has no dataset.json; make the data set with scripts/prepare_dataset.py")
+    return spec_from_description(json.loads(path.read_text()) | {"name": name}, root, path)
+
+
+def spec_from_description(description, root="", path="the checkpoint"):
+    """A DatasetSpec from a dict (dataset.json or a checkpoint's); keys that it does not know are left alone."""
+    fields = {key: description[key] for key in DatasetSpec.__dataclass_fields__ if key in description}
+    missing = {"name", "skeleton", "fps", "min_frames", "max_frames", "text_encoder"} - set(fields)
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
+    if fields["skeleton"] not in SKELETONS:
+        raise UserError(f"{path}: unknown skeleton '{fields['skeleton']}'; one of {', '.join(SKELETONS)}")
+    return DatasetSpec(**(fields | {"root": str(root)}))
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+class Caption(NamedTuple):
+    """A sentence and its ``word/POS`` tokens."""
+
+    text: str
+    tokens: tuple
+
+
+class TextClip(NamedTuple):
+    """A text-to-motion clip: frames start..end of the motion ``clip`` (index into the store), with its captions."""
+
+    clip: int
+    start: int
+    end: int
+    captions: tuple
+
+
+def read_split(spec, split):
+    """The ids of a split, in file order."""
+    path = Path(spec.root) / f"{split}.txt"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: it lists the ids of the split '{split}', one a line")
+    ids = path.read_text(encoding="utf-8").split()
+    if not ids:
+        raise UserError(f"{path} is empty")
+    return ids
+
+
+def load_statistics(spec):
+    """Mean and std (D,) float32 of the essential features. UserError when missing, not finite, or of another skeleton."""
+    out = []
+    for file in ("Mean.npy", "Std.npy"):
+        path = Path(spec.root) / file
+        if not path.is_file():
+            raise UserError(f"{path} is missing; it holds the features' statistics")
+        value = np.load(path).astype(np.float32)[: spec.feature_dim]
+        if value.shape != (spec.feature_dim,) or not np.isfinite(value).all():
+            raise UserError(f"{path} must hold {spec.feature_dim} or more finite numbers")
+        out.append(value)
+    if (out[1] <= 0).any():
+        raise UserError(f"{Path(spec.root) / 'Std.npy'} holds values of 0 or less")
+    return out[0], out[1]
+
+
+def read_features(path, dim):
+    """Features (T, dim) float32 of one clip, and None; or None and the reason why the file cannot be used."""
+    try:
+        features = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        return None, "file is missing"
+    except (ValueError, OSError, EOFError) as error:
+        return None, f"cannot be read ({str(error).splitlines()[0][:80]})"
+    if features.ndim != 2 or features.shape[1] < dim or len(features) == 0:
+        return None, f"has shape {features.shape}, expected (frames, {dim} or more)"
+    features = features[:, :dim].astype(np.float32)
+    return (features, None) if np.isfinite(features).all() else (None, "holds NaN or infinite values")
+
+
+class MotionStore:
+    """All clips of a split in one array. ``data`` (sum of T, D) un-normalised; clip i is rows offsets[i]:offsets[i+1].
+    ``skipped`` says why a listed id is not in it."""
+
+    def __init__(self, spec, split):
+        self.spec, self.split = spec, split
+        self.mean, self.std = load_statistics(spec)
+        self.ids, self.skipped, clips = [], {}, []
+        for name in tqdm(read_split(spec, split), desc=f"reading {spec.name}/{split}", unit="clip", leave=False, mininterval=1):
+            path = Path(spec.root) / "new_joint_vecs" / f"{name}.npy"
+            features, reason = read_features(path, spec.feature_dim)
+            if reason:
+                self.skipped[name] = f"{path.name} {reason}"
+                continue
+            self.ids.append(name)
+            clips.append(features)
+        if not clips:
+            raise UserError(f"no clip of {spec.root}/{split}.txt can be used; the first: {next(iter(self.skipped.values()))}")
+        self.lengths = np.array([len(clip) for clip in clips])
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.data = np.concatenate(clips)
+        report_skipped(self.skipped, f"{spec.name}/{split}")
+
+    def frames(self, clip, start, end):
+        """Un-normalised features (end - start, D) of a clip."""
+        return self.data[self.offsets[clip] + start : self.offsets[clip] + end]
+
+    def normalised(self, clip, start, end):
+        return (self.frames(clip, start, end) - self.mean) / self.std
+
+
+def report_skipped(skipped, what, most=5):
+    """Say on stderr which clips are left out and why: nothing vanishes silently."""
+    if skipped:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:most])
+        more = f"; and {len(skipped) - most} more" if len(skipped) > most else ""
+        print(f"warning: {len(skipped)} clips of {what} are left out: {shown}{more}", file=sys.stderr)
+
+
+def parse_caption(line):
+    """``caption#word/POS ...#start#end`` -> Caption and (start, end) in seconds; nan or missing tags are 0."""
+    parts = line.strip().split("#")
+    tokens = tuple(parts[1].split()) if len(parts) > 1 else ()
+    tags = []
+    for field in (parts[2:4] + ["0", "0"])[:2]:
+        value = float(field or 0)
+        tags.append(0.0 if np.isnan(value) else value)
+    return Caption(parts[0].strip(), tokens), tuple(tags)
+
+
+def read_captions(path):
+    """[(Caption, (start, end))] of a text file, and None; or an empty list and the reason."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        captions = [parse_caption(line) for line in lines]
+    except FileNotFoundError:
+        return [], "has no text file"
+    except (UnicodeDecodeError, ValueError) as error:
+        return [], f"has a text file that cannot be read ({error})"
+    captions = [item for item in captions if item[0].text]
+    return captions, None if captions else "has no caption"
+
+
+def text_clips(store):
+    """The text-to-motion clips of a store by the published rules: clips of min..max frames; a caption with start and end
+    tags becomes a clip of its own, under the same length rule. Returns [TextClip] and {id: reason left out}."""
+    spec, entries, dropped = store.spec, [], {}
+    for clip, name in enumerate(store.ids):
+        length = int(store.lengths[clip])
+        if not spec.min_frames <= length <= spec.max_frames:
+            dropped[name] = f"{length} frames, outside {spec.min_frames}..{spec.max_frames}"
+            continue
+        captions, reason = read_captions(Path(spec.root) / "texts" / f"{name}.txt")
+        found = _clips_of(clip, length, captions, spec)
+        if not found:
+            dropped[name] = reason or "its tagged segments are outside the length rule"
+        entries += found
+    if not entries:
+        raise UserError(f"{spec.name}/{store.split} has no clip for text-to-motion; the first left out: "
+                        f"{next(iter(dropped.items()))}")
+    return entries, dropped
+
+
+def _clips_of(clip, length, captions, spec):
+    segments, whole = [], []
+    for caption, (start, end) in captions:
+        if start == 0 and end == 0:
+            whole.append(caption)
+            continue
+        first, last = int(start * TAG_RATE), min(int(end * TAG_RATE), length)
+        if spec.min_frames <= last - first <= spec.max_frames:
+            segments.append(TextClip(clip, first, last, (caption,)))
+    return segments + ([TextClip(clip, 0, length, tuple(whole))] if whole else [])
+
+
+def caption_groups(entries):
+    """A group number for each entry: entries that share a caption, directly or through others, share the number."""
+    owner, parent = {}, list(range(len(entries)))
+
+    def find(i):
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for i, entry in enumerate(entries):
+        for caption in entry.captions:
+            parent[find(i)] = find(owner.setdefault(caption.text.lower(), i))
+    return np.array([find(i) for i in range(len(entries))])
+
+
+# ---- views -------------------------------------------------------------------------------------------------------
+
+
+class WindowDataset(Dataset):
+    """Every window of ``window`` frames of every clip that is long enough: normalised (window, D).
+
+    (The published index arithmetic counts one window twice and never yields the last of a clip; this one yields each once.)
+    """
+
+    def __init__(self, store, window):
+        self.store, self.window = store, window
+        self.counts = np.maximum(store.lengths - window + 1, 0)
+        self.ends = np.cumsum(self.counts)
+        if self.ends[-1] == 0:
+            raise UserError(f"no clip of {store.spec.name}/{store.split} has {window} frames; pass a smaller --window_size")
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def locate(self, index):
+        """(clip, first frame) of a window."""
+        clip = int(np.searchsorted(self.ends, index, side="right"))
+        return clip, int(index - self.ends[clip] + self.counts[clip])
+
+    def __getitem__(self, key):
+        clip, start = self.locate(key[0])
+        return torch.from_numpy(self.store.normalised(clip, start, start + self.window))
+
+
+class TextMotionDataset(Dataset):
+    """Clips with text. ``self[index, seed]`` draws a caption and a crop as the published data set does: the length is cut to
+    a multiple of 4, in one of three draws by one more unit, and the start is random within what is left.
+
+    ``features``: text features (number of captions, C); ``caption_rows[i]`` are the rows of entry i.
+    """
+
+    def __init__(self, store, entries, features, max_length=MAX_LENGTH):
+        self.store, self.entries, self.features = store, entries, features
+        self.unit, self.max_length = store.spec.unit_length, max_length
+        ends = np.cumsum([len(entry.captions) for entry in entries])
+        self.caption_rows = [range(end - len(entry.captions), end) for entry, end in zip(entries, ends)]
+        self.lengths = np.array([entry.end - entry.start for entry in entries])
+
+    def __len__(self):
+        return len(self.entries)
+
+    def draw(self, index, seed):
+        """(caption row, first frame, length in frames) of a draw."""
+        rng = np.random.default_rng(seed)
+        total = int(self.lengths[index])
+        units = min(total, self.max_length) // self.unit
+        if units > 1 and rng.integers(3) == 0:
+            units -= 1
+        length = units * self.unit
+        start = self.entries[index].start + int(rng.integers(total - length + 1))
+        return self.caption_rows[index][rng.integers(len(self.caption_rows[index]))], start, length
+
+    def __getitem__(self, key):
+        row, start, length = self.draw(*key)
+        clip = self.entries[key[0]].clip
+        motion = torch.from_numpy(self.store.normalised(clip, start, start + length))
+        return {"motion": motion, "length": length, "text": self.features[row], "key": (clip, start, length)}
+
+
+def all_captions(entries):
+    """The captions of all entries, in the order of TextMotionDataset's rows."""
+    return [caption for entry in entries for caption in entry.captions]
+
+
+def collate_clips(samples):
+    """motion (B, T, D) with zeros behind each end, lengths (B,), text (B, C), keys."""
+    motion = torch.nn.utils.rnn.pad_sequence([sample["motion"] for sample in samples], batch_first=True)
+    return {"motion": motion, "lengths": torch.tensor([sample["length"] for sample in samples]),
+            "text": torch.stack([sample["text"] for sample in samples]), "keys": [sample["key"] for sample in samples]}
+
+
+class SeededBatches(Sampler):
+    """Batches of (index, seed) pairs, a pure function of (seed, epoch): a run can be repeated, and resumed anywhere.
+
+    ``lengths``: batches hold clips of similar length, so little is spent on padding (shuffled first, then sorted in chunks).
+    """
+
+    def __init__(self, size, batch_size, seed, lengths=None, chunk=8):
+        if size < 1 or batch_size < 1:
+            raise UserError(f"cannot make batches of {batch_size} from {size} samples")
+        self.size, self.batch_size, self.seed, self.lengths, self.chunk = size, min(batch_size, size), seed, lengths, chunk
+        self.epoch = self.start = 0
+
+    def __len__(self):
+        return self.size // self.batch_size - self.start
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(self.size)
+        seeds = rng.integers(2**62, size=self.size)
+        if self.lengths is not None:
+            order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")]
+                                    for part in np.split(order, range(self.chunk * self.batch_size, self.size,
+                                                                      self.chunk * self.batch_size))])
+        batches = [order[i : i + self.batch_size] for i in range(0, self.size - self.batch_size + 1, self.batch_size)]
+        if self.lengths is not None:
+            rng.shuffle(batches)
+        for batch in batches[self.start :]:
+            yield [(int(index), int(seeds[index])) for index in batch]
+
+
+def make_loader(dataset, batch_size, seed, num_workers=0, lengths=None, collate_fn=None):
+    """A DataLoader over SeededBatches (``loader.batch_sampler``)."""
+    sampler = SeededBatches(len(dataset), batch_size, seed, lengths)
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn,
+                      persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available())
+
+
+def spec_of_checkpoint(checkpoint, dataset_name):
+    """The DatasetSpec that a checkpoint carries; for released files, which carry none, what is known under that name."""
+    if "dataset" in checkpoint:
+        return spec_from_description(checkpoint["dataset"])
+    if dataset_name not in KNOWN:
+        raise UserError(f"the checkpoint does not describe its data set, and '{dataset_name}' is none of {', '.join(KNOWN)}")
+    known = {key: value for key, value in KNOWN[dataset_name].items() if key != "folder"}
+    return DatasetSpec(name=dataset_name, root="", **known)

@@ -1,0 +1,214 @@
+"""The two evaluation loops, reconstruction and generation, and how their results are printed and written.
+
+Each loop returns one dict of plain numbers. MPJPE values are in millimetres: "MPJPE" by the published protocol (joints
+recovered with the accumulated heading, root aligned a frame), "MPJPE_facing" in each frame's own facing frame (no heading drift).
+Shapes: T frames, D features, J joints, N clips, E embedding.
+"""
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.eval_utils import (
+    acceleration_error,
+    calculate_activation_statistics,
+    calculate_diversity,
+    calculate_frechet_distance,
+    calculate_mpjpe,
+    calculate_multimodality,
+    calculate_R_precision,
+    confidence_interval,
+    euclidean_distance_matrix,
+    foot_skating,
+    retrieval_batches,
+)
+from utils.motion_process import SKELETONS, facing_joints, features_to_joints, recover_root
+
+RETRIEVAL = 32  # clips a retrieval batch
+DIVERSITY_PAIRS, DIVERSITY_PAIRS_SMALL = 300, 100
+
+
+# ---- reconstruction ----------------------------------------------------------------------------------------------
+
+
+def heading_error(motion, target):
+    """Mean absolute error () of the accumulated heading (radians, half yaw) plus that of the root path (metres), of un-normalised
+    features (B, T, D). Differentiable."""
+    heading = (motion[..., 0].cumsum(1) - target[..., 0].cumsum(1)).abs().mean()
+    path = (recover_root(motion)[1] - recover_root(target)[1])[..., [0, 2]].abs().mean()
+    return heading + path
+
+
+@torch.no_grad()
+def reconstruct(ae, store, device="cpu", batch_size=32, max_frames=400):
+    """[(original (T, D), reconstruction (T, D))] un-normalised, for every clip of a store, cut to a multiple of 4 frames
+    (and to ``max_frames``). Clips of similar length run together; padding does not leak."""
+    mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
+    lengths = np.minimum(store.lengths, max_frames) // 4 * 4
+    usable = [clip for clip in np.argsort(lengths, kind="stable") if lengths[clip] > 0]
+    pairs = []
+    for first in range(0, len(usable), batch_size):
+        clips = usable[first : first + batch_size]
+        real = [torch.from_numpy(store.frames(clip, 0, lengths[clip])) for clip in clips]
+        batch = torch.nn.utils.rnn.pad_sequence(real, batch_first=True).to(device)
+        frames = torch.as_tensor(lengths[clips], device=device)
+        _, targets = ae.encode_targets((batch - mean) / std, frames)
+        made = ae.decode_targets(targets, frames) * std + mean
+        pairs += [(original, motion[: len(original)].cpu()) for original, motion in zip(real, made)]
+    return pairs
+
+
+def reconstruction_errors(pairs, num_joints):
+    """{"MPJPE", "MPJPE_facing" (mm, mean over frames), "acceleration_error" (mm / frame^2)} of reconstruct's pairs."""
+    totals, frames = np.zeros(3), 0
+    for original, made in pairs:
+        real, fake = (features_to_joints(x, num_joints).numpy() for x in (original, made))
+        real_facing, fake_facing = (facing_joints(x, num_joints).numpy() for x in (original, made))
+        totals += len(real) * np.array([
+            np.mean(calculate_mpjpe(real, fake)), np.mean(calculate_mpjpe(real_facing, fake_facing)),
+            float(np.mean(acceleration_error(real, fake))) if len(real) > 2 else 0.0])
+        frames += len(real)
+    protocol, facing, acceleration = totals / frames * 1000
+    return {"MPJPE": protocol, "MPJPE_facing": facing, "acceleration_error": acceleration}
+
+
+@torch.no_grad()
+def code_usage(ae, store, device="cpu"):
+    """Which share of the codebook the split uses: {"codes_used", "codebook_size", "codebook_share", "perplexity"}; {} without one."""
+    if ae.codebook_size is None:
+        return {}
+    mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
+    found = []
+    for clip, length in enumerate(store.lengths):
+        if length >= 4:
+            motion = torch.from_numpy(store.frames(clip, 0, length // 4 * 4)).to(device)
+            found.append(ae.quantize(((motion - mean) / std)[None]).indices[0].cpu())
+    _, counts = torch.cat(found).unique(dim=0, return_counts=True)
+    shares = counts.double() / counts.sum()
+    return {"codes_used": len(counts), "codebook_size": ae.codebook_size, "codebook_share": len(counts) / ae.codebook_size,
+            "perplexity": float(torch.exp(-(shares * shares.log()).sum())), "tokens": int(counts.sum())}
+
+
+# ---- generation --------------------------------------------------------------------------------------------------
+
+
+def embed_all(evaluator, motions, batch_size=64):
+    """Embeddings (N, E) float64 of un-normalised motions, a list of (T_i, D); batches of similar length."""
+    order = sorted(range(len(motions)), key=lambda i: len(motions[i]))
+    out = [None] * len(motions)
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        batch = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(motions[row]) for row in rows], batch_first=True)
+        lengths = torch.tensor([len(motions[row]) for row in rows])
+        for row, embedding in zip(rows, evaluator.embed_motion(batch, lengths).double().cpu().numpy()):
+            out[row] = embedding
+    return np.stack(out)
+
+
+def retrieval_scores(text, motion, batches):
+    """R-precision top 1-3 and matching score over retrieval batches (lists of row numbers)."""
+    correct, matching, count = np.zeros(3), 0.0, 0
+    for rows in batches:
+        correct += calculate_R_precision(text[rows], motion[rows], top_k=3, sum_all=True)
+        matching += np.trace(euclidean_distance_matrix(text[rows], motion[rows]))
+        count += len(rows)
+    top = correct / count
+    return {"R1": top[0], "R2": top[1], "R3": top[2], "matching": matching / count}
+
+
+def distribution_scores(real, made, rng):
+    """FID of ``made`` (N, E) against ``real`` (M, E), and the diversity of ``made``. numpy's global state is left alone."""
+    fid = calculate_frechet_distance(*calculate_activation_statistics(real), *calculate_activation_statistics(made))
+    np.random.seed(int(rng.integers(2**31)))
+    pairs = DIVERSITY_PAIRS if len(made) > DIVERSITY_PAIRS else min(DIVERSITY_PAIRS_SMALL, len(made))
+    return {"FID": float(fid), "diversity": float(calculate_diversity(made, pairs))}
+
+
+def draw_batches(groups, rng, distinct):
+    """Retrieval batches of 32 over shuffled rows, last one dropped; ``distinct``: no group twice in a batch."""
+    if distinct:
+        return retrieval_batches(groups, RETRIEVAL, rng)
+    order = rng.permutation(len(groups))
+    return [order[i : i + RETRIEVAL] for i in range(0, len(order) - RETRIEVAL + 1, RETRIEVAL)]
+
+
+def evaluate_generation(evaluator, captions, real, generate, groups, repeats, seed, distinct=False, multimodal=None):
+    """The generation protocol: ``repeats`` times generate a clip for each caption, embed, score.
+
+    Args:
+        evaluator: embed_text(captions) and embed_motion(motion, lengths).
+        captions: one Caption a test clip; real: the un-normalised real motions, in the same order.
+        generate: function(repeat) -> un-normalised motions, in the same order.
+        groups: (N,) numbers; clips with one number share a caption.
+        distinct: draw retrieval batches without repeated groups.
+        multimodal: optional function(repeat) -> (texts, samples, T..) list of lists of motions, for multimodality.
+
+    Returns {"real": {metric: value}, "generated": {metric: {"mean", "interval"}}, "repeats": [...]} .
+    """
+    text = evaluator.embed_text(captions).double().cpu().numpy()
+    real_embeddings = embed_all(evaluator, real)
+    rows, real_rows, motions = [], [], []
+    for repeat in tqdm(range(repeats), desc="repeats", unit="repeat"):
+        rng = np.random.default_rng([seed, repeat])
+        motions = generate(repeat)
+        made = embed_all(evaluator, motions)
+        batches = draw_batches(groups, rng, distinct)
+        if not batches:
+            raise ValueError(f"retrieval needs {RETRIEVAL} clips with different captions; the split has too few")
+        scores = retrieval_scores(text, made, batches) | distribution_scores(real_embeddings, made, rng)
+        if multimodal is not None:
+            samples = [embed_all(evaluator, clips) for clips in multimodal(repeat)]
+            np.random.seed(int(rng.integers(2**31)))
+            scores["multimodality"] = float(calculate_multimodality(np.stack(samples), min(10, len(samples[0]))))
+        rows.append(scores)
+        real_rows.append(retrieval_scores(text, real_embeddings, batches)
+                         | {"diversity": distribution_scores(real_embeddings, real_embeddings, rng)["diversity"]})
+    return {"generated": summarise(rows), "real": summarise(real_rows), "repeats": rows, "motions": motions}
+
+
+def summarise(rows):
+    """{metric: {"mean", "interval"}} over repeats; the interval is the 95% half-width."""
+    return {key: {"mean": float(np.mean([row[key] for row in rows])),
+                  "interval": float(confidence_interval([row[key] for row in rows])) if len(rows) > 1 else 0.0}
+            for key in rows[0]}
+
+
+def mean_foot_skating(motions, spec):
+    """Mean horizontal speed (m/s) of feet in contact, over clips of un-normalised features."""
+    skeleton = SKELETONS[spec.skeleton]
+    values = [foot_skating(features_to_joints(torch.as_tensor(m), spec.joints).numpy(), spec.fps, skeleton) for m in motions]
+    return float(np.nanmean(values))
+
+
+# ---- output ------------------------------------------------------------------------------------------------------
+
+
+def format_table(rows, header):
+    """A plain aligned table of strings."""
+    cells = [list(map(str, row)) for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def write_results(folder, name, results, table):
+    """Print a table, append it to eval.log, and write the dict to <name>.json (atomically), both under ``folder``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(table)
+    with open(folder / "eval.log", "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}\n{table}\n\n")
+    write_json(folder / f"{name}.json", results)
+
+
+def write_json(path, value):
+    """Write JSON by way of a temporary name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

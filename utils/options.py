@@ -1,0 +1,88 @@
+"""Argument parsers: what several scripts share is said once. Help texts state default and unit."""
+import argparse
+
+
+def make_parser(doc):
+    """A parser whose description is the script's docstring, with defaults shown."""
+    return argparse.ArgumentParser(description=doc, formatter_class=_Formatter)
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def positive_int(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def non_negative_int(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
+    return value
+
+
+def positive_float(text):
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text}")
+    return value
+
+
+def fraction(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie in 0..1, got {text}")
+    return value
+
+
+def add_common(parser, name, seed=3407):
+    """Flags of every script that works on a run of a data set."""
+    parser.add_argument("--name", default=name, help="name of the run: checkpoints/<dataset>/<name>/")
+    parser.add_argument("--dataset_name", default="t2m", help="t2m, kit, demo, or a folder made by scripts/prepare_dataset.py")
+    parser.add_argument("--dataset_dir", default="./datasets", help="folder of the data sets")
+    parser.add_argument("--checkpoints_dir", default="./checkpoints", help="folder of the runs")
+    parser.add_argument("--seed", type=non_negative_int, default=seed, help="random seed")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (CUDA where there is one)")
+
+
+def add_workers(parser):
+    parser.add_argument("--num_workers", type=non_negative_int, default=4, help="data loading processes; 0 = in the main one")
+
+
+def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, milestones, log_every):
+    """Flags of every training script."""
+    parser.add_argument("--batch_size", type=positive_int, default=batch_size, help="samples a step")
+    parser.add_argument("--epoch", type=positive_int, default=epoch, help="epochs in all")
+    parser.add_argument("--lr", type=positive_float, default=lr, help="learning rate after warm-up")
+    parser.add_argument("--weight_decay", type=float, default=weight_decay, help="AdamW weight decay")
+    parser.add_argument("--warm_up_iter", type=non_negative_int, default=warm_up_iter, help="steps of linear warm-up")
+    parser.add_argument("--milestones", type=int, nargs="+", default=milestones, help="steps at which the lr drops")
+    parser.add_argument("--lr_decay", type=positive_float, default=0.1, help="factor of the lr at each milestone")
+    parser.add_argument("--log_every", type=positive_int, default=log_every, help="steps between two log entries")
+    parser.add_argument("--is_continue", action="store_true", help="resume the run from its latest.tar")
+    add_workers(parser)
+
+
+def add_sampler(parser, time_steps=18):
+    """Flags of every script that generates."""
+    parser.add_argument("--time_steps", type=positive_int, default=time_steps, help="iterations of unmasking")
+    parser.add_argument("--cfg", type=float, default=4.5, help="guidance scale; 1 = none")
+    parser.add_argument("--temperature", type=float, default=1.0,
+                        help="factor of the starting noise (SiT head) or of every step's noise (DDPM head)")
+    parser.add_argument("--solver", choices=["euler", "midpoint", "heun", "dopri5"], default="euler",
+                        help="ODE solver of the SiT head; dopri5 is the published one")
+    parser.add_argument("--ode_steps", type=positive_int, default=10, help="steps of a fixed-step solver")
+    parser.add_argument("--sampler", choices=["fast", "reference"], default="fast",
+                        help="fast: the head runs for a token when it leaves the mask; reference: for all masked tokens")
+    parser.add_argument("--hard_pseudo_reorder", action="store_true",
+                        help="put known tokens before masked ones inside the transformer (changes rounding only)")
+
+
+def sampler_settings(args):
+    """The generator's keyword arguments of a parsed command line."""
+    names = ("time_steps", "cfg", "temperature", "solver", "ode_steps", "sampler", "hard_pseudo_reorder")
+    return {name: getattr(args, name) for name in names}

@@ -1,0 +1,287 @@
+"""The one training engine: seeds, the learning rate as a function of the step, EMA, checkpoints, logs, ``Trainer.fit``.
+
+A run is a pure function of its arguments: batches come from (seed, epoch), random numbers from (seed, step). So a run that
+was interrupted anywhere goes on bit for bit as if it had not been (on one machine, with the same settings).
+"""
+import copy
+import math
+import os
+import platform
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+SAVE_SECONDS = 60  # at most this much work is lost by a crash
+
+
+def seed_everything(seed):
+    """Seed python, numpy and torch (CPU and CUDA)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def step_seed(seed, step):
+    """The seed of a training step: what the step draws depends on nothing that came before."""
+    return (seed * 1_000_003 + step * 7_919 + 17) % 2**63
+
+
+def learning_rate(step, base, warm_up=0, milestones=(), decay=0.1):
+    """lr of ``step`` (from 0): linear warm-up over ``warm_up`` steps, then ``decay`` more at every milestone passed."""
+    if step < warm_up:
+        return base * (step + 1) / warm_up
+    return base * decay ** sum(step >= milestone for milestone in milestones)
+
+
+def peak_memory_mb():
+    """Largest resident memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def code_version():
+    """Short git hash of the code, with + when it is changed; "unknown" outside a repository."""
+    here = Path(__file__).resolve().parent
+    try:
+        text = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=here, capture_output=True, text=True, check=True)
+        return text.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine():
+    """The machine in words, for results."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    return f"{device}, {platform.system()} {platform.machine()}, torch {torch.__version__}"
+
+
+def pick_device(name="auto"):
+    """torch.device of a --device flag; "auto" is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: no CUDA GPU is usable here; pass --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: not a device; use cpu, cuda or cuda:N") from error
+
+
+def save_atomic(obj, path):
+    """torch.save by way of a temporary name: a crash never leaves half a file under the real one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    torch.save(obj, temporary)
+    os.replace(temporary, path)
+
+
+class EMA:
+    """Exponential moving average of a model's parameters; its early decay grows with the number of steps, so that a short
+    run is not averaged with its initialisation. Buffers are copied."""
+
+    def __init__(self, model, decay=0.9999):
+        self.decay, self.steps = decay, 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model):
+        self.steps += 1
+        weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
+        for mine, theirs in zip(self.model.buffers(), model.buffers()):
+            mine.copy_(theirs)
+
+
+class RunFolder:
+    """checkpoints/<dataset>/<name>/: ``model/`` with latest.tar, net_best_fid.tar and TensorBoard's events, train.log."""
+
+    def __init__(self, checkpoints_dir, dataset, name):
+        if not name or Path(name).name != name:
+            raise UserError(f"--name '{name}' must be a plain name, without folders")
+        self.root = Path(checkpoints_dir) / dataset / name
+        self.model_dir = self.root / "model"
+        self.latest, self.best = self.model_dir / "latest.tar", self.model_dir / "net_best_fid.tar"
+
+    def prepare(self, is_continue):
+        """Make the folders. UserError when this would overwrite a run, or when there is none to go on with."""
+        if is_continue and not self.latest.is_file():
+            raise UserError(f"--is_continue: there is no {self.latest} to go on with")
+        if not is_continue and self.latest.is_file():
+            raise UserError(f"{self.latest} exists; go on with --is_continue, or pick another --name")
+        self.model_dir.mkdir(parents=True, exist_ok=True)
+
+    def checkpoint(self, which="best"):
+        """Path of the checkpoint to use: the best one where there is one, else the latest."""
+        return self.best if which == "best" and self.best.is_file() else self.latest
+
+    def log(self, line):
+        """Print a line and append it to train.log."""
+        tqdm.write(line)
+        with open(self.root / "train.log", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+class Trainer:
+    """Fits one model and keeps its run folder.
+
+    Args:
+        folder: RunFolder, prepared.
+        key: the model's key in checkpoints ("ae", "mardm", "estimator", "evaluator"); its average is "ema_<key>".
+        model, optimizer: as usual; ``lr_at(step)`` gives the learning rate.
+        describe: dict of plain values and tensors that lets the checkpoint rebuild its model.
+        ema: optional EMA. seed: of batches and steps. metric: validation tag whose lowest value is the best.
+    """
+
+    def __init__(self, folder, key, model, optimizer, lr_at, describe, seed, ema=None, log_every=10, clip_grad=None,
+                 metric="Val/loss"):
+        self.folder, self.key, self.model, self.optimizer, self.lr_at = folder, key, model, optimizer, lr_at
+        self.describe, self.seed, self.ema, self.log_every, self.clip_grad = describe, seed, ema, log_every, clip_grad
+        self.metric = metric
+        self.epoch = self.batch = self.total_it = 0
+        self.best = {"metric": metric, "value": math.inf, "epoch": -1}
+        self.stop_signal = None
+        self.saved_at = time.monotonic()
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def state(self, weights_only=False):
+        """What a checkpoint holds; ``weights_only`` leaves out what only resuming needs."""
+        state = {**self.describe, self.key: self.model.state_dict(), "ep": self.epoch, "total_it": self.total_it,
+                 "best": self.best, "code_version": code_version()}
+        if self.ema is not None:
+            state[f"ema_{self.key}"] = self.ema.model.state_dict()
+            state["ema_steps"] = self.ema.steps
+        if not weights_only:
+            state |= {"optimizer": self.optimizer.state_dict(), "batch": self.batch, "seed": self.seed}
+        return state
+
+    def save(self):
+        save_atomic(self.state(), self.folder.latest)
+        self.saved_at = time.monotonic()
+
+    def resume(self, checkpoint):
+        """Go on from the dict of a latest.tar. UserError when it is of another kind, or of another seed."""
+        if self.key not in checkpoint or "optimizer" not in checkpoint:
+            raise UserError(f"{self.folder.latest} holds no training state of '{self.key}', so it cannot be resumed")
+        if checkpoint["seed"] != self.seed:
+            raise UserError(f"{self.folder.latest} was trained with --seed {checkpoint['seed']}; resume it with that seed")
+        try:
+            self.model.load_state_dict(checkpoint[self.key])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{self.folder.latest} was trained with other model settings; repeat the flags of its first "
+                            f"start ({str(error).splitlines()[0][:120]})") from error
+        if self.ema is not None:
+            self.ema.model.load_state_dict(checkpoint[f"ema_{self.key}"])
+            self.ema.steps = checkpoint["ema_steps"]
+        self.epoch, self.batch, self.total_it = checkpoint["ep"], checkpoint["batch"], checkpoint["total_it"]
+        self.best = checkpoint["best"]
+        self.folder.log(f"resumed at epoch {self.epoch}, step {self.total_it}")
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def fit(self, loader, loss_fn, epochs, validate=None):
+        """Train until ``epochs`` epochs are done.
+
+        ``loss_fn(model, batch)`` returns a dict of 0-d tensors, "loss" among them, which is minimised. ``validate(epoch)``
+        returns a dict of floats by tag, or {} when it is not due. UserError on a loss that is not finite.
+        """
+        steps = len(loader)
+        if steps == 0:
+            raise UserError("the training split is smaller than one batch; pass a smaller --batch_size")
+        writer = SummaryWriter(self.folder.model_dir)
+        progress = tqdm(total=epochs * steps, initial=self.total_it, unit="step", desc=self.folder.root.name,
+                        mininterval=1, smoothing=0.05)
+        previous = {name: signal.signal(name, self._request_stop) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self.epoch < epochs:
+                self._run_epoch(loader, loss_fn, writer, progress)
+                self._finish_epoch(validate, writer, last=self.epoch + 1 == epochs)
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+            progress.close()
+            writer.close()
+        self.folder.log(f"done: {self.total_it} steps, best {self.best['metric']} {self.best['value']:.5g} after epoch "
+                        f"{self.best['epoch'] + 1}, peak memory {peak_memory_mb():.0f} MB")
+
+    def _request_stop(self, signum, _frame):
+        self.stop_signal = signum  # the step in progress is finished first, so the state saved is whole
+
+    def _run_epoch(self, loader, loss_fn, writer, progress):
+        loader.batch_sampler.epoch, loader.batch_sampler.start = self.epoch, self.batch
+        self.model.train()
+        sums, count = {}, 0
+        for batch in loader:
+            values = self._step(batch, loss_fn)
+            self.batch += 1
+            self.total_it += 1
+            progress.update()
+            sums = {name: sums.get(name, 0) + value.detach() for name, value in values.items()}
+            count += 1
+            if self.total_it % self.log_every == 0:
+                self._log_step(sums, count, writer, progress)
+                sums, count = {}, 0
+            if self.stop_signal is not None or time.monotonic() - self.saved_at > SAVE_SECONDS:
+                self._save_or_stop()
+        if count:
+            self._log_step(sums, count, writer, progress)
+
+    def _step(self, batch, loss_fn):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_at(self.total_it)
+        torch.manual_seed(step_seed(self.seed, self.total_it))
+        values = loss_fn(self.model, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        values["loss"].backward()
+        if self.clip_grad:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return values
+
+    def _log_step(self, sums, count, writer, progress):
+        means = {name: float(total) / count for name, total in sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise UserError(f"the loss is {means['loss']} at step {self.total_it}; the last good state is "
+                            f"{self.folder.latest}. Try a smaller --lr or a longer --warm_up_iter")
+        for name, value in means.items():
+            writer.add_scalar(f"Train/{name}", value, self.total_it)
+        writer.add_scalar("Train/lr", self.lr_at(self.total_it - 1), self.total_it)
+        progress.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
+
+    def _save_or_stop(self):
+        self.save()
+        if self.stop_signal is not None:
+            self.folder.log(f"stopped at step {self.total_it}; go on with --is_continue")
+            raise KeyboardInterrupt
+
+    def _finish_epoch(self, validate, writer, last):
+        values = {}
+        if validate is not None:
+            self.model.eval()
+            values = validate(self.epoch, last)
+        self.epoch, self.batch = self.epoch + 1, 0
+        for tag, value in values.items():
+            writer.add_scalar(tag, value, self.total_it)
+        if values:
+            shown = " ".join(f"{tag} {value:.4g}" for tag, value in values.items())
+            self.folder.log(f"epoch {self.epoch} step {self.total_it}: {shown}")
+        if values.get(self.metric, math.inf) < self.best["value"]:
+            self.best = {"metric": self.metric, "value": values[self.metric], "epoch": self.epoch - 1}
+            save_atomic(self.state(weights_only=True), self.folder.best)
+        if last or self.stop_signal is not None or time.monotonic() - self.saved_at > SAVE_SECONDS:
+            self._save_or_stop()
