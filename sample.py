@@ -9,14 +9,12 @@ Without a length the length estimator decides (train_length_estimator.py). No da
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from models.AE import AE_models
-from models.LengthEstimator import sample_length
-from models.loading import load_length_estimator, load_pipeline
+from models.loading import load_length_estimator, load_pipeline, read_checkpoint
 from models.MARDM import MARDM_models
-from models.pipeline import clip_seed
+from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import load_text_encoder
 from utils import options
 from utils.datasets import MAX_LENGTH, get_spec, load_statistics, spec_of_checkpoint
@@ -85,22 +83,19 @@ def parse_line(line, default, where):
     return prompt.strip(), frames
 
 
-def choose_lengths(prompts, text, args, spec):
-    """Frames a prompt and repeat, multiples of 4; missing ones are drawn from the length estimator."""
-    wanted = [frames for _, frames in prompts]
-    if 0 in wanted:
+def choose_lengths(jobs, text, args, spec):
+    """Frames a job (row, prompt, repeat, frames or 0), multiples of 4; missing ones are drawn by the length estimator."""
+    lengths = [frames // 4 * 4 for *_, frames in jobs]
+    missing = [i for i, length in enumerate(lengths) if not length]
+    if missing:
         path = RunFolder(args.checkpoints_dir, args.dataset_name, args.length_estimator).checkpoint()
         if not path.is_file():
             raise UserError(f"no length estimator at {path}; train one with train_length_estimator.py --dataset_name "
                             f"{args.dataset_name}, or pass --motion_length")
-        logits = load_length_estimator(path)[0](text)
-    lengths = []
-    for row, (prompt, frames) in enumerate(prompts):
-        for repeat in range(args.repeat_times):
-            if not frames:
-                generator = torch.Generator().manual_seed(clip_seed(args.seed, "length", prompt, repeat))
-                frames_now = int(sample_length(logits[row : row + 1], generator, min_frames=spec.min_frames)[0])
-            lengths.append(min(frames or frames_now, MAX_LENGTH) // 4 * 4)
+        seeds = [clip_seed(args.seed, "length", jobs[i][1], jobs[i][2]) for i in missing]
+        drawn = estimate_lengths(load_length_estimator(path)[0], text[missing], seeds, spec.min_frames, MAX_LENGTH)
+        for i, length in zip(missing, drawn):
+            lengths[i] = length
     return lengths
 
 
@@ -112,21 +107,18 @@ def main():
         *checkpoint_paths(args), args.model, args.ae_model, device=device,
         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
     spec = spec_of_checkpoint(checkpoint, args.dataset_name)
-    text = load_text_encoder(spec.text_encoder).encode([prompt for prompt, _ in prompts])
-    with torch.no_grad():
-        lengths = choose_lengths(prompts, text, args, spec)
-    jobs = [(row, prompt, repeat) for row, (prompt, _) in enumerate(prompts) for repeat in range(args.repeat_times)]
-    seeds = [clip_seed(args.seed, prompt, repeat) for _, prompt, repeat in jobs]
+    jobs = [(row, prompt, repeat, frames) for row, (prompt, frames) in enumerate(prompts)
+            for repeat in range(args.repeat_times)]
+    text = load_text_encoder(spec.text_encoder).encode([prompt for prompt, _ in prompts])[[row for row, *_ in jobs]]
+    lengths = choose_lengths(jobs, text, args, spec)
+    seeds = [clip_seed(args.seed, prompt, repeat) for _, prompt, repeat, _ in jobs]
     with tqdm(total=len(jobs), desc="generating", unit="clip") as progress:
-        motions = pipeline.sample(text[[row for row, _, _ in jobs]], lengths, seeds, progress=progress,
-                                  **options.sampler_settings(args))
+        motions = pipeline.sample(text, lengths, seeds, progress=progress, **options.sampler_settings(args))
     write_clips(jobs, motions, spec, Path(args.output_dir) / f"{args.name}_{args.dataset_name}", args.no_video)
 
 
 def checkpoint_paths(args):
     """(generator's, autoencoder's) checkpoint; without --ae_name the generator's record of its autoencoder decides."""
-    from models.loading import read_checkpoint
-
     generator = RunFolder(args.checkpoints_dir, args.dataset_name, args.name).checkpoint()
     ae_name = args.ae_name or read_checkpoint(generator).get("trained_on", {}).get("name")
     if ae_name is None:
@@ -138,7 +130,7 @@ def write_clips(jobs, motions, spec, folder, no_video):
     """The .npy of every clip, then the videos, in parallel. An existing file is replaced: same prompt, same name."""
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
-    for (row, prompt, repeat), motion in zip(jobs, motions):
+    for (row, prompt, repeat, _), motion in zip(jobs, motions):
         joints = features_to_joints(motion, spec.joints).numpy()
         path = folder / f"{row:03d}_{safe_filename(prompt)}_{len(joints)}f_r{repeat}.npy"
         np.save(path, joints)

@@ -75,7 +75,7 @@ def main():
     model = AE_models[args.model](**kwargs).to(device)
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
     folder.prepare(args.is_continue)
-    store, val_store = MotionStore(spec, "train"), MotionStore(spec, "val")
+    store, val_store = (MotionStore(spec, split, args.num_workers) for split in ("train", "val"))
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
     describe = {"kind": "ae", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),

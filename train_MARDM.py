@@ -30,7 +30,7 @@ from utils.datasets import (
 )
 from utils.errors import run
 from utils.evaluation import evaluate_generation
-from utils.evaluators import load_evaluator
+from utils.evaluators import TrainedEvaluator
 from utils.train_utils import EMA, RunFolder, Trainer, learning_rate, pick_device, seed_everything
 
 CACHE_BYTES = 2**30
@@ -87,13 +87,13 @@ class TargetCache:
             self.room -= size
 
 
-def make_dataset(spec, split, max_length):
+def make_dataset(spec, split, args):
     """The text-to-motion view of a split, with its text features."""
-    store = MotionStore(spec, split)
+    store = MotionStore(spec, split, args.num_workers)
     entries, dropped = text_clips(store)
     report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
     features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)], spec.root)
-    return TextMotionDataset(store, entries, features, max_length)
+    return TextMotionDataset(store, entries, features, args.max_motion_length)
 
 
 def make_loss(ae, device):
@@ -119,7 +119,7 @@ def validation_loss(model, loss_fn, loader):
 
 def make_generation_check(spec, data, ae, ema, args, device):
     """A function that scores the averaged model's clips for one caption of each validation clip."""
-    evaluator = load_evaluator(RunFolder(args.checkpoints_dir, spec.name, "evaluator").checkpoint(),
+    evaluator = TrainedEvaluator.load(RunFolder(args.checkpoints_dir, spec.name, "evaluator").checkpoint(),
                                partial(cached_text_features, spec.text_encoder, folder=spec.root), device)
     captions = [entry.captions[0] for entry in data.entries]
     text = torch.stack([data.features[rows[0]] for rows in data.caption_rows])
@@ -147,7 +147,7 @@ def main():
     ae = ae.to(device).requires_grad_(False)
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
     folder.prepare(args.is_continue)
-    data, val_data = (make_dataset(spec, split, args.max_motion_length) for split in ("train", "val"))
+    data, val_data = (make_dataset(spec, split, args) for split in ("train", "val"))
 
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": "text", "cond_dim": data.features.shape[1],

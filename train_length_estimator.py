@@ -23,8 +23,8 @@ CLASSES = 50  # lengths of 0 .. 49 tokens of 4 frames
 class LengthDataset(Dataset):
     """(text feature (C,), length class ()) of every caption."""
 
-    def __init__(self, spec, split):
-        entries, dropped = text_clips(MotionStore(spec, split))
+    def __init__(self, spec, split, num_workers):
+        entries, dropped = text_clips(MotionStore(spec, split, num_workers))
         report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
         self.features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)], spec.root)
         classes = [(entry.end - entry.start) // spec.unit_length for entry in entries for _ in entry.captions]
@@ -51,7 +51,7 @@ def main():
     spec = get_spec(args.dataset_name, args.dataset_dir)
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
     folder.prepare(args.is_continue)
-    data, val_data = LengthDataset(spec, "train"), LengthDataset(spec, "val")
+    data, val_data = (LengthDataset(spec, split, args.num_workers) for split in ("train", "val"))
     seed_everything(args.seed)
     model = LengthEstimator(data.features.shape[1], CLASSES).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)

@@ -122,7 +122,7 @@ def import_openai_clip():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pkg_resources announces its end on every import
             clip = importlib.import_module("clip")
-    except (ImportError, RuntimeError, OSError):  # a torchvision of another build fails in all three ways
+    except (ImportError, RuntimeError, OSError, AttributeError):  # a torchvision of another build fails in any of these
         return None
     return clip if hasattr(clip, "load") and hasattr(clip, "model") else None
 
@@ -267,7 +267,7 @@ def import_transformers():
     try:
         transformers = importlib.import_module("transformers")
         transformers.BertModel, transformers.CLIPTextModelWithProjection  # noqa: B018  (each is imported on first use)
-    except (ImportError, RuntimeError, OSError) as error:
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
         advice = INSTALL
         if importlib.util.find_spec("torchvision") is not None:
             advice += ", or remove a torchvision that does not fit torch: `pip uninstall torchvision`"

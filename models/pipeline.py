@@ -8,12 +8,22 @@ import torch
 
 from models.AE import UNIT
 from models.errors import ModelError
+from models.LengthEstimator import sample_length
 
 
 def clip_seed(seed, *what):
     """The seed of one clip from the run's seed and what the clip is (prompt, repeat ...): not from its place in a batch."""
     text = "\0".join(map(str, (seed, *what)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+@torch.no_grad()
+def estimate_lengths(estimator, text, seeds, min_frames, max_frames):
+    """Frames, multiples of 4, drawn by the length estimator for text features (B, C); each from its own seed."""
+    logits = estimator(text)
+    draws = [sample_length(row[None], torch.Generator().manual_seed(seed), min_frames=min_frames)
+             for row, seed in zip(logits, seeds)]
+    return [min(int(draw[0]), max_frames // UNIT * UNIT) for draw in draws]
 
 
 class Pipeline:

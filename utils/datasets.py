@@ -5,7 +5,9 @@ Shapes: T frames, D essential features (67 for 22 joints), B clips.
 """
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +75,11 @@ def get_spec(name, dataset_dir="./datasets"):
     path = root / "dataset.json"
     if not path.is_file():
         raise UserError(f"{root} has no dataset.json; make the data set with scripts/prepare_dataset.py")
-    return spec_from_description(json.loads(path.read_text()) | {"name": name}, root, path)
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    return spec_from_description(description | {"name": name}, root, path)
 
 
 def spec_from_description(description, root="", path="the checkpoint"):
@@ -151,18 +157,21 @@ class MotionStore:
     """All clips of a split in one array. ``data`` (sum of T, D) un-normalised; clip i is rows offsets[i]:offsets[i+1].
     ``skipped`` says why a listed id is not in it."""
 
-    def __init__(self, spec, split):
+    def __init__(self, spec, split, num_workers=0):
         self.spec, self.split = spec, split
         self.mean, self.std = load_statistics(spec)
         self.ids, self.skipped, clips = [], {}, []
-        for name in tqdm(read_split(spec, split), desc=f"reading {spec.name}/{split}", unit="clip", leave=False, mininterval=1):
-            path = Path(spec.root) / "new_joint_vecs" / f"{name}.npy"
-            features, reason = read_features(path, spec.feature_dim)
-            if reason:
-                self.skipped[name] = f"{path.name} {reason}"
-                continue
-            self.ids.append(name)
-            clips.append(features)
+        names = read_split(spec, split)
+        paths = [Path(spec.root) / "new_joint_vecs" / f"{name}.npy" for name in names]
+        with ThreadPoolExecutor(max(1, num_workers)) as pool:  # threads: reading waits for the disk
+            results = pool.map(partial(read_features, dim=spec.feature_dim), paths)
+            progress = tqdm(results, f"reading {spec.name}/{split}", len(names), unit="clip", leave=False, mininterval=1)
+            for name, path, (features, reason) in zip(names, paths, progress):
+                if reason:
+                    self.skipped[name] = f"{path.name} {reason}"
+                    continue
+                self.ids.append(name)
+                clips.append(features)
         if not clips:
             raise UserError(f"no clip of {spec.root}/{split}.txt can be used; the first: {next(iter(self.skipped.values()))}")
         self.lengths = np.array([len(clip) for clip in clips])
@@ -242,6 +251,15 @@ def _clips_of(clip, length, captions, spec):
     return segments + ([TextClip(clip, 0, length, tuple(whole))] if whole else [])
 
 
+def read_labels(spec, ids):
+    """The action ids of clips, where the data set has a labels.json ({id: {"actions": [...]}}) that knows them all; else None."""
+    path = Path(spec.root) / "labels.json"
+    if not path.is_file():
+        return None
+    labels = json.loads(path.read_text())
+    return [labels[name]["actions"] for name in ids] if all(name in labels for name in ids) else None
+
+
 def caption_groups(entries):
     """A group number for each entry: entries that share a caption, directly or through others, share the number."""
     owner, parent = {}, list(range(len(entries)))
@@ -318,7 +336,8 @@ class TextMotionDataset(Dataset):
         row, start, length = self.draw(*key)
         clip = self.entries[key[0]].clip
         motion = torch.from_numpy(self.store.normalised(clip, start, start + length))
-        return {"motion": motion, "length": length, "text": self.features[row], "key": (clip, start, length)}
+        return {"motion": motion, "length": length, "text": self.features[row], "index": key[0],
+                "key": (clip, start, length)}
 
 
 def all_captions(entries):
@@ -327,9 +346,11 @@ def all_captions(entries):
 
 
 def collate_clips(samples):
-    """motion (B, T, D) with zeros behind each end, lengths (B,), text (B, C), keys."""
+    """motion (B, T, D) with zeros behind each end, lengths (B,) in frames, text (B, C), index (B,) of the entries, and keys,
+    which name the crops."""
     motion = torch.nn.utils.rnn.pad_sequence([sample["motion"] for sample in samples], batch_first=True)
-    return {"motion": motion, "lengths": torch.tensor([sample["length"] for sample in samples]),
+    lengths, index = (torch.tensor([sample[name] for sample in samples]) for name in ("length", "index"))
+    return {"motion": motion, "lengths": lengths, "index": index,
             "text": torch.stack([sample["text"] for sample in samples]), "keys": [sample["key"] for sample in samples]}
 
 

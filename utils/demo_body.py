@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
 SIDES = (("l", 1.0), ("r", -1.0))
 BALL_HEIGHT, ANKLE_HEIGHT, HEEL_BACK = 0.012, 0.075, 0.04      # of a foot that stands flat on the floor
-STANDING_REACH, MAX_REACH = 0.985, 0.996                       # fractions of the length of the straight leg
+STANDING_REACH, MAX_REACH = 0.996, 0.9985                       # fractions of the length of the straight leg
 
 # x, z, height: pelvis (height relative to standing); pitch: forward, roll: left side up, twist: to the left.
 # Arm: swing (forward), spread (sideways), roll (turns the elbow inwards), elbow (flexion).
@@ -91,7 +91,8 @@ def unit(vector):
 
 def pose_trunk(body, c, joints):
     """Fill pelvis, hips, spine, neck and head; return the rotation of the chest."""
-    pelvis = rotation("y", c["yaw"] + c["pelvis_yaw"]) @ rotation("x", c["pelvis_pitch"]) @ rotation("z", c["pelvis_roll"])
+    pelvis = rotation("y", c["yaw"] + c["pelvis_yaw"]) @ rotation("x", c["pelvis_pitch"])
+    pelvis = pelvis @ rotation("z", c["pelvis_roll"])
     for hip in (1, 2):
         joints[:, hip] = joints[:, 0] + turn(pelvis, body.offsets[hip])
     bend = rotation("y", c["twist"] / 3) @ rotation("x", c["bend"] / 3) @ rotation("z", c["side"] / 3)
@@ -152,7 +153,8 @@ def pelvis_drop(body, c, hips):
     reach = MAX_REACH * (body.length[4] + body.length[7])
     need = np.zeros(len(c["x"]))
     for (side, sign), hip in zip(SIDES, hips):
-        pitch = np.where(c[f"{side}_foot_pitch"] < -1, c[f"{side}_foot_pitch"], np.maximum(c[f"{side}_foot_pitch"], 30))
+        pitch = np.where(c[f"{side}_foot_pitch"] < -1, c[f"{side}_foot_pitch"],
+                         np.maximum(c[f"{side}_foot_pitch"], 30))
         ankle, _ = foot_points(body, c, side, sign, pitch)
         flat = np.minimum(np.hypot(*(ankle - hip)[:, [0, 2]].T), 0.9 * reach)
         highest = ankle[:, 1] + np.sqrt(reach ** 2 - flat ** 2)

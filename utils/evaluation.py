@@ -76,6 +76,12 @@ def reconstruction_errors(pairs, num_joints):
     return {"MPJPE": protocol, "MPJPE_facing": facing, "acceleration_error": acceleration}
 
 
+def reconstruction_fid(evaluator, pairs):
+    """FID of the reconstructions against the originals."""
+    real, made = (embed_all(evaluator, motions) for motions in zip(*pairs))
+    return float(calculate_frechet_distance(*calculate_activation_statistics(real), *calculate_activation_statistics(made)))
+
+
 @torch.no_grad()
 def code_usage(ae, store, device="cpu"):
     """Which share of the codebook the split uses: {"codes_used", "codebook_size", "codebook_share", "perplexity"}; {} without one."""

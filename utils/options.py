@@ -50,7 +50,7 @@ def add_common(parser, name, seed=3407):
 
 
 def add_workers(parser):
-    parser.add_argument("--num_workers", type=non_negative_int, default=4, help="data loading processes; 0 = in the main one")
+    parser.add_argument("--num_workers", type=non_negative_int, default=4, help="workers that load data; 0 = the main process")
 
 
 def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, milestones, log_every):

@@ -108,7 +108,7 @@ class RunFolder:
     """checkpoints/<dataset>/<name>/: ``model/`` with latest.tar, net_best_fid.tar and TensorBoard's events, train.log."""
 
     def __init__(self, checkpoints_dir, dataset, name):
-        if not name or Path(name).name != name:
+        if name in ("", ".", "..") or Path(name).name != name:
             raise UserError(f"--name '{name}' must be a plain name, without folders")
         self.root = Path(checkpoints_dir) / dataset / name
         self.model_dir = self.root / "model"

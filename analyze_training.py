@@ -1,0 +1,154 @@
+"""How fast and how steadily runs learn, from their TensorBoard event files: two or more runs side by side.
+
+    python analyze_training.py --log_dirs checkpoints/t2m/A checkpoints/t2m/B --names "FSQ" "VQ" \\
+        --metric Train/loss --threshold 0.1 --window 200 --output_dir analysis
+
+Says for each run after how many iterations the metric reaches the threshold, its mean, std and std/mean over the last
+values, and the best value of the metric and of every Val/ metric with its iteration: a table on the screen, and in
+--output_dir analysis.json (with all metrics) and analysis.png.
+"""
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from plot_loss import STYLE, curve, draw_curves, ema, plt, read_runs, save_figure, smoothing
+from utils import options
+from utils.errors import UserError, run
+
+# Metrics of which more is better, by the last part of their tag; of all others less is.
+MORE_IS_BETTER = re.compile(r"R\d|R_precision.*|top_?\d|.*clip.*|.*accuracy.*|diversity|multimodality|perplexity|"
+                            r"codes_used|codebook_share|.*usage.*", re.IGNORECASE)
+
+
+def parse_args(argv=None):
+    parser = options.make_parser(__doc__)
+    parser.add_argument("--log_dirs", nargs="+", required=True, help="folders of the runs")
+    parser.add_argument("--names", nargs="+", default=None, help="a name a run; default: the folders' names")
+    parser.add_argument("--metric", default="Train/loss", help="tag of the metric that is compared")
+    parser.add_argument("--threshold", type=float, default=0.1, help="value of the metric to reach, in its own unit")
+    parser.add_argument("--window", type=options.positive_int, default=200, help="trailing window, in logged values")
+    parser.add_argument("--smooth", type=smoothing, default=0.9,
+                        help="weight of the past in the moving average, 0 (none) to below 1, in logged values")
+    parser.add_argument("--maximize", nargs="*", default=[], metavar="TAG",
+                        help="tags of which more is better, besides R-precision, CLIP score, diversity and code usage")
+    parser.add_argument("--output_dir", default="./analysis", help="folder of analysis.json and analysis.png")
+    return parser.parse_args(argv)
+
+
+def more_is_better(tag, maximize=()):
+    return tag in maximize or MORE_IS_BETTER.fullmatch(tag.rsplit("/", 1)[-1]) is not None
+
+
+def first_reach(steps, values, threshold, upwards):
+    """Iteration of the first value at or beyond the threshold, or None."""
+    reached = values >= threshold if upwards else values <= threshold
+    return int(steps[reached.argmax()]) if reached.any() else None
+
+
+def best_value(steps, values, upwards):
+    """{"best", "iteration", "last"} of a metric."""
+    i = int(values.argmax() if upwards else values.argmin())
+    return {"best": float(values[i]), "iteration": int(steps[i]), "last": float(values[-1])}
+
+
+def analyze(scalars, name, args):
+    """All figures of one run, as they go into the JSON file."""
+    steps, values = curve(scalars, args.metric, name)
+    upwards = more_is_better(args.metric, args.maximize)
+    tail = values[-args.window:]
+    mean, std = float(tail.mean()), float(tail.std())
+    metrics = {tag: best_value(*curve(scalars, tag, name), more_is_better(tag, args.maximize))
+               for tag in sorted(scalars) if np.isfinite(scalars[tag][1]).any()}
+    return {
+        "last_iteration": int(steps[-1]),
+        "logged_values": len(values),
+        "reached_at": first_reach(steps, values, args.threshold, upwards),
+        "reached_at_smoothed": first_reach(steps, ema(values, args.smooth), args.threshold, upwards),
+        "window": {"values": len(tail), "mean": mean, "std": std, "std_over_mean": std / abs(mean) if mean else None},
+        "metrics": metrics,
+    }
+
+
+def format_table(header, rows):
+    """Aligned plain text: the first column to the left, the others to the right."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+             for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def show(number):
+    if number is None:
+        return "never"
+    return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+
+
+def report(results, args):
+    """The text for the screen: one table for the metric, one for the best values of it and of every Val/ metric."""
+    sign = ">=" if more_is_better(args.metric, args.maximize) else "<="
+    header = ["run", "iterations", f"{sign} {args.threshold:g} at", "smoothed at", "mean", "std", "std/mean", "values"]
+    rows = []
+    for name, result in results.items():
+        window = result["window"]
+        ratio = "-" if window["std_over_mean"] is None else f"{window['std_over_mean']:.2%}"
+        rows.append([name, show(result["last_iteration"]), show(result["reached_at"]), show(result["reached_at_smoothed"]),
+                     show(window["mean"]), show(window["std"]), ratio, window["values"]])
+    tags = [args.metric] + sorted({tag for result in results.values() for tag in result["metrics"]
+                                   if tag.startswith("Val/") and tag != args.metric})
+    best = [[tag, name, show(result["metrics"][tag]["best"]), show(result["metrics"][tag]["iteration"]),
+             show(result["metrics"][tag]["last"])]
+            for tag in tags for name, result in results.items() if tag in result["metrics"]]
+    return (f"{args.metric}: reaching {args.threshold:g}, and the last {args.window} logged values at most\n\n"
+            f"{format_table(header, rows)}\n\nBest values\n\n"
+            f"{format_table(['metric', 'run', 'best', 'at iteration', 'last'], best)}")
+
+
+def plot(curves, results, args, path):
+    """Left: the curves, the threshold, and where each smoothed curve reaches it. Right: mean and std of the window."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[2.2, 1], layout="constrained")
+        draw_curves(left, curves, args.metric, args.smooth)
+        left.axhline(args.threshold, color="0.35", linewidth=1, linestyle="--")
+        for i, result in enumerate(results.values()):
+            if result["reached_at_smoothed"] is not None:
+                left.plot(result["reached_at_smoothed"], args.threshold, "o", color=f"C{i % 10}", markeredgecolor="white", zorder=5)
+        left.set_title(f"{args.metric}, threshold {args.threshold:g}")
+        for i, result in enumerate(results.values()):
+            window = result["window"]
+            right.errorbar(i, window["mean"], yerr=window["std"], fmt="o", color=f"C{i % 10}", capsize=6, markersize=7)
+        right.set_xticks(range(len(results)), list(results), rotation=20 if len(results) > 3 else 0)
+        right.set_xlim(-0.6, len(results) - 0.4)
+        right.set_title(f"mean \u00b1 std of the last {max(result['window']['values'] for result in results.values())} values")
+        save_figure(figure, path)
+
+
+def write_json(content, path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    print(f"wrote {path}")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if not np.isfinite(args.threshold):
+        raise UserError(f"--threshold must be a finite number, got {args.threshold}")
+    runs = read_runs(args.log_dirs, args.names)
+    results = {name: analyze(scalars, name, args) for name, scalars in runs.items()}
+    print(report(results, args) + "\n")
+    settings = {key: getattr(args, key) for key in ("metric", "threshold", "window", "smooth")}
+    write_json({**settings, "runs": results}, Path(args.output_dir) / "analysis.json")
+    curves = {name: curve(scalars, args.metric, name) for name, scalars in runs.items()}
+    plot(curves, results, args, Path(args.output_dir) / "analysis.png")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,164 @@
+"""The whole pipeline on the embedded data set, at a size that two CPU cores train in minutes: `make demo`.
+
+    python scripts/demo.py                    # about 35 minutes on 2 cores; started again it goes on where it stopped
+    python scripts/demo.py --tiny             # the same steps with hardly any training: a check of the plumbing
+
+Data, autoencoder, evaluator, length estimator, generator, both evaluations, eight clips, a contact sheet, and the table of
+generation/demo/report.json. Every step is one of the root scripts, called as a user would call it; the commands are printed.
+"""
+import argparse
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.datasets import get_spec  # noqa: E402
+from utils.errors import UserError, run  # noqa: E402
+from utils.evaluation import format_table, write_json  # noqa: E402
+from utils.motion_process import SKELETONS  # noqa: E402
+from utils.train_utils import code_version, machine  # noqa: E402
+from utils.visualize import contact_sheet  # noqa: E402
+
+AE, GENERATOR = "FSQ_AE_Model", "FSQ-MARDM-SiT-S"
+PROMPTS = (
+    "a person walks forward",
+    "a man strolls in a circle to the left",
+    "someone waves with the right hand",
+    "the figure lifts its left arm",
+    "a woman jumps twice",
+    "a person turns around to the right by 180 degrees",
+    "he kicks with his left leg",
+    "a person sits down, then stands up again",
+)
+GOALS = {  # figure: (goal, whether more is better)
+    "reconstruction MPJPE, protocol (mm)": (45, False), "reconstruction MPJPE, facing frame (mm)": (25, False),
+    "R-precision top 3, generated / real": (0.70, True), "R-precision top 3, real clips": (0.90, True),
+    "semantic probes, generated clips": (0.75, True), "semantic probes, real clips": (0.97, True),
+    "semantic probes, shuffled captions": (0.25, False), "peak memory of any step (GB)": (4, False),
+}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=3407, help="random seed of every step (3407)")
+    parser.add_argument("--tiny", action="store_true", help="a few training steps only; no goal is judged")
+    parser.add_argument("--work_dir", default=".", help="where datasets/, checkpoints/ and generation/ are kept (.)")
+    return parser.parse_args()
+
+
+class Steps:
+    """Runs scripts one after the other and notes what each took. What an earlier start finished is not done again."""
+
+    def __init__(self, work_dir, seed):
+        self.work_dir, self.seed = Path(work_dir).resolve(), seed
+        self.path = self.work_dir / "generation" / "demo" / "steps.json"
+        self.done = json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    def __call__(self, step, script, *flags):
+        command = [script, *map(str, flags), "--dataset_name", "demo", "--seed", str(self.seed)]
+        shown = "python " + shlex.join(command)
+        if self.done.get(step, {}).get("command") == shown:
+            print(f"[{step}] done before ({self.done[step]['seconds']:.0f} s)")
+            return
+        run_dir = self.work_dir / "checkpoints" / "demo" / step
+        if script.startswith("train_") and (run_dir / "model" / "latest.tar").is_file():
+            command.append("--is_continue")
+        print(f"\n[{step}] {shown}", flush=True)
+        start, threads = time.monotonic(), os.environ.copy()
+        process = subprocess.Popen([sys.executable, str(ROOT / script), *command[1:]], cwd=self.work_dir, env=threads)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        if os.waitstatus_to_exitcode(status):
+            raise UserError(f"the step '{step}' failed; its message is above. `make demo` goes on from here")
+        seconds = time.monotonic() - start
+        self.note(step, shown, seconds, usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20))
+
+    def note(self, step, command, seconds, memory_gb):
+        self.done[step] = {"command": command, "seconds": seconds, "memory_gb": memory_gb}
+        write_json(self.path, self.done)
+
+
+def train_and_evaluate(steps, tiny):
+    epochs = dict(ae=1, evaluator=1, length=1, generator=1) if tiny else dict(ae=10, evaluator=60, length=20, generator=80)
+    common = ["--num_workers", 0]
+    steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--fsq_levels", *[7] * 12, "--width", 192,
+          "--batch_size", 64, "--lr", 4e-4, "--warm_up_iter", 100, "--epoch", epochs["ae"], "--eval_every", 2, *common)
+    steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--epoch", epochs["evaluator"], *common)
+    steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--epoch", epochs["length"],
+          "--lr", 3e-4, *common)
+    steps("demo_MARDM", "train_MARDM.py", "--name", "demo_MARDM", "--model", GENERATOR, "--ae_name", "demo_AE", "--ae_model", AE,
+          "--batch_size", 64, "--lr", 6e-4, "--warm_up_iter", 200, "--epoch", epochs["generator"], *common)
+    steps("evaluation_AE", "evaluation_AE.py", "--name", "demo_AE", "--model", AE, *common)
+    steps("evaluation_MARDM", "evaluation_MARDM.py", "--name", "demo_MARDM", "--ae_name", "demo_AE", "--repeats",
+          1 if tiny else 3, "--probe_repeats", 1 if tiny else 4, *common)
+
+
+def sample_clips(steps):
+    """Eight clips of fixed prompts, and the contact sheet."""
+    folder = steps.work_dir / "generation" / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS) + "\n")
+    steps("sample", "sample.py", "--name", "demo_MARDM", "--text_path", "generation/demo/prompts.txt")
+    files = sorted((steps.work_dir / "generation" / "demo_MARDM_demo").glob("*_r0.npy"))[: len(PROMPTS)]
+    sheet = folder / "contact_sheet.png"
+    contact_sheet([(np.load(file), prompt) for file, prompt in zip(files, PROMPTS)], sheet, SKELETONS["t2m"])
+    return sheet
+
+
+def report(steps, args):
+    """The table, on the screen and in report.json; returns whether every goal is met."""
+    evaluations = steps.work_dir / "checkpoints" / "demo"
+    ae = json.loads((evaluations / "demo_AE" / "eval" / "evaluation_AE.json").read_text())
+    generation = json.loads((evaluations / "demo_MARDM" / "eval" / "evaluation_MARDM.json").read_text())
+    scores, probes = generation["scores"], generation["probes"]
+    made, real = scores["generated"]["R3"]["mean"], scores["real"]["R3"]["mean"]
+    values = dict(zip(GOALS, (
+        ae["figures"]["MPJPE"], ae["figures"]["MPJPE_facing"], made / real, real, probes["rate"], probes["real"],
+        probes["shuffled"], max(step["memory_gb"] for step in steps.done.values()))))
+    met = {key: values[key] >= goal if more else values[key] <= goal for key, (goal, more) in GOALS.items()}
+    rows = [(key, f"{values[key]:.3f}", f"{'at least' if more else 'at most'} {goal}", "yes" if met[key] else "NO")
+            for key, (goal, more) in GOALS.items()]
+    rows += [(f"{key} (generated / real)", f"{value['mean']:.3f}", f"{scores['real'][key]['mean']:.3f}" if key in scores["real"]
+              else "-", "") for key, value in scores["generated"].items()]
+    rows += [(f"minutes: {step}", f"{value['seconds'] / 60:.1f}", f"{value['memory_gb']:.2f} GB", "")
+             for step, value in steps.done.items()]
+    print("\n" + format_table(rows, ("figure", "value", "goal or reference", "met")))
+    write_json(steps.work_dir / "generation" / "demo" / "report.json", {
+        "values": values, "met": met, "goals": {key: goal for key, (goal, _) in GOALS.items()}, "steps": steps.done,
+        "seed": args.seed, "machine": machine(), "code_version": code_version(), "tiny": args.tiny,
+        "reconstruction": ae, "generation": generation})
+    return all(met.values())
+
+
+def main():
+    args = parse_args()
+    steps = Steps(args.work_dir, args.seed)
+    start = time.monotonic()
+    get_spec("demo", steps.work_dir / "datasets")
+    if "data" not in steps.done:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        steps.note("data", "made on first use", time.monotonic() - start, memory)
+    train_and_evaluate(steps, args.tiny)
+    sheet = sample_clips(steps)
+    good = report(steps, args)
+    print(f"\nclips: {steps.work_dir / 'generation' / 'demo_MARDM_demo'}\ncontact sheet: {sheet}\n"
+          f"report: {steps.path.with_name('report.json')}")
+    if not good and not args.tiny:
+        raise UserError("a goal of the table is missed")
+
+
+if __name__ == "__main__":
+    run(main)

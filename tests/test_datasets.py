@@ -1,0 +1,161 @@
+"""Which clips a data set yields, and that what is left out is named."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import golden
+
+from utils import datasets
+from utils.datasets import DatasetSpec, MotionStore, TextMotionDataset, WindowDataset, get_spec, text_clips
+from utils.errors import UserError
+
+RULES = dict(fps=20.0, text_encoder="clip")
+
+
+def write_clip(root, name, motion, text="a person walks#a/DET person/NOUN walk/VERB#0.0#0.0"):
+    for folder in ("new_joint_vecs", "texts"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    np.save(root / "new_joint_vecs" / f"{name}.npy", motion)
+    if text is not None:
+        (root / "texts" / f"{name}.txt").write_text(text + "\n")
+
+
+def write_statistics(root, dim=67):
+    np.save(root / "Mean.npy", np.zeros(dim, np.float32))
+    np.save(root / "Std.npy", np.ones(dim, np.float32))
+
+
+@pytest.fixture
+def rules(tmp_path):
+    """The golden rule clips in a folder of their own (they lack statistics)."""
+    source = golden("dataset_rules/split.txt").parent
+    for name in ("new_joint_vecs", "texts"):
+        (tmp_path / name).symlink_to(source / name)
+    (tmp_path / "train.txt").write_text((source / "split.txt").read_text())
+    return tmp_path, json.loads((source / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("which, skeleton, dim, shortest", [("t2m", "t2m", 67, 40), ("kit", "kit", 64, 24)])
+def test_text_to_motion_rules(rules, which, skeleton, dim, shortest):
+    root, expected = rules
+    width = np.load(next((root / "new_joint_vecs").iterdir())).shape[1]
+    write_statistics(root, max(width, dim))
+    spec = DatasetSpec("rules", str(root), skeleton, min_frames=shortest, max_frames=199, **RULES)
+    store = MotionStore(spec, "train")
+    entries, dropped = text_clips(store)
+    found = {(store.ids[e.clip], e.start, e.end, tuple(c.text for c in e.captions)) for e in entries}
+    for split in ("train", "eval"):  # the evaluation set differs in its order only
+        assert found == {(e["clip"], e["start"], e["end"], tuple(e["captions"])) for e in expected[f"{which}_{split}"]}
+    assert len(entries) == len(found) and "missing_file" in store.skipped
+    assert all(reason for reason in dropped.values())
+
+
+def test_windows(rules):
+    """613 distinct windows: the reference yields 614, one of them twice, and misses the last of a clip."""
+    root, expected = rules
+    write_statistics(root, 263)
+    store = MotionStore(DatasetSpec("rules", str(root), "t2m", min_frames=40, max_frames=199, **RULES), "train")
+    windows = WindowDataset(store, 64)
+    places = {windows.locate(i) for i in range(len(windows))}
+    assert len(windows) == len(places) == expected["ae_distinct"]
+    for clip, length in enumerate(store.lengths):
+        starts = sorted(start for c, start in places if c == clip)
+        assert starts == list(range(max(0, length - 63)))
+    clip, start = windows.locate(len(windows) - 1)
+    assert torch.equal(windows[len(windows) - 1, 0], torch.from_numpy(store.frames(clip, start, start + 64)))
+
+
+def test_nothing_vanishes_silently(tmp_path, capsys):
+    good = np.random.default_rng(0).standard_normal((60, 263)).astype(np.float32)
+    write_clip(tmp_path, "good", good)
+    write_clip(tmp_path, "nan", np.where(np.arange(263) == 5, np.nan, good))
+    write_clip(tmp_path, "narrow", good[:, :50])
+    write_clip(tmp_path, "untold", good, text=None)
+    write_clip(tmp_path, "short", good[:39])
+    write_clip(tmp_path, "damaged", good)
+    path = tmp_path / "new_joint_vecs" / "damaged.npy"
+    path.write_bytes(path.read_bytes()[:500])
+    write_statistics(tmp_path, 263)
+    (tmp_path / "train.txt").write_text("good\nnan\nnarrow\nuntold\nshort\ndamaged\nabsent\n")
+    store = MotionStore(DatasetSpec("own", str(tmp_path), "t2m", min_frames=40, max_frames=199, **RULES), "train", num_workers=2)
+    assert set(store.skipped) == {"nan", "narrow", "damaged", "absent"} and store.ids == ["good", "untold", "short"]
+    assert "NaN" in store.skipped["nan"] and "shape" in store.skipped["narrow"]
+    assert "4 clips" in capsys.readouterr().err
+    entries, dropped = text_clips(store)
+    assert [store.ids[e.clip] for e in entries] == ["good"]
+    assert set(dropped) == {"untold", "short"} and "no text" in dropped["untold"] and "39 frames" in dropped["short"]
+
+
+def test_draws_follow_the_published_rule(tmp_path):
+    motion = np.arange(97)[:, None] * np.ones((97, 67), np.float32)
+    write_clip(tmp_path, "clip", motion, "one#one/NUM#0.0#0.0\ntwo#two/NUM#0.0#0.0")
+    write_statistics(tmp_path)
+    (tmp_path / "train.txt").write_text("clip\n")
+    store = MotionStore(DatasetSpec("own", str(tmp_path), "t2m", min_frames=40, max_frames=199, **RULES), "train")
+    data = TextMotionDataset(store, text_clips(store)[0], torch.arange(2.0)[:, None])
+    draws = [data[0, seed] for seed in range(600)]
+    lengths = np.array([draw["length"] for draw in draws])
+    assert set(lengths) == {96, 92} and abs(np.mean(lengths == 92) - 1 / 3) < 0.06
+    assert {int(draw["motion"][0, 0]) for draw in draws if draw["length"] == 96} == {0, 1}
+    assert {int(draw["motion"][0, 0]) for draw in draws if draw["length"] == 92} == set(range(6))
+    assert {float(draw["text"]) for draw in draws} == {0.0, 1.0}
+    assert torch.equal(data[0, 7]["motion"], data[0, 7]["motion"])
+
+
+def test_captions():
+    caption, tags = datasets.parse_caption("a man walks#a/DET man/NOUN walk/VERB#1.5#nan\n")
+    assert caption.text == "a man walks" and caption.tokens == ("a/DET", "man/NOUN", "walk/VERB") and tags == (1.5, 0.0)
+    assert datasets.parse_caption("only words")[0] == ("only words", ())
+
+
+def test_groups_join_clips_that_share_a_caption():
+    def entry(*texts):
+        return datasets.TextClip(0, 0, 40, tuple(datasets.Caption(text, ()) for text in texts))
+
+    groups = datasets.caption_groups([entry("a", "b"), entry("c"), entry("B", "d"), entry("d"), entry("e")])
+    assert groups[0] == groups[2] == groups[3] and len(set(groups)) == 3
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    lengths = np.random.default_rng(0).integers(40, 196, 100)
+    make = lambda: datasets.SeededBatches(100, 8, seed=3, lengths=lengths)  # noqa: E731
+    one, two = make(), make()
+    assert list(one) == list(two) and len(list(one)) == 12
+    two.epoch = 1
+    assert list(one) != list(two)
+    two.epoch, two.start = 0, 5
+    assert list(two) == list(one)[5:] and len(two) == 7
+    rows = [index for batch in one for index, _ in batch]
+    assert len(rows) == len(set(rows)) == 96
+    spread = np.mean([np.ptp(lengths[[index for index, _ in batch]]) for batch in one])
+    assert spread < 0.6 * np.ptp(lengths)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda root: (root / "Mean.npy").unlink(), "Mean.npy is missing"),
+    (lambda root: np.save(root / "Std.npy", np.zeros(67)), "0 or less"),
+    (lambda root: np.save(root / "Mean.npy", np.full(67, np.nan)), "finite"),
+    (lambda root: (root / "train.txt").unlink(), "train.txt is missing"),
+    (lambda root: (root / "train.txt").write_text(""), "is empty"),
+    (lambda root: (root / "new_joint_vecs" / "clip.npy").unlink(), "no clip of"),
+    (lambda root: (root / "dataset.json").unlink(), "no dataset.json"),
+    (lambda root: (root / "dataset.json").write_text("{}"), "lacks"),
+    (lambda root: (root / "dataset.json").write_text("{"), "not JSON"),
+])
+def test_a_broken_data_set_is_named(tmp_path, change, message):
+    root = tmp_path / "own"
+    write_clip(root, "clip", np.zeros((60, 67), np.float32))
+    write_statistics(root)
+    (root / "train.txt").write_text("clip\n")
+    description = dict(skeleton="t2m", fps=20.0, min_frames=40, max_frames=199, text_encoder="minilm")
+    (root / "dataset.json").write_text(json.dumps(description))
+    MotionStore(get_spec("own", tmp_path), "train")
+    change(root)
+    with pytest.raises(UserError, match=message):
+        MotionStore(get_spec("own", tmp_path), "train")
+
+
+def test_an_unknown_data_set_is_named(tmp_path):
+    with pytest.raises(UserError, match="no data set 'nothing'"):
+        get_spec("nothing", tmp_path)

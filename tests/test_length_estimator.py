@@ -1,0 +1,52 @@
+"""The length estimator against the reference's outputs, and the lengths drawn from its logits."""
+import json
+
+import pytest
+import torch
+from conftest import golden, name_fill, relative_error
+
+from models.LengthEstimator import LengthEstimator, sample_length
+
+
+def test_names_and_shapes_are_the_released_ones():
+    expected = json.loads(golden("state_dict_keys.json").read_text())["LengthEstimator"]
+    ours = {name: list(tensor.shape) for name, tensor in LengthEstimator().state_dict().items()}
+    assert ours == expected
+
+
+def test_logits_match_the_reference():
+    reference = golden("length_estimator.npz")
+    with torch.no_grad():
+        logits = name_fill(LengthEstimator())(torch.from_numpy(reference["x"]))
+    assert relative_error(logits, reference["logits"]) < 3e-6
+
+
+def test_other_sizes():
+    assert LengthEstimator(384, 30)(torch.randn(2, 384)).shape == (2, 30)
+
+
+def test_sampled_lengths_follow_the_distribution():
+    logits = torch.full((4000, 50), -1e9)
+    logits[:, 20], logits[:, 30] = 0.0, 1.0986  # odds of 1 : 3
+    lengths = sample_length(logits, torch.Generator().manual_seed(0))
+    assert lengths.dtype == torch.int64 and set(lengths.tolist()) == {80, 120}
+    assert abs((lengths == 120).float().mean() - 0.75) < 0.03
+    assert torch.equal(lengths, sample_length(logits, torch.Generator().manual_seed(0)))
+    assert sample_length(logits, mode="argmax").unique().tolist() == [120]
+
+
+@pytest.mark.parametrize("mode", ["sample", "argmax"])
+@pytest.mark.parametrize("min_frames,shortest", [(40, 40), (42, 44), (24, 24), (0, 0)])
+def test_no_length_below_the_minimum(mode, min_frames, shortest):
+    logits = torch.zeros(500, 50)
+    logits[:, :6] = 20.0  # nearly all the mass lies on motions of at most 20 frames
+    lengths = sample_length(logits, torch.Generator().manual_seed(1), mode, min_frames)
+    assert lengths.min() >= shortest and lengths.max() <= 196
+    assert (lengths % 4 == 0).all()
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="mode is 'mean'"):
+        sample_length(torch.zeros(1, 50), mode="mean")
+    with pytest.raises(ValueError, match="longest class"):
+        sample_length(torch.zeros(1, 50), min_frames=200)

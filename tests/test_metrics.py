@@ -1,0 +1,125 @@
+"""Metrics: the reference's numbers, and what each must do on data whose answer is known."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import golden, relative_error
+
+from utils import eval_utils as metrics
+
+FEET = SimpleNamespace(left_feet=(7, 10), right_feet=(8, 11))
+
+
+def test_fid_of_the_reference():
+    data = golden("metrics.npz")
+    real, pred = (metrics.calculate_activation_statistics(data[key]) for key in ("real", "pred"))
+    assert relative_error(metrics.calculate_frechet_distance(*real, *pred), data["fid"]) < 1e-7
+
+
+def test_retrieval_of_the_reference():
+    data = golden("metrics.npz")
+    text, real = data["text"][:384].reshape(12, 32, 64), data["real"][:384].reshape(12, 32, 64)
+    correct = sum(metrics.calculate_R_precision(t, m, top_k=3, sum_all=True) for t, m in zip(text, real))
+    assert relative_error(correct / 384, data["r_precision"]) < 1e-7
+    matching = sum(metrics.calculate_matching_score(t, m, sum_all=True) for t, m in zip(text, real)) / 384
+    assert relative_error(matching, data["matching"]) < 1e-7  # the golden number is a float32
+
+
+def test_spread_of_the_reference():
+    data = golden("metrics.npz")
+    np.random.seed(1)
+    assert relative_error(metrics.calculate_diversity(data["real"], 300), data["diversity_seed1"]) < 1e-7
+    np.random.seed(2)
+    assert relative_error(metrics.calculate_multimodality(data["mm_act"], 10), data["multimodality_seed2"]) < 1e-7
+
+
+def test_mpjpe_of_the_reference():
+    data = golden("metrics.npz")
+    assert relative_error(metrics.calculate_mpjpe(data["gt_joints"], data["pred_joints"]), data["mpjpe"]) < 2e-7  # float32
+
+
+def test_fid_where_the_answer_is_known():
+    rng = np.random.default_rng(0)
+    sigma = np.diag([1.0, 4.0, 9.0])
+    assert metrics.calculate_frechet_distance(np.zeros(3), sigma, np.ones(3), sigma) == pytest.approx(3)
+    assert metrics.calculate_frechet_distance(np.zeros(3), sigma, np.zeros(3), 4 * sigma) == pytest.approx(14)
+    few = metrics.calculate_activation_statistics(rng.standard_normal((20, 64)))  # singular covariance
+    assert metrics.calculate_frechet_distance(*few, *few) == pytest.approx(0, abs=1e-5)
+
+
+def test_fid_agrees_with_a_general_square_root():
+    linalg = pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(1)
+    mu1, s1 = metrics.calculate_activation_statistics(rng.standard_normal((300, 16)))
+    mu2, s2 = metrics.calculate_activation_statistics(rng.standard_normal((300, 16)) @ rng.standard_normal((16, 16)))
+    expected = ((mu1 - mu2) ** 2).sum() + np.trace(s1 + s2 - 2 * linalg.sqrtm(s1 @ s2).real)
+    assert metrics.calculate_frechet_distance(mu1, s1, mu2, s2) == pytest.approx(expected, rel=1e-9)
+
+
+def test_distances_and_ranking():
+    a, b = np.array([[0.0, 0], [3, 4]]), np.array([[0.0, 0], [3, 0], [0, 5]])
+    assert np.allclose(metrics.euclidean_distance_matrix(a, b), [[0, 3, 5], [5, 4, np.sqrt(10)]])
+    same = np.full((4, 8), 1e4) + np.random.default_rng(0).standard_normal((4, 8)) * 1e-6
+    assert np.isfinite(metrics.euclidean_distance_matrix(same, same)).all()
+    ranking = np.array([[0, 1, 2], [2, 1, 0], [0, 1, 2]])
+    assert metrics.calculate_top_k(ranking, 3).tolist() == [[True] * 3, [False, True, True], [False, False, True]]
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match="embeddings"):
+        metrics.calculate_R_precision(np.zeros((4, 3)), np.zeros((4, 5)), 3)
+    with pytest.raises(ValueError, match="embeddings"):
+        metrics.calculate_matching_score(np.zeros((4, 3)), np.zeros((5, 3)))
+    with pytest.raises(ValueError, match="pairs"):
+        metrics.calculate_diversity(np.zeros((4, 3)), 5)
+    with pytest.raises(ValueError, match="joints"):
+        metrics.calculate_mpjpe(np.zeros((4, 22, 3)), np.zeros((5, 22, 3)))
+
+
+def test_retrieval_batches_hold_a_group_once():
+    rng = np.random.default_rng(3)
+    groups = np.array(["a"] * 30 + [f"g{i % 50}" for i in range(300)])
+    batches = metrics.retrieval_batches(groups, 32, rng)
+    rows = np.concatenate(batches)
+    assert len(batches) >= 8 and all(len(batch) == 32 for batch in batches)
+    assert len(set(rows.tolist())) == len(rows)
+    assert all(len(set(groups[batch])) == 32 for batch in batches)
+    again = metrics.retrieval_batches(groups, 32, np.random.default_rng(3))
+    assert all(np.array_equal(x, y) for x, y in zip(batches, again))
+    assert metrics.retrieval_batches(groups[:40], 32, rng) == []
+
+
+def test_retrieval_batches_drop_only_the_last_of_distinct_captions():
+    batches = metrics.retrieval_batches(np.arange(100), 32, np.random.default_rng(0))
+    assert len(batches) == 3 and len(set(np.concatenate(batches).tolist())) == 96
+
+
+def test_confidence_interval():
+    assert metrics.confidence_interval([1.0, 3.0]) == pytest.approx(1.96 / np.sqrt(2))
+    assert metrics.confidence_interval([[1.0, 2.0], [3.0, 2.0]]).shape == (2,)
+
+
+def test_joint_errors():
+    rng = np.random.default_rng(0)
+    joints = rng.standard_normal((10, 22, 3))
+    assert metrics.calculate_mpjpe(joints, joints + [1.0, 2, 3]) == pytest.approx(np.zeros(10))  # a shift is aligned away
+    drift = np.linspace(0, 1, 10)[:, None, None]
+    assert metrics.acceleration_error(joints, joints + drift) == pytest.approx(np.zeros(8))
+    jitter = np.zeros((10, 22, 3))
+    jitter[1::2, :, 0] = 0.5
+    assert metrics.acceleration_error(joints, joints + jitter) == pytest.approx(np.ones(8))
+
+
+def test_foot_skating_sees_sliding_only_on_the_ground():
+    frames = np.arange(40) / 20.0
+    joints = np.zeros((40, 22, 3))
+    assert metrics.foot_skating(joints, 20.0, FEET) == 0
+    joints[..., 0] = 0.5 * frames[:, None]
+    assert metrics.foot_skating(joints, 20.0, FEET) == pytest.approx(0.5)
+    joints[:, :, 0] = 0
+    joints[10:20, :, 1] = 0.3  # a jump ahead: the feet move, but in the air
+    joints[:, :, 2] = np.interp(np.arange(40), [10, 19], [0, 1])[:, None]
+    assert metrics.foot_skating(joints, 20.0, FEET) < 0.02
+    rising = np.zeros((40, 22, 3))
+    rising[..., 1] = 10 * frames[:, None]
+    assert np.isnan(metrics.foot_skating(rising, 20.0, FEET))

@@ -1,0 +1,102 @@
+"""Train the judge of a data set that has no released evaluator: text and motion embedded into one space, by contrast.
+
+    python train_evaluator.py --dataset_name demo --num_workers 0
+
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}. evaluation_AE.py, evaluation_MARDM.py and
+train_MARDM.py --need_evaluation use it. It never sees a generated clip.
+"""
+import copy
+from functools import partial
+
+import numpy as np
+import torch
+
+from models.loading import read_checkpoint
+from models.TextEncoder import cached_text_features
+from utils import options
+from utils.datasets import (
+    MotionStore,
+    TextMotionDataset,
+    all_captions,
+    caption_groups,
+    collate_clips,
+    get_spec,
+    make_loader,
+    report_skipped,
+    text_clips,
+)
+from utils.errors import run
+from utils.evaluation import draw_batches, embed_all, retrieval_scores
+from utils.evaluators import ContrastiveEvaluator, TrainedEvaluator
+from utils.train_utils import RunFolder, Trainer, learning_rate, pick_device, seed_everything
+
+
+def parse_args():
+    parser = options.make_parser(__doc__)
+    options.add_common(parser, name="evaluator")
+    options.add_training(parser, batch_size=64, epoch=60, lr=5e-4, weight_decay=1e-2, warm_up_iter=100, milestones=[50_000],
+                         log_every=20)
+    parser.add_argument("--width", type=options.positive_int, default=192, help="channels of the motion encoder")
+    parser.add_argument("--eval_every", type=options.positive_int, default=5, help="epochs between two validations")
+    return parser.parse_args()
+
+
+def make_dataset(spec, split, num_workers):
+    store = MotionStore(spec, split, num_workers)
+    entries, dropped = text_clips(store)
+    report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
+    features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)], spec.root)
+    return TextMotionDataset(store, entries, features)
+
+
+def retrieval_check(evaluator, data, seed):
+    """R-precision on the real clips of a split, over 10 draws of retrieval batches. Returns {"Val/R3": ...}."""
+    captions = [entry.captions[0] for entry in data.entries]
+    motions = [data.store.frames(e.clip, e.start, e.end) for e in data.entries]
+    text, motion = evaluator.embed_text(captions).double().cpu().numpy(), embed_all(evaluator, motions)
+    groups, rng = caption_groups(data.entries), np.random.default_rng(seed)
+    batches = [rows for _ in range(10) for rows in draw_batches(groups, rng, data.store.spec.distinct_retrieval)]
+    return retrieval_scores(text, motion, batches) if batches else {}
+
+
+def main():
+    args = parse_args()
+    device = pick_device(args.device)
+    spec = get_spec(args.dataset_name, args.dataset_dir)
+    folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+    folder.prepare(args.is_continue)
+    data, val_data = (make_dataset(spec, split, args.num_workers) for split in ("train", "val"))
+    seed_everything(args.seed)
+    kwargs = {"feature_dim": spec.feature_dim, "text_dim": data.features.shape[1], "width": args.width}
+    model = ContrastiveEvaluator(**kwargs).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
+    describe = {"kind": "evaluator", "model_kwargs": kwargs, "dataset": spec.describe(), "args": vars(args),
+                "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std)}
+    trainer = Trainer(folder, "evaluator", model, optimizer, seed=args.seed, log_every=args.log_every, describe=describe,
+                      metric="Val/1-R3",
+                      lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
+    if args.is_continue:
+        trainer.resume(read_checkpoint(folder.latest))
+    groups = torch.as_tensor(caption_groups(data.entries))
+
+    def loss_fn(model, batch):
+        rows = groups[batch["index"]].to(device)
+        loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["text"].to(device),
+                          rows[:, None] == rows)
+        return {"loss": loss}
+
+    encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
+
+    def validate(epoch, last):
+        if not last and (epoch + 1) % args.eval_every:
+            return {}
+        judge = TrainedEvaluator(copy.deepcopy(model), data.store.mean, data.store.std, encode, device)  # a copy: it freezes
+        scores = retrieval_check(judge, val_data, args.seed)
+        return {f"Val/{key}": value for key, value in scores.items()} | {"Val/1-R3": 1 - scores["R3"]} if scores else {}
+
+    loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
+    trainer.fit(loader, loss_fn, args.epoch, validate)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,160 @@
+"""The data set `demo`: people who walk, turn, jump, wave and so on, made by pure kinematics on first use.
+
+It lies on disk as HumanML3D does (22 joints, 20 fps, 40 to 196 frames,
+                                   three captions a clip), needs no download, and
+every clip comes with the actions it shows (`labels.json`), so that a trained model can be checked against what it was
+asked for. The same seed makes the same data.
+"""
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.demo_actions import ACTIONS
+from utils.demo_captions import caption_line, captions_of
+from utils.demo_performer import Performer
+try:
+    from utils.motion_process import SKELETONS, joints_to_features
+except ImportError: pass
+
+MIN_FRAMES, MAX_FRAMES = 40, 196           # of the features, which have one frame less than the joints
+SEQUENCE_FRAMES = 150                      # two actions in a row are drawn again when they take longer than this
+SHARE_OF_SEQUENCES = 0.25
+SPLITS = {"train": 16, "val": 1, "test": 3}                     # clips of every 20
+CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward",
+           "run_forward")     # may begin or end in mid-stride
+NOT_IN_SEQUENCES = ("walk_circle_left", "walk_circle_right")    # too long
+# Columns of the 263 features that share one standard deviation: yaw velocity, xz velocity, height, joint positions,
+# rotations, joint velocities, contacts.
+STD_GROUPS = (0, 1, 3, 4, 67, 193, 259, 263)
+
+
+def perform(action_ids, rng):
+    """Act out one or two actions. Returns joints (T, 22, 3), T from 41 to 197, and the facts of each action."""
+    for action in action_ids:
+        if action not in ACTIONS:
+            raise ValueError(f"unknown action '{action}'; one of {', '.join(ACTIONS)}")
+    tries = [_perform_once(action_ids, rng) for _ in range(1)]
+    while len(tries[-1][0]) > (SEQUENCE_FRAMES
+                               if len(action_ids) > 1 else MAX_FRAMES + 1) and len(tries) < 12:
+        tries.append(_perform_once(action_ids, rng))
+    joints, facts = min(tries, key=lambda item: len(item[0]))
+    if len(joints) > MAX_FRAMES + 1:
+        raise ValueError(f"{' and '.join(action_ids)} take more than {MAX_FRAMES} frames")
+    return joints, facts
+
+
+def _perform_once(action_ids, rng):
+    performer, facts = Performer(rng), []
+    if action_ids[0] != "stand_up":
+        performer.rest(0, 4)
+    for number, action in enumerate(action_ids):
+        performer.followed = number + 1 < len(action_ids)
+        facts.append(ACTIONS[action](performer))
+    performer.hold(1, 6)
+    frames = sum(len(part["x"]) for part in performer.parts)
+    if frames < MIN_FRAMES + 1:
+        performer.hold(MIN_FRAMES + 1 - frames, MIN_FRAMES + 6 - frames)
+    joints = performer.finish()
+    if action_ids[0] in CROPPED and len(action_ids) == 1 and rng.random() < 0.25:
+        first, last = rng.integers(0, 16, 2)
+        if len(joints) - first - last > MIN_FRAMES + 8:
+            joints = joints[first : len(joints) - last]
+    return joints, facts
+
+
+def make_clip(action_ids, rng):
+    """Joints (T, 22, 3) in metres, Y up, 20 fps, T from 41 to 197, of a random person who performs the given actions
+    (a list of one or two action ids) somewhere on the floor, facing anywhere. ValueError for an unknown action."""
+    return perform(action_ids, rng)[0]
+
+
+def plan(num_clips, rng):
+    """The actions of every clip: all of them equally often, a quarter of the clips with two."""
+    names = list(ACTIONS)
+    firsts = [name for name in names if name not in (*NOT_IN_SEQUENCES, "stand_up")]
+    seconds = [name for name in firsts if name != "sit_down"] + ["sit_down"]
+    sequences = round(SHARE_OF_SEQUENCES * num_clips)
+    clips = [[names[i % len(names)]] for i in range(num_clips - sequences)]
+    for i in range(sequences):
+        first = firsts[(i * 7) % len(firsts)]
+        others = ["stand_up"] if first == "sit_down" else [name for name in seconds if name != first]
+        clips.append([first, others[int(rng.integers(len(others)))]])
+    return [clips[i] for i in rng.permutation(num_clips)]
+
+
+def split_clips(clips, rng):
+    """{split: sorted indices}; clips of like actions are dealt out in turn, so that every split holds them all."""
+    order = sorted(rng.permutation(len(clips)), key=lambda i: (len(clips[i]), clips[i]))
+    deal = ["train"] * 20
+    for position, split in ((3, "test"), (8, "val"), (10, "test"), (16, "test")):
+        deal[position] = split
+    chosen = {split: [] for split in SPLITS}
+    for rank, index in enumerate(order):
+        chosen[deal[rank % 20]].append(int(index))
+    return {split: sorted(indices) for split, indices in chosen.items()}
+
+
+class RunningStatistics:
+    """Mean and standard deviation over frames, in double precision."""
+
+    def __init__(self):
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, features):
+        features = features.astype(np.float64)
+        self.count += len(features)
+        self.total = self.total + features.sum(0)
+        self.squares = self.squares + (features ** 2).sum(0)
+
+    def result(self):
+        """Mean and std (D,) float32, the std averaged within the groups of columns."""
+        mean = self.total / self.count
+        std = np.sqrt(np.maximum(self.squares / self.count - mean ** 2, 0))
+        for start, stop in zip(STD_GROUPS[:-1], STD_GROUPS[1:]):
+            std[start:stop] = std[start:stop].mean()
+        return mean.astype(np.float32), std.astype(np.float32)
+
+
+def write_clip(folder, name, actions, rng):
+    """Write features and captions of one clip; returns the features (T, 263)."""
+    joints, facts = perform(actions, rng)
+    features = joints_to_features(joints, SKELETONS["t2m"], target_offsets=None)
+    np.save(folder / "new_joint_vecs" / f"{name}.npy", features.astype(np.float32))
+    lines = [caption_line(text) for text in captions_of(actions, facts, rng)]
+    (folder / "texts" / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return features
+
+
+def build_demo(root, num_clips=2000, seed=0):
+    """Write the data set to the folder ``root``, which must not exist yet. It is made beside it and renamed at the end,
+    so a build that is interrupted leaves nothing half made. Takes about a minute for 2,000 clips."""
+    root = Path(root)
+    if root.exists():
+        raise FileExistsError(f"{root} exists already; remove it to build the data set again")
+    folder = root.with_name(root.name + ".partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("new_joint_vecs", "texts"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    clips = plan(num_clips, rng)
+    splits = split_clips(clips, rng)
+    names, train, statistics = [f"{i:06d}" for i in range(num_clips)], set(splits["train"]), RunningStatistics()
+    for index, actions in enumerate(tqdm(clips, desc="making the demo data set", unit="clip")):
+        features = write_clip(folder, names[index], actions, np.random.default_rng([seed, index]))
+        if index in train:
+            statistics.add(features)
+    for file, values in zip(("Mean.npy", "Std.npy"), statistics.result()):
+        np.save(folder / file, values)
+    for split, indices in splits.items():
+        (folder / f"{split}.txt").write_text("".join(names[i] + "\n" for i in indices))
+    description = {"name": "demo", "skeleton": "t2m", "fps": 20.0, "min_frames": 40, "max_frames": 199,
+                   "unit_length": 4,
+                   "text_encoder": "minilm", "num_clips": num_clips}
+    (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
+    labels = {name: {"actions": actions} for name, actions in zip(names, clips)}
+    (folder / "labels.json").write_text(json.dumps(labels, indent=0) + "\n")
+    os.replace(folder, root)
