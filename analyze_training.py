@@ -72,11 +72,11 @@ def analyze(scalars, name, args):
     }
 
 
-def format_table(header, rows):
-    """Aligned plain text: the first column to the left, the others to the right."""
+def format_table(header, rows, left=1):
+    """Aligned plain text: the first ``left`` columns to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+    lines = ["  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
              for row in cells]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
@@ -104,7 +104,7 @@ def report(results, args):
             for tag in tags for name, result in results.items() if tag in result["metrics"]]
     return (f"{args.metric}: reaching {args.threshold:g}, and the last {args.window} logged values at most\n\n"
             f"{format_table(header, rows)}\n\nBest values\n\n"
-            f"{format_table(['metric', 'run', 'best', 'at iteration', 'last'], best)}")
+            f"{format_table(['metric', 'run', 'best', 'at iteration', 'last'], best, left=2)}")
 
 
 def plot(curves, results, args, path):

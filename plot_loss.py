@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from utils import options
 from utils.errors import UserError, run
 
+FEW = 40  # fewer values than this get a marker each
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.6,
          "axes.axisbelow": True, "font.size": 11, "legend.frameon": False}
@@ -134,15 +135,17 @@ def ema(values, weight):
 # ---- drawing ----
 
 def draw_curves(axes, curves, metric, smooth, log_scale=False):
-    """Each run of curves {name: (steps, values)} as its smoothed line, with the values themselves pale behind it."""
+    """Each run of curves {name: (steps, values)} as its smoothed line, with the values themselves pale behind it. A few
+    values, as of validation metrics, are marked one by one and stay as clear as the line, which lags far behind them."""
     for i, (name, (steps, values)) in enumerate(curves.items()):
-        colour, marker = f"C{i % 10}", "o" if len(values) < 40 else ""
+        few = len(values) < FEW
+        colour, marker = f"C{i % 10}", "o" if few else ""
         label = name if len(curves) > 1 or not smooth else f"smoothed ({smooth:g})"
         if smooth:
-            axes.plot(steps, values, color=colour, alpha=0.28, linewidth=0.8, marker=marker, markersize=3,
+            axes.plot(steps, values, color=colour, alpha=0.9 if few else 0.28, linewidth=0.8, marker=marker, markersize=4,
                       label=None if len(curves) > 1 else "as logged")
         axes.plot(steps, ema(values, smooth), color=colour, linewidth=1.9, label=label,
-                  marker="" if smooth else marker, markersize=3)
+                  marker="" if smooth else marker, markersize=4)
     if log_scale and all((values > 0).all() for _, values in curves.values()):
         axes.set_yscale("log")
     axes.set_xlabel("iteration")

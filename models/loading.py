@@ -22,9 +22,13 @@ def read_checkpoint(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(f"{path} holds more than tensors and plain values, so it is not loaded "
-                         f"({str(error).splitlines()[0][:120]})") from error
+                         f"({first_line(error)})") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} is damaged and cannot be read ({str(error).splitlines()[0][:120]})") from error
+        raise ModelError(f"{path} is damaged and cannot be read ({first_line(error)})") from error
+
+
+def first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def weights_hash(module):

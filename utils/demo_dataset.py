@@ -16,17 +16,16 @@ from tqdm import tqdm
 from utils.demo_actions import ACTIONS
 from utils.demo_captions import caption_line, captions_of
 from utils.demo_performer import Performer
-try:
-    from utils.motion_process import SKELETONS, joints_to_features
-except ImportError: pass
+from utils.motion_process import SKELETONS, joints_to_features
 
 MIN_FRAMES, MAX_FRAMES = 40, 196           # of the features, which have one frame less than the joints
-SEQUENCE_FRAMES = 150                      # two actions in a row are drawn again when they take longer than this
+SEQUENCE_FRAMES = 130                  # two actions in a row are drawn again when they take longer
 SHARE_OF_SEQUENCES = 0.25
 SPLITS = {"train": 16, "val": 1, "test": 3}                     # clips of every 20
 CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward",
            "run_forward")     # may begin or end in mid-stride
 NOT_IN_SEQUENCES = ("walk_circle_left", "walk_circle_right")    # too long
+LONG = ("turn_left_360", "turn_right_360", "sway", "jumping_jacks")       # not two of these in one clip
 # Columns of the 263 features that share one standard deviation: yaw velocity, xz velocity, height, joint positions,
 # rotations, joint velocities, contacts.
 STD_GROUPS = (0, 1, 3, 4, 67, 193, 259, 263)
@@ -76,12 +75,12 @@ def plan(num_clips, rng):
     """The actions of every clip: all of them equally often, a quarter of the clips with two."""
     names = list(ACTIONS)
     firsts = [name for name in names if name not in (*NOT_IN_SEQUENCES, "stand_up")]
-    seconds = [name for name in firsts if name != "sit_down"] + ["sit_down"]
     sequences = round(SHARE_OF_SEQUENCES * num_clips)
     clips = [[names[i % len(names)]] for i in range(num_clips - sequences)]
     for i in range(sequences):
         first = firsts[(i * 7) % len(firsts)]
-        others = ["stand_up"] if first == "sit_down" else [name for name in seconds if name != first]
+        others = [name for name in firsts if name != first and not (first in LONG and name in LONG)]
+        others = ["stand_up"] if first == "sit_down" else others
         clips.append([first, others[int(rng.integers(len(others)))]])
     return [clips[i] for i in rng.permutation(num_clips)]
 

@@ -168,25 +168,24 @@ def run_forward(p):
 
 def turn_on_spot(p, sign, degrees):
     """Turn by small steps; not faster than the smoothed heading of the features can follow."""
-    rate = p.uniform(70, 115) * {90: 0.8, 180: 1.0, 360: 0.95}[degrees]
+    low, high, soft = {90: (50, 85, 0.35), 180: (65, 95, 0.3), 360: (66, 80, 0.14)}[degrees]
+    rate = p.uniform(low, high)
     total = degrees + p.uniform(-7, 7)
     steps = max(3, int(round(total / p.uniform(34, 46))))
-    start, duration = p.uniform(3, 7), total / rate * FPS * 1.15
+    start, duration = p.uniform(5, 11), total / rate * FPS
     step = duration / steps
     n = int(np.ceil(start + duration + 0.3 * step)) + 1
-    done, _ = progress(n, start, start + duration, 0.35 * duration, 0.35 * duration)
+    done, _ = progress(n, start, start + duration, soft * duration, soft * duration)
     yaw = p.yaw + sign * total * done
-    spot = p.position + planar(p.yaw, 0, 1) * 0.06 * p.uniform(-1, 1) * ramp(n, start, start + duration)[:,
-                                                                                                         None]
-    travel(p, spot, yaw, start, steps, step, "l" if sign > 0 else "r", lift=p.uniform(0.035, 0.06), strike=0,
-           push=12,
+    moved = p.uniform(-0.06, 0.06) * ramp(n, start, start + duration)
+    spot = p.position + planar(p.yaw, 0 * moved, moved)
+    travel(p, spot, yaw, start, steps, step, "l" if sign > 0 else "r", lift=p.uniform(0.035, 0.06), strike=0, push=12,
            arms=25, elbow=20, bounce=0.004)
     look = np.interp(np.arange(n) + 5, np.arange(n), yaw) - yaw
     p.parts[-1]["head_yaw"] += 0.7 * np.clip(look, -45, 45)
     for side, _ in SIDES:
-        p.parts[-1][f"{side}_spread"] += 6 * pulse(n, start, start + 6, start + duration - 6,
-                                                   start + duration)
-    return {"tempo": tempo_of(rate, 70, 100)}
+        p.parts[-1][f"{side}_spread"] += 6 * pulse(n, start, start + 6, start + duration - 6, start + duration)
+    return {"tempo": tempo_of((rate - low) / (high - low), 0.25, 0.75)}
 
 
 # ---- jumps

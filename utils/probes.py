@@ -109,10 +109,10 @@ def measure_feet(m, joints, heading):
     both = np.minimum(lowest[LEFT], lowest[RIGHT])
     apart = joints[:, ANKLE[LEFT], 1] - joints[:, ANKLE[RIGHT], 1]
     flights = runs(both > 0.03)
-    m["jumps"] = sum(both[a:b].max() > 0.045 and np.abs(apart[a:b]).mean() < 0.12 for a, b in flights)
+    m["jumps"] = sum(both[a:b].max() > 0.07 and np.abs(apart[a:b]).mean() < 0.12 for a, b in flights)
     m["jump_height"] = both.max()
     m["one_foot"] = np.mean(np.abs(apart) > 0.13) * m["seconds"]
-    m["hops"] = sum(np.abs(apart[a:b]).min() > 0.11 for a, b in runs(both > 0.02))
+    m["hops"] = sum(both[a:b].max() > 0.04 and np.abs(apart[a:b]).min() > 0.1 for a, b in runs(both > 0.02))
     ahead, left = {}, {}
     for side in SIDES:
         ahead[side], left[side] = local(joints[:, ANKLE[side]] - joints[:, PELVIS], heading)
@@ -151,9 +151,9 @@ def oscillations(forearm, heading):
     """Half-swings of a raised forearm (unit vectors (T, 3)), along the direction in which it moves most."""
     ahead, left = local(forearm, heading)
     moves = np.stack([ahead, left, forearm[:, 1]], 1)
-    moves = moves - gaussian_filter1d(moves, 7, axis=0)
+    moves = gaussian_filter1d(moves, 1, axis=0) - gaussian_filter1d(moves, 7, axis=0)
     direction = np.linalg.svd(moves - moves.mean(0), full_matrices=False)[2][0]
-    return swings(moves @ direction, 0.18)
+    return swings(moves @ direction, 0.24)
 
 
 def thrusts(ahead):
@@ -192,3 +192,302 @@ def runs(condition):
     """[(start, stop)] of the stretches in which a condition (T,) holds."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], condition, [False]]).astype(int)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
+
+
+# ---- rules -------------------------------------------------------------------------------------------------------
+
+
+def stays(m, far=0.45):
+    return m["reach"] < far
+
+
+def grounded(m):
+    return m["jumps"] == 0 and m["hops"] < 2
+
+
+def upright(m):
+    return m["pelvis_min"] > 0.72
+
+
+def hands_down(m):
+    """No hand goes overhead, waves or strikes; swinging arms are fine."""
+    return all(m[f"overhead_{side}"] < 0.25 and m[f"waves_{side}"] < 4 for side in SIDES)
+
+
+def legs_at_rest(m):
+    """No step, jump, kick, squat or turn worth the name."""
+    return (stays(m) and grounded(m) and upright(m) and m["feet_travel"] < 0.45 and m["straddles"] < 2
+            and abs(m["turn"]) < 50 and m["kicks_left"] + m["kicks_right"] == 0)
+
+
+def walks(m, slowest, fastest, shortest):
+    """Steps in the facing direction at a speed within bounds (m/s), for at least ``shortest`` metres."""
+    return (slowest < m["speed"] < fastest and m["path"] > shortest and m["along"] > 0.8 * m["path"]
+            and m["jump_height"] < 0.14 and m["pelvis_min"] > 0.6 and hands_down(m))
+
+
+def straight(m):
+    return abs(m["turn"]) < 40
+
+
+def walk_forward(m):
+    return walks(m, 0.62, 1.45, 0.8) and straight(m) and m["hops"] < 2
+
+
+def walk_slow(m):
+    return walks(m, 0.15, 0.72, 0.5) and straight(m) and m["hops"] < 2
+
+
+def walk_fast(m):
+    return walks(m, 1.35, 2.15, 1.5) and straight(m)
+
+
+def run_forward(m):
+    return walks(m, 1.95, 6.0, 2.0) and straight(m)
+
+
+def walk_backward(m):
+    return m["path"] > 0.6 and m["along"] < -0.8 * m["path"] and straight(m) and grounded(m) and upright(m) and hands_down(m)
+
+
+def walk_aside(m, sign):
+    return (m["path"] > 0.5 and sign * m["aside"] > 0.8 * m["path"] and straight(m) and grounded(m) and upright(m)
+            and hands_down(m))
+
+
+def walk_curve(m, sign):
+    return walks(m, 0.4, 1.9, 0.9) and 50 < sign * m["turn"] < 170
+
+
+def walk_circle(m, sign):
+    return walks(m, 0.4, 1.9, 2.5) and 280 < sign * m["turn"] < 450
+
+
+def turns(m, sign, degrees, tolerance):
+    return (abs(sign * m["turn"] - degrees) < tolerance and m["turn_range"] < degrees + tolerance and stays(m)
+            and m["path"] < 0.8 and grounded(m) and upright(m) and hands_down(m))
+
+
+def jump(m):
+    return (m["jumps"] >= 1 and m["jump_height"] > 0.09 and stays(m, 0.4) and m["hops"] < 2 and m["straddles"] < 3
+            and abs(m["turn"]) < 60)
+
+
+def jump_forward(m):
+    return (m["jumps"] >= 1 and m["jump_height"] > 0.09 and m["ahead"] > 0.4 and m["along"] > 0.8 * m["path"]
+            and m["path"] < 1.8 * m["jumps"] and straight(m))
+
+
+def hop(m):
+    return m["hops"] >= 2 and m["one_foot"] > 0.6 and m["kicks_left"] + m["kicks_right"] == 0 and m["speed"] < 1.5
+
+
+def waves(m, sides):
+    still = [side for side in SIDES if side not in sides]
+    return (legs_at_rest(m) and all(m[f"waves_{side}"] >= 4 and m[f"raised_{side}"] > 0.6 for side in sides)
+            and all(m[f"waves_{side}"] < 3 and m[f"raised_{side}"] < 0.4 for side in still)
+            and m["claps"] < 3 and m["thrusts_left"] + m["thrusts_right"] == 0)
+
+
+def raises(m, sides):
+    still = [side for side in SIDES if side not in sides]
+    return (legs_at_rest(m) and all(m[f"overhead_{side}"] > 0.35 and m[f"above_{side}"] > 0.15 for side in sides)
+            and all(m[f"waves_{side}"] < 5 for side in sides)
+            and all(m[f"overhead_{side}"] < 0.1 and m[f"raised_{side}"] < 0.4 for side in still))
+
+
+def clap(m):
+    return legs_at_rest(m) and hands_overhead(m) < 0.3 and m["claps"] >= 2 and m["thrusts_left"] + m["thrusts_right"] == 0
+
+
+def hands_overhead(m):
+    return max(m["overhead_left"], m["overhead_right"])
+
+
+def punches(m, side):
+    return (legs_at_rest(m) and hands_overhead(m) < 0.2 and m[f"thrusts_{side}"] >= 1 and m[f"thrust_{side}"] > 0.41
+            and m[f"thrusts_{OTHER[side]}"] == 0 and m[f"bent_{side}"] > 0.2)
+
+
+def kicks(m, side):
+    return (m[f"kicks_{side}"] >= 1 and m[f"kicks_{OTHER[side]}"] == 0 and stays(m, 0.6) and m["jumps"] == 0
+            and m["hops"] < 2 and upright(m) and abs(m["turn"]) < 60)
+
+
+def low(m):
+    """The pelvis is low for a while, with both knees off the floor and the feet in place."""
+    return (m["pelvis_min"] < 0.75 and m["pelvis_low"] > 0.3 and m["knee_min"] > 0.25 and grounded(m) and stays(m, 0.6)
+            and m["feet_travel"] < 0.5 and abs(m["turn"]) < 50)
+
+
+def squat(m):
+    return low(m) and m["pelvis_start"] > 0.84 and m["pelvis_end"] > 0.84 and hands_overhead(m) < 0.3
+
+
+def sit_down(m):
+    return low(m) and m["pelvis_start"] > 0.84 and m["pelvis_end"] < 0.68
+
+
+def stand_up(m):
+    return low(m) and m["pelvis_start"] < 0.68 and m["pelvis_end"] > 0.84
+
+
+def bow(m):
+    return legs_at_rest(m) and m["pelvis_min"] > 0.8 and m["lean"] > 18 and m["lean_end"] < 13 and hands_down(m)
+
+
+def kneel(m):
+    return m["knee_min"] < 0.2 and m["knee_low"] > 0.4 and m["pelvis_start"] > 0.84 and stays(m, 0.9)
+
+
+def jumping_jacks(m):
+    return m["straddles"] >= 2 and m["jacks"] >= 2 and stays(m) and min(m["overhead_left"], m["overhead_right"]) > 0.15
+
+
+def sway(m):
+    return legs_at_rest(m) and m["sways"] >= 3 and m["feet_travel"] < 0.3 and m["one_foot"] < 0.3 and hands_down(m)
+
+
+RULES = {
+    "walk_forward": walk_forward, "walk_slow": walk_slow, "walk_fast": walk_fast, "walk_backward": walk_backward,
+    "walk_left": lambda m: walk_aside(m, 1), "walk_right": lambda m: walk_aside(m, -1),
+    "walk_curve_left": lambda m: walk_curve(m, 1), "walk_curve_right": lambda m: walk_curve(m, -1),
+    "walk_circle_left": lambda m: walk_circle(m, 1), "walk_circle_right": lambda m: walk_circle(m, -1),
+    "run_forward": run_forward,
+    "turn_left_90": lambda m: turns(m, 1, 90, 38), "turn_left_180": lambda m: turns(m, 1, 180, 45),
+    "turn_left_360": lambda m: turns(m, 1, 360, 70), "turn_right_90": lambda m: turns(m, -1, 90, 38),
+    "turn_right_180": lambda m: turns(m, -1, 180, 45), "turn_right_360": lambda m: turns(m, -1, 360, 70),
+    "jump": jump, "jump_forward": jump_forward, "hop": hop,
+    "wave_left": lambda m: waves(m, (LEFT,)), "wave_right": lambda m: waves(m, (RIGHT,)), "wave_both": lambda m: waves(m, SIDES),
+    "raise_left": lambda m: raises(m, (LEFT,)), "raise_right": lambda m: raises(m, (RIGHT,)),
+    "raise_both": lambda m: raises(m, SIDES), "clap": clap,
+    "punch_left": lambda m: punches(m, LEFT), "punch_right": lambda m: punches(m, RIGHT),
+    "kick_left": lambda m: kicks(m, LEFT), "kick_right": lambda m: kicks(m, RIGHT),
+    "squat": squat, "sit_down": sit_down, "stand_up": stand_up, "bow": bow, "kneel": kneel,
+    "jumping_jacks": jumping_jacks, "sway": sway,
+}
+
+
+def check(actions, joints, fps=20.0):
+    """Whether a motion (T, 22, 3) performs the actions (an id of RULES, or a list of them in order)."""
+    actions = [actions] if isinstance(actions, str) else list(actions)
+    unknown = [action for action in actions if action not in RULES]
+    if unknown or not actions:
+        raise ValueError(f"unknown action {unknown[0]!r}; known are {', '.join(RULES)}" if unknown else "no action to check")
+    return performs(actions, prepare(joints, fps))
+
+
+def performs(actions, joints):
+    """The first action on some beginning of the prepared joints, the others on the rest."""
+    if len(actions) == 1:
+        return bool(RULES[actions[0]](measure_prepared(joints)))
+    shortest, step = round(SHORTEST_PART * 20), round(SPLIT_STEP * 20)
+    return any(RULES[actions[0]](measure_prepared(joints[:split])) and performs(actions[1:], joints[split:])
+               for split in range(shortest, len(joints) - shortest * (len(actions) - 1) + 1, step))
+
+
+def probe_report(results):
+    """Summary of [(actions, passed)]: {"all", "single", "sequence": {"passed", "total", "share"}, "actions": {id: ...}}.
+    ``actions`` counts clips of one action."""
+    rows = [(tuple([actions] if isinstance(actions, str) else actions), bool(passed)) for actions, passed in results]
+
+    def share(chosen):
+        passed = sum(ok for _, ok in chosen)
+        return {"passed": passed, "total": len(chosen), "share": passed / len(chosen) if chosen else 0.0}
+
+    single = [row for row in rows if len(row[0]) == 1]
+    return {"all": share(rows), "single": share(single), "sequence": share([row for row in rows if len(row[0]) > 1]),
+            "actions": {action: share([row for row in single if row[0][0] == action])
+                        for action in RULES if any(row[0][0] == action for row in single)}}
+
+
+# ---- prompts -----------------------------------------------------------------------------------------------------
+
+PROMPTS = tuple((prompt, tuple(actions.split())) for prompt, actions in (
+    ("a person walks forward", "walk_forward"),
+    ("someone strolls straight ahead at a normal pace", "walk_forward"),
+    ("a person walks forward slowly", "walk_slow"),
+    ("a man takes slow, unhurried steps ahead", "walk_slow"),
+    ("a person walks forward quickly", "walk_fast"),
+    ("a woman hurries ahead at a brisk walking pace", "walk_fast"),
+    ("a person walks backward", "walk_backward"),
+    ("someone steps back several paces", "walk_backward"),
+    ("a person steps sideways to the left", "walk_left"),
+    ("a man sidesteps to his left", "walk_left"),
+    ("a person steps sideways to the right", "walk_right"),
+    ("a woman shuffles sideways towards her right", "walk_right"),
+    ("a person walks in a curve to the left", "walk_curve_left"),
+    ("someone walks forward while veering left", "walk_curve_left"),
+    ("a person walks in a curve to the right", "walk_curve_right"),
+    ("someone walks forward while veering right", "walk_curve_right"),
+    ("a person walks in a circle counterclockwise", "walk_circle_left"),
+    ("a man walks a full circle to his left", "walk_circle_left"),
+    ("a person walks in a circle clockwise", "walk_circle_right"),
+    ("a man walks a full circle to his right", "walk_circle_right"),
+    ("a person runs forward", "run_forward"),
+    ("someone jogs straight ahead", "run_forward"),
+    ("a person turns left by 90 degrees", "turn_left_90"),
+    ("someone makes a quarter turn to the left on the spot", "turn_left_90"),
+    ("a person turns around to the left", "turn_left_180"),
+    ("someone makes a half turn to the left", "turn_left_180"),
+    ("a person turns a full circle to the left on the spot", "turn_left_360"),
+    ("someone spins counterclockwise once all the way around", "turn_left_360"),
+    ("a person turns right by 90 degrees", "turn_right_90"),
+    ("someone makes a quarter turn to the right on the spot", "turn_right_90"),
+    ("a person turns around to the right", "turn_right_180"),
+    ("someone makes a half turn to the right", "turn_right_180"),
+    ("a person turns a full circle to the right on the spot", "turn_right_360"),
+    ("someone spins clockwise once all the way around", "turn_right_360"),
+    ("a person jumps up", "jump"),
+    ("someone leaps into the air on the spot", "jump"),
+    ("a person jumps forward", "jump_forward"),
+    ("someone leaps ahead with both feet", "jump_forward"),
+    ("a person hops on one leg", "hop"),
+    ("a man bounces on one foot several times", "hop"),
+    ("a person waves with the left hand", "wave_left"),
+    ("a woman says hello with her left hand", "wave_left"),
+    ("a person waves with the right hand", "wave_right"),
+    ("a man greets someone by waving his right hand", "wave_right"),
+    ("a person waves with both hands", "wave_both"),
+    ("someone waves both arms in greeting", "wave_both"),
+    ("a person raises the left arm", "raise_left"),
+    ("a woman lifts her left hand above her head", "raise_left"),
+    ("a person raises the right arm", "raise_right"),
+    ("a man holds his right hand up high", "raise_right"),
+    ("a person raises both arms", "raise_both"),
+    ("someone lifts both hands above their head", "raise_both"),
+    ("a person claps", "clap"),
+    ("someone applauds by clapping their hands", "clap"),
+    ("a person punches with the left hand", "punch_left"),
+    ("a boxer throws a jab with his left fist", "punch_left"),
+    ("a person punches with the right hand", "punch_right"),
+    ("a man strikes forward with his right fist", "punch_right"),
+    ("a person kicks with the left leg", "kick_left"),
+    ("someone kicks forward with their left foot", "kick_left"),
+    ("a person kicks with the right leg", "kick_right"),
+    ("someone kicks a ball with their right foot", "kick_right"),
+    ("a person squats", "squat"),
+    ("someone bends the knees deeply and comes back up", "squat"),
+    ("a person sits down", "sit_down"),
+    ("a man takes a seat on a chair", "sit_down"),
+    ("a person stands up from a chair", "stand_up"),
+    ("a seated woman rises to her feet", "stand_up"),
+    ("a person bows", "bow"),
+    ("someone bends forward at the waist in a polite bow", "bow"),
+    ("a person kneels down", "kneel"),
+    ("someone goes down on one knee", "kneel"),
+    ("a person does jumping jacks", "jumping_jacks"),
+    ("someone performs a few star jumps", "jumping_jacks"),
+    ("a person sways from side to side", "sway"),
+    ("someone rocks left and right while standing", "sway"),
+    ("a person walks forward and then waves with the right hand", "walk_forward wave_right"),
+    ("someone jumps up and then claps", "jump clap"),
+    ("a person sits down and then stands up", "sit_down stand_up"),
+    ("a man turns around to the left and then walks forward", "turn_left_180 walk_forward"),
+    ("a person bows and then walks backward", "bow walk_backward"),
+    ("a woman raises her left arm and then squats", "raise_left squat"),
+    ("a person kicks with the right leg and then punches with the left hand", "kick_right punch_left"),
+    ("someone runs forward and then jumps up", "run_forward jump"),
+    ("a person waves with both hands, then turns right by 90 degrees", "wave_both turn_right_90"),
+    ("a person walks in a curve to the left and then sits down", "walk_curve_left sit_down"),
+))

@@ -1,0 +1,302 @@
+"""Motion features <-> joint positions, after HumanML3D (Guo et al., CVPR 2022, "Generating Diverse and Natural 3D Human
+Motions from Text").
+
+Shapes: T frames, J joints, D features. Joints are (..., T, J, 3) with Y up; a figure faces +Z at frame 0 and its left is +X.
+A row of features holds, in this order (J = 22: 263 columns, J = 21: 251 columns),
+
+    yaw velocity 1, root x and z velocity 2, root height 1, joint positions 3 (J - 1)   "essential": 67 or 64 columns
+    joint rotations 6 (J - 1), joint velocities 3 J, foot contacts 4                    with these "standard"
+
+in the facing frame: the vertical axis through the pelvis, turned so that the figure looks along +Z. The yaw velocity is
+*half* the angle turned in a frame, positive to the right, in radians; the other velocities are per frame too.
+"""
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+SMOOTHING = 20  # frames: sigma of the Gaussian over the facing direction
+TINY = 1e-12  # lengths below this have no direction
+
+
+class MotionError(ValueError):
+    """Joints or features that cannot be converted; the message says why."""
+
+    is_user_error = True
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A joint layout. ``chains``: paths of joints from the root outwards, each joint's parent stands before it;
+    ``raw_offsets`` (J, 3): unit axis along which each bone points in the rest pose; ``face_joints``: right hip, left hip,
+    right shoulder, left shoulder; ``leg_joints``: ends of the two bones that give the scale of retargeting;
+    ``feet_threshold``: squared displacement in a frame below which a foot stands (units of the data);
+    ``target_offsets`` (J, 3) or None: bones of the body that all clips of the data set share."""
+
+    name: str
+    num_joints: int
+    chains: tuple
+    raw_offsets: tuple
+    face_joints: tuple
+    leg_joints: tuple
+    left_feet: tuple
+    right_feet: tuple
+    feet_threshold: float
+    target_offsets: tuple = None
+
+    @cached_property
+    def parents(self):
+        """Parent of each joint; -1 for the root."""
+        parents = dict(self.bones_by_child)
+        return tuple(parents.get(joint, -1) for joint in range(self.num_joints))
+
+    @property
+    def bones_by_child(self):
+        return [(child, parent) for chain in self.chains for parent, child in zip(chain, chain[1:])]
+
+    @property
+    def bones(self):
+        """[(parent, child)], parents first."""
+        return [(parent, child) for child, parent in self.bones_by_child]
+
+    @property
+    def essential_dim(self):
+        return 4 + 3 * (self.num_joints - 1)
+
+    @property
+    def feature_dim(self):
+        return 12 * self.num_joints - 1
+
+    @cached_property
+    def sides(self):
+        r_hip, l_hip, r_shoulder, l_shoulder = self.face_joints
+        sides = ["centre"] * self.num_joints
+        for chain in self.chains:
+            side = "right" if {r_hip, r_shoulder} & set(chain) else "left" if {l_hip, l_shoulder} & set(chain) else None
+            for joint in chain[1:] if side else ():
+                sides[joint] = side
+        return tuple(sides)
+
+    def side(self, joint):
+        """"left", "right" or "centre": where the joint lies on the body."""
+        return self.sides[joint]
+
+
+def _axes(words):
+    """Rows of unit axes from words like "0 +x -y"."""
+    axis = {"x": 0, "y": 1, "z": 2}
+    rows = np.zeros((len(words.split()), 3))
+    for row, word in zip(rows, words.split()):
+        if word != "0":
+            row[axis[word[1]]] = 1.0 if word[0] == "+" else -1.0
+    return rows
+
+
+def _skeleton(raw_offsets, bone_lengths=None, **fields):
+    raw = _axes(raw_offsets)
+    target = raw * np.array(bone_lengths)[:, None] if bone_lengths else None
+    rows = [None if table is None else tuple(map(tuple, table.tolist())) for table in (raw, target)]
+    return Skeleton(num_joints=len(raw), raw_offsets=rows[0], target_offsets=rows[1], **fields)
+
+
+SKELETONS = {
+    "t2m": _skeleton(
+        name="t2m",
+        chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15), (9, 14, 17, 19, 21), (9, 13, 16, 18, 20)),
+        raw_offsets="0 +x -x +y -y -y +y -y -y +y +z +z +y +x -x +z -y -y -y -y -y -y",
+        bone_lengths=(0.0, 0.10307394713163376, 0.10988335311412811, 0.13156825304031372, 0.39362314343452454,
+                      0.3901881277561188, 0.14319026470184326, 0.43243297934532166, 0.42564332485198975,
+                      0.057364705950021744, 0.1433817446231842, 0.1494186669588089, 0.21935999393463135,
+                      0.13748683035373688, 0.14338283240795135, 0.10303927212953568, 0.13161398470401764,
+                      0.12298430502414703, 0.2568398416042328, 0.2630918622016907, 0.2660118639469147,
+                      0.26987630128860474),  # metres; all of HumanML3D has this body
+        face_joints=(2, 1, 17, 16), leg_joints=(5, 8), left_feet=(7, 10), right_feet=(8, 11), feet_threshold=0.002),
+    "kit": _skeleton(
+        name="kit",
+        chains=((0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20), (0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10)),
+        raw_offsets="0 +y +y +y +y +x -y -y -x -y -y +x -y -y +z +z -x -y -y +z +z",
+        face_joints=(11, 16, 5, 8), leg_joints=(17, 18), left_feet=(19, 20), right_feet=(14, 15), feet_threshold=0.05),
+}
+
+
+# ---- joints -> features ------------------------------------------------------------------------------------------
+
+
+def joints_to_features(joints, skeleton, target_offsets=None):
+    """Joints (T, J, 3) -> standard features (T - 1, D) float32; the last frame has no velocity and is dropped.
+
+    ``target_offsets`` (J, 3): move the motion to a body with these bones; None keeps the body's own.
+    MotionError where the joints have another shape, fewer than two frames, or NaN.
+    """
+    joints = _checked(joints, skeleton)
+    if target_offsets is not None:
+        joints = retarget(joints, skeleton, target_offsets)
+    joints = _place(joints, skeleton)
+    heading = _smooth_heading(joints, skeleton)  # (T,)
+    turn = np.diff(heading)
+    turn = np.arctan2(np.sin(turn), np.cos(turn))  # the short way round, also where the heading crosses +-180 degrees
+    step = np.diff(joints, axis=0)
+    facing = joints - joints[:, :1] * [1, 0, 1]
+    parts = (
+        -turn[:, None] / 2,
+        rotate_y(step[:, 0], -heading[1:])[:, [0, 2]],
+        joints[:-1, 0, 1:2],
+        rotate_y(facing[:-1, 1:], -heading[:-1, None]),
+        _local_rotations(joints[:-1], heading[:-1], skeleton),
+        rotate_y(step, -heading[:-1, None]),
+        (step ** 2).sum(-1)[:, [*skeleton.left_feet, *skeleton.right_feet]] < skeleton.feet_threshold,
+    )
+    return np.concatenate([part.reshape(len(step), -1) for part in parts], axis=1).astype(np.float32)
+
+
+def retarget(joints, skeleton, target_offsets):
+    """Joints (T, J, 3) -> the same joint rotations on a body with ``target_offsets`` (J, 3), the root's path scaled by
+    the ratio of the leg lengths. MotionError where the source's leg has no length at frame 0."""
+    lengths = (np.asarray(target_offsets) * skeleton.raw_offsets).sum(-1)  # offsets lie along the raw axes
+    legs = list(skeleton.leg_joints)
+    source_leg = np.linalg.norm(joints[0, legs] - joints[0, [skeleton.parents[leg] for leg in legs]], axis=-1).sum()
+    if source_leg < TINY:
+        raise MotionError("the leg has no length in frame 0, so the motion cannot be scaled to another body")
+    bones = _bone_directions(joints, skeleton) * lengths[:, None]  # rotating an offset along its axis = scaling the bone
+    out = np.empty_like(joints)
+    out[:, 0] = joints[:, 0] * lengths[legs].sum() / source_leg
+    for parent, child in skeleton.bones:
+        out[:, child] = out[:, parent] + bones[:, child]
+    return out
+
+
+def _checked(joints, skeleton):
+    joints = np.asarray(joints)
+    if joints.ndim != 3 or joints.shape[1:] != (skeleton.num_joints, 3):
+        raise MotionError(f"joints have shape {joints.shape}, expected (frames, {skeleton.num_joints}, 3) "
+                          f"for the {skeleton.name} skeleton")
+    if len(joints) < 2:
+        raise MotionError(f"{len(joints)} frames; features need two or more, for velocities")
+    joints = joints.astype(np.float64)
+    if not np.isfinite(joints).all():
+        raise MotionError("joints hold NaN or infinite values")
+    return joints
+
+
+def _place(joints, skeleton):
+    """The lowest joint of the clip on the floor, the root of frame 0 at x = z = 0, and frame 0 facing +Z."""
+    origin = joints[0, 0].copy()
+    origin[1] = joints[..., 1].min()
+    right_hip, left_hip, right_shoulder, left_shoulder = joints[0, list(skeleton.face_joints)]
+    heading = _heading(right_hip - left_hip + right_shoulder - left_shoulder)
+    return rotate_y(joints - origin, -heading)
+
+
+def _heading(across):
+    """Angle (...) about Y, from +Z towards +X, of a body whose right side points along ``across`` (..., 3)."""
+    return np.arctan2(across[..., 2], -across[..., 0])
+
+
+def _smooth_heading(joints, skeleton):
+    """Heading (T,) in radians of the facing frame; frame 0 is 0.
+
+    The hips enter the other way round than in _place: all published features were made so, and ours must agree with them.
+    """
+    right_hip, left_hip, right_shoulder, left_shoulder = (joints[:, joint] for joint in skeleton.face_joints)
+    across = left_hip - right_hip + right_shoulder - left_shoulder
+    norm = np.linalg.norm(across, axis=-1, keepdims=True)
+    across = np.where(norm > TINY, across / np.maximum(norm, TINY), [-1.0, 0.0, 0.0])[:, [0, 2]]
+    offsets = np.arange(-4 * SMOOTHING, 4 * SMOOTHING + 1)
+    kernel = np.exp(-0.5 * (offsets / SMOOTHING) ** 2)
+    padded = np.pad(across, ((4 * SMOOTHING, 4 * SMOOTHING), (0, 0)), mode="edge")
+    x, z = (np.convolve(column, kernel / kernel.sum(), mode="valid") for column in padded.T)
+    heading = np.arctan2(z, -x)
+    heading[0] = 0.0
+    return heading
+
+
+def _bone_directions(joints, skeleton):
+    """Unit vectors (T, J, 3) from each joint's parent to the joint; the rest pose's where a bone has no length."""
+    raw = np.asarray(skeleton.raw_offsets)
+    parents = [max(parent, 0) for parent in skeleton.parents]
+    bones = joints - joints[:, parents]
+    norm = np.linalg.norm(bones, axis=-1, keepdims=True)
+    return np.where(norm > TINY, bones / np.maximum(norm, TINY), raw)
+
+
+def _local_rotations(joints, heading, skeleton):
+    """Rotation of each bone in its parent's frame, first two columns of the matrix: (T, J - 1, 6).
+
+    A bone's own rotation is the shortest one from its raw axis u to its direction v: the reflection of u, then the one
+    along h = u + v, so (I - 2 h h^T)(I - 2 u u^T) with h normalised. Every chain starts from the root's rotation.
+    """
+    raw = np.asarray(skeleton.raw_offsets)
+    middle = raw + _bone_directions(joints, skeleton)
+    norm = np.linalg.norm(middle, axis=-1, keepdims=True)
+    sideways = np.roll(raw, 1, axis=-1)  # a bone that points against its axis: half a turn about any axis across
+    middle = np.where(norm > 1e-9, middle / np.maximum(norm, TINY), sideways)
+    own = (np.eye(3) - 2 * middle[..., :, None] * middle[..., None, :]) * (1 - 2 * raw ** 2)[:, None, :]  # (T, J, 3, 3)
+    own[:, 0] = rotate_y(np.eye(3), -heading[:, None]).swapaxes(-1, -2)
+    starts = {chain[1] for chain in skeleton.chains}
+    before = [0 if joint in starts else skeleton.parents[joint] for joint in range(1, skeleton.num_joints)]
+    columns = own[:, before].swapaxes(-1, -2) @ own[:, 1:, :, :2]
+    return columns.swapaxes(-1, -2).reshape(len(joints), -1, 6)
+
+
+# ---- features -> joints ------------------------------------------------------------------------------------------
+
+
+def rotate_y(vectors, angle):
+    """Vectors (..., 3) turned by ``angle`` (...) radians about Y, from +Z towards +X. Numpy or torch."""
+    xp = torch if torch.is_tensor(vectors) else np
+    cos, sin = xp.cos(angle), xp.sin(angle)
+    x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
+    x, z = cos * x + sin * z, cos * z - sin * x
+    return xp.stack([x, y + 0 * x, z], -1)  # 0 * x: y takes the shape to which x and the angle broadcast
+
+
+def recover_root(features):
+    """Features (..., T, D) -> heading (..., T) in radians from +Z towards +X, and root positions (..., T, 3).
+
+    Numpy in, numpy out; torch in, torch out, differentiable.
+    """
+    xp = torch if torch.is_tensor(features) else np
+    zero = xp.zeros_like(features[..., :1, 0])
+    heading = -2 * xp.concatenate([zero, xp.cumsum(features[..., :-1, 0], -1)], -1)
+    velocity = xp.stack([features[..., 1], 0 * features[..., 1], features[..., 2]], -1)[..., :-1, :]
+    path = xp.cumsum(rotate_y(velocity, heading[..., 1:]), -2)
+    path = xp.concatenate([xp.zeros_like(features[..., :1, :3]), path], -2)
+    return heading, xp.stack([path[..., 0], features[..., 3], path[..., 2]], -1)
+
+
+def facing_joints(features, num_joints):
+    """Features (..., T, D) -> joints (..., T, J, 3) in the facing frame, the root at x = z = 0 and its height.
+
+    Nothing is accumulated over time, so an error in one frame stays in that frame. Numpy or torch.
+    """
+    xp = torch if torch.is_tensor(features) else np
+    root = xp.stack([0 * features[..., 3], features[..., 3], 0 * features[..., 3]], -1)[..., None, :]
+    rest = essential(features, 4 + 3 * (num_joints - 1))[..., 4:]
+    return xp.concatenate([root, rest.reshape(*rest.shape[:-1], num_joints - 1, 3)], -2)
+
+
+def features_to_joints(features, num_joints):
+    """Features (..., T, D), essential or standard and not normalised -> joints (..., T, J, 3).
+
+    Numpy in, numpy out; torch in, torch out, differentiable. MotionError where there are too few columns.
+    """
+    xp = torch if torch.is_tensor(features) else np
+    joints = facing_joints(features, num_joints)
+    heading, root = recover_root(features)
+    path = xp.stack([root[..., 0], 0 * root[..., 1], root[..., 2]], -1)
+    return rotate_y(joints, heading[..., None]) + path[..., None, :]
+
+
+def essential(features, skeleton_or_dim):
+    """The essential columns (..., 67 or 64) of features (..., D). MotionError where there are fewer."""
+    dim = getattr(skeleton_or_dim, "essential_dim", skeleton_or_dim)
+    if features.shape[-1] < dim:
+        raise MotionError(f"features have {features.shape[-1]} columns, expected {dim} or more")
+    return features[..., :dim]
+
+
+def features_to_standard(features, skeleton, target_offsets=None):
+    """Essential features (T, D) -> standard features (T - 1, 263 or 251) of the joints that they stand for."""
+    features = np.asarray(features, np.float64)
+    return joints_to_features(features_to_joints(features, skeleton.num_joints), skeleton, target_offsets)
