@@ -76,9 +76,10 @@ def format_table(header, rows, left=1):
     """Aligned plain text: the first ``left`` columns to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-             for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    cells.insert(1, ["-" * width for width in widths])
+    aligned = [[cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width)
+                in enumerate(zip(row, widths))] for row in cells]
+    return "\n".join("  ".join(row).rstrip() for row in aligned)
 
 
 def show(number):
@@ -95,8 +96,8 @@ def report(results, args):
     for name, result in results.items():
         window = result["window"]
         ratio = "-" if window["std_over_mean"] is None else f"{window['std_over_mean']:.2%}"
-        rows.append([name, show(result["last_iteration"]), show(result["reached_at"]), show(result["reached_at_smoothed"]),
-                     show(window["mean"]), show(window["std"]), ratio, window["values"]])
+        iterations = [show(result[key]) for key in ("last_iteration", "reached_at", "reached_at_smoothed")]
+        rows.append([name, *iterations, show(window["mean"]), show(window["std"]), ratio, window["values"]])
     tags = [args.metric] + sorted({tag for result in results.values() for tag in result["metrics"]
                                    if tag.startswith("Val/") and tag != args.metric})
     best = [[tag, name, show(result["metrics"][tag]["best"]), show(result["metrics"][tag]["iteration"]),
@@ -114,15 +115,14 @@ def plot(curves, results, args, path):
         draw_curves(left, curves, args.metric, args.smooth)
         left.axhline(args.threshold, color="0.35", linewidth=1, linestyle="--")
         for i, result in enumerate(results.values()):
-            if result["reached_at_smoothed"] is not None:
-                left.plot(result["reached_at_smoothed"], args.threshold, "o", color=f"C{i % 10}", markeredgecolor="white", zorder=5)
-        left.set_title(f"{args.metric}, threshold {args.threshold:g}")
-        for i, result in enumerate(results.values()):
-            window = result["window"]
+            reached, window = result["reached_at_smoothed"], result["window"]
+            if reached is not None:
+                left.plot(reached, args.threshold, "o", color=f"C{i % 10}", markeredgecolor="white", zorder=5)
             right.errorbar(i, window["mean"], yerr=window["std"], fmt="o", color=f"C{i % 10}", capsize=6, markersize=7)
+        left.set_title(f"{args.metric}, threshold {args.threshold:g}")
         right.set_xticks(range(len(results)), list(results), rotation=20 if len(results) > 3 else 0)
         right.set_xlim(-0.6, len(results) - 0.4)
-        right.set_title(f"mean \u00b1 std of the last {max(result['window']['values'] for result in results.values())} values")
+        right.set_title(f"mean \u00b1 std of the last {args.window} values at most")
         save_figure(figure, path)
 
 

@@ -1,7 +1,8 @@
 """Training curves as pictures, from the TensorBoard event files of one run or of several.
 
     python plot_loss.py --log_dir checkpoints/t2m/FSQ_AE_High --output loss_curve.png --smooth 0.9
-    python plot_loss.py --log_dirs checkpoints/t2m/A checkpoints/t2m/B --names "FSQ" "VQ" --output compare.png --metric Val/FID
+    python plot_loss.py --log_dirs checkpoints/t2m/A checkpoints/t2m/B --names "FSQ" "VQ" --output compare.png \\
+        --metric Train/loss
     python plot_loss.py --log_dir checkpoints/t2m/FSQ_AE_High --all --output_dir plots       # one picture a metric
 
 A run's folder holds its event files, or a folder model/ with them. The files of a run that was stopped and resumed are
@@ -24,8 +25,8 @@ from utils.errors import UserError, run
 
 FEW = 40  # fewer values than this get a marker each
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.6,
-         "axes.axisbelow": True, "font.size": 11, "legend.frameon": False}
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+         "grid.linewidth": 0.6, "axes.axisbelow": True, "font.size": 11, "legend.frameon": False}
 
 
 def parse_args(argv=None):
@@ -33,7 +34,7 @@ def parse_args(argv=None):
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--log_dir", help="folder of one run; with --all also a folder of runs")
     which.add_argument("--log_dirs", nargs="+", help="folders of the runs to compare")
-    parser.add_argument("--names", nargs="+", default=None, help="a name a run for the legend; default: the folders' names")
+    parser.add_argument("--names", nargs="+", default=None, help="a name a run; default: its folder's name")
     parser.add_argument("--metric", default="Train/loss", help="tag of the curve to draw")
     parser.add_argument("--smooth", type=smoothing, default=0.9,
                         help="weight of the past in the moving average, 0 (none) to below 1, in logged values")
@@ -62,8 +63,8 @@ def read_runs(log_dirs, names=None):
     for i, log_dir in enumerate(log_dirs):
         found = find_runs(log_dir)
         if len(found) > 1:
-            raise UserError(f"{log_dir} holds {len(found)} runs ({', '.join(sorted(found))}); name one of them, or several "
-                            "with --log_dirs")
+            raise UserError(f"{log_dir} holds {len(found)} runs ({', '.join(sorted(found))}); name one of them, or "
+                            "several with --log_dirs")
         name = names[i] if names else Path(log_dir).resolve().name
         if name in runs:
             raise UserError(f"two runs are called {name!r}; tell them apart with --names")
@@ -135,15 +136,15 @@ def ema(values, weight):
 # ---- drawing ----
 
 def draw_curves(axes, curves, metric, smooth, log_scale=False):
-    """Each run of curves {name: (steps, values)} as its smoothed line, with the values themselves pale behind it. A few
-    values, as of validation metrics, are marked one by one and stay as clear as the line, which lags far behind them."""
+    """Each run of curves {name: (steps, values)} as its smoothed line, with the values themselves pale behind it. Where
+    there are few, as of validation metrics, they are marked and stay clear: a smoothed line lags far behind them."""
     for i, (name, (steps, values)) in enumerate(curves.items()):
         few = len(values) < FEW
         colour, marker = f"C{i % 10}", "o" if few else ""
         label = name if len(curves) > 1 or not smooth else f"smoothed ({smooth:g})"
         if smooth:
-            axes.plot(steps, values, color=colour, alpha=0.9 if few else 0.28, linewidth=0.8, marker=marker, markersize=4,
-                      label=None if len(curves) > 1 else "as logged")
+            axes.plot(steps, values, color=colour, alpha=0.9 if few else 0.28, linewidth=0.8, marker=marker,
+                      markersize=4, label=None if len(curves) > 1 else "as logged")
         axes.plot(steps, ema(values, smooth), color=colour, linewidth=1.9, label=label,
                   marker="" if smooth else marker, markersize=4)
     if log_scale and all((values > 0).all() for _, values in curves.values()):
@@ -174,9 +175,10 @@ def save_figure(figure, path):
         figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())
         os.replace(temporary, path)
     except OSError as error:
+        if temporary.exists():
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
         plt.close(figure)
     print(f"wrote {path}")
 

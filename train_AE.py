@@ -13,7 +13,7 @@ from models.loading import read_checkpoint
 from utils import options
 from utils.datasets import MotionStore, WindowDataset, get_spec, make_loader
 from utils.errors import UserError, run
-from utils.evaluation import heading_error, reconstruction_errors, reconstruct
+from utils.evaluation import heading_error, reconstruct, reconstruction_errors
 from utils.train_utils import RunFolder, Trainer, learning_rate, pick_device, seed_everything
 
 
@@ -26,6 +26,7 @@ def parse_args():
     parser.add_argument("--fsq_levels", type=int, nargs="+", default=None,
                         help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
     parser.add_argument("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
+    parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the residual blocks")
     parser.add_argument("--window_size", type=options.positive_int, default=64, help="frames of a training window")
     parser.add_argument("--recons_loss", choices=["l1_smooth", "mse"], default="l1_smooth", help="reconstruction loss")
     parser.add_argument("--aux_loss_joints", type=float, default=1.0, help="weight of the loss on joint positions")
@@ -36,7 +37,7 @@ def parse_args():
 
 
 def model_kwargs(args, feature_dim):
-    kwargs = {"input_width": feature_dim, "width": args.width, "latent_dim": args.width}
+    kwargs = {"input_width": feature_dim, "width": args.width, "latent_dim": args.width, "dropout": args.dropout}
     if args.fsq_levels is not None:
         if args.model != "FSQ_AE_Model":
             raise UserError(f"--fsq_levels belongs to --model FSQ_AE_Model; the levels of {args.model} are fixed")
@@ -81,7 +82,7 @@ def main():
     describe = {"kind": "ae", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std), "args": vars(args)}
     trainer = Trainer(
-        folder, "ae", model, optimizer, seed=args.seed, log_every=args.log_every, describe=describe, metric="Val/MPJPE",
+        folder, "ae", model, optimizer, seed=args.seed, log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad, describe=describe, metric="Val/MPJPE",
         lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))

@@ -160,7 +160,7 @@ def main():
                 "levels": list(ae.levels) if ae.levels else None, "args": vars(args),
                 "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)}}
     trainer = Trainer(
-        folder, "mardm", model, optimizer, seed=args.seed, ema=ema, log_every=args.log_every, describe=describe,
+        folder, "mardm", model, optimizer, seed=args.seed, ema=ema, log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad, describe=describe,
         metric="Val/FID" if args.need_evaluation else "Val/loss",
         lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
     if args.is_continue:

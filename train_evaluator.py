@@ -72,7 +72,7 @@ def main():
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
     describe = {"kind": "evaluator", "model_kwargs": kwargs, "dataset": spec.describe(), "args": vars(args),
                 "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std)}
-    trainer = Trainer(folder, "evaluator", model, optimizer, seed=args.seed, log_every=args.log_every, describe=describe,
+    trainer = Trainer(folder, "evaluator", model, optimizer, seed=args.seed, log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad, describe=describe,
                       metric="Val/1-R3",
                       lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
     if args.is_continue:

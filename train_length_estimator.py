@@ -56,7 +56,7 @@ def main():
     model = LengthEstimator(data.features.shape[1], CLASSES).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
     trainer = Trainer(
-        folder, "estimator", model, optimizer, seed=args.seed, log_every=args.log_every, metric="Val/loss",
+        folder, "estimator", model, optimizer, seed=args.seed, log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad, metric="Val/loss",
         describe={"kind": "length_estimator", "dataset": spec.describe(), "args": vars(args)},
         lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
     if args.is_continue:

@@ -7,8 +7,8 @@ import math
 from functools import partial
 
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
 
 from models.DiffMLPs import HEADS, modulate
 from models.errors import ModelError

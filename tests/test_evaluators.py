@@ -1,6 +1,7 @@
 """Evaluators: the reference's numbers, no influence of padding, training, files."""
 import importlib.util
 import json
+import pickle
 from collections import namedtuple
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from conftest import golden, name_fill, relative_error
 
 from utils import evaluators
 from utils.errors import UserError
+from utils.word_vectorizer import POS_ENUMERATOR, WordVectorizer
 
 Caption = namedtuple("Caption", "text tokens")
 DIMS = {"t2m": 67, "kit": 64}
@@ -211,3 +213,49 @@ def test_it_learns_a_small_set():
         loss.backward()
         optimiser.step()
     assert loss < 0.2  # log(8) = 2.08 at the start
+
+
+def write_glove(folder, words=("sos", "eos", "unk", "walk", "a", "left")):
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "our_vab_data.npy", np.random.default_rng(0).standard_normal((len(words), 300)))
+    (folder / "our_vab_words.pkl").write_bytes(pickle.dumps(list(words)))
+    (folder / "our_vab_idx.pkl").write_bytes(pickle.dumps({word: i for i, word in enumerate(words)}))
+    return folder
+
+
+def test_part_of_speech_numbers_are_the_reference_s():
+    assert POS_ENUMERATOR == json.loads(golden("pos_enumerator.json").read_text())["pos_enumerator"]
+
+
+def test_sentences_become_vectors(tmp_path):
+    vectorizer = WordVectorizer(write_glove(tmp_path / "glove"))
+    words, tags, length = vectorizer.sentence(["a/DET", "walk/VERB", "left/ADJ", "zigzag/NOUN", "a/X"])
+    assert words.shape == (22, 300) and tags.shape == (22, 15) and length == 7 and (tags.sum(1) == 1).all()
+    names = list(POS_ENUMERATOR)
+    expected = ["OTHER", "DET", "Act_VIP", "Loc_VIP", "OTHER", "OTHER", "OTHER"] + ["OTHER"] * 15
+    assert [names[i] for i in tags.argmax(1)] == expected
+    rows = [int(np.flatnonzero((vectorizer.vectors == word).all(1))[0]) for word in words]
+    assert rows == [0, 4, 3, 5, 2, 4, 1] + [2] * 15
+    words, tags, length = vectorizer.sentence(["walk/VERB"] * 50)
+    assert words.shape == (22, 300) and length == 22 and (words[21] == vectorizer["eos/OTHER"][0]).all()
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+def test_bad_glove_folders_are_named(tmp_path, capsys):
+    with pytest.raises(UserError, match="our_vab_words.pkl.*glove.zip"):
+        WordVectorizer(tmp_path)
+    folder = write_glove(tmp_path / "glove")
+    (folder / "our_vab_words.pkl").write_bytes(pickle.dumps([Malicious()]))
+    with pytest.raises(UserError, match="print"):
+        WordVectorizer(folder)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="'unk'"):
+        WordVectorizer(write_glove(folder, words=("sos", "eos", "walk")))
+    write_glove(folder)
+    np.save(folder / "our_vab_data.npy", np.zeros((3, 50)))
+    with pytest.raises(UserError, match="300"):
+        WordVectorizer(folder)

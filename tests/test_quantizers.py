@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from models.AE import AE_models, FSQ_LEVELS
+from models.AE import FSQ_LEVELS, AE_models
 from models.errors import ModelError
 from models.FSQ import FSQ
 from models.VQ import VQ

@@ -11,7 +11,6 @@ from utils import demo_steps as steps
 from utils.demo_body import SIDES, solve
 from utils.demo_performer import OTHER, SIGN, curve, planar, pulse, ramp, tempo_of
 
-
 # ---- arms
 
 def lean_with(p, c, side, weight, amount=1.0):
@@ -30,15 +29,15 @@ def wave(p, sides):
     up = pulse(n, start, start + rise, end, end + rise)
     swing = np.sin(2 * np.pi * (frames - begin) / period) * pulse(n, begin, begin + 6, end - 4, end + 4)
     style, width = p.pick("low", "high", "front"), p.uniform(16, 30)
-    angles = {"low": {"spread": p.uniform(60, 88), "swing": p.uniform(0, 20), "roll": -90,
+    angles = {"low": {"spread": p.uniform(74, 92), "swing": p.uniform(0, 20), "roll": -90,
                       "elbow": p.uniform(75, 95)},
               "high": {"spread": p.uniform(125, 150), "swing": p.uniform(0, 15), "roll": -80,
                        "elbow": p.uniform(25, 40)},
-              "front": {"spread": p.uniform(30, 45), "swing": p.uniform(35, 55), "roll": -75,
-                        "elbow": p.uniform(95, 115)}}[style]
+              "front": {"spread": p.uniform(30, 45), "swing": p.uniform(54, 70), "roll": -25,
+                        "elbow": p.uniform(75, 95)}}[style]
     for side in sides:
         p.arm(c, side, up, **angles)
-        c[f"{side}_elbow"] += width * swing
+        c[f"{side}_{'roll' if style == 'front' else 'elbow'}"] += width * swing
         c[f"{side}_spread"] += (6 if style != "high" else 14) * swing
     if len(sides) == 1:
         lean_with(p, c, sides[0], -up)
@@ -56,7 +55,8 @@ def raise_arms(p, sides):
     lower = start + rise + hold
     up = ramp(n, start, start + rise) - (0 if stays else ramp(n, lower, lower + fall))
     high = p.uniform(155, 176)
-    angles = p.pick({"swing": high, "spread": p.uniform(4, 14), "roll": 0}, {"spread": high, "swing": 4, "roll": 0})
+    angles = p.pick({"swing": high, "spread": p.uniform(4, 14), "roll": 0},
+                    {"spread": high, "swing": 4, "roll": 0})
     for side in sides:
         p.arm(c, side, up, elbow=p.uniform(3, 16), **angles)
     if len(sides) == 1:
@@ -144,9 +144,10 @@ def kick(p, side):
         t = start + k * period
         back += curve(n, (t, 0), (t + 7, 1), (t + 11, 0))
         hit += curve(n, (t + 6, 0), (t + 12, 1), (t + 13.5, 1), (t + period - 1, 0))
-    far = 0.6 + 0.12 * high
+    leg = p.body.length[4] + p.body.length[7]
+    far = 1.05 * np.sqrt(leg ** 2 - (p.body.standing - 0.14 - high) ** 2)        # the leg is nearly straight at the top
     p.shift_foot(c, side, ahead=far * hit - 0.28 * back, sideways=-sign * 0.05 * hit)
-    c[f"{side}_lift"] += high * np.maximum(hit, 0) ** 1.4 + 0.14 * back
+    c[f"{side}_lift"] += high * np.maximum(hit, 0) ** 0.8 + 0.14 * np.maximum(back, 0) ** 0.5
     c[f"{side}_foot_pitch"] += 48 * back - 30 * hit
     c["bend"] -= 7 * hit - 8 * back
     c["pelvis_pitch"] -= 14 * hit * high - 4 * back
@@ -181,7 +182,7 @@ def squat(p):
 
 
 def lower_trunk(p, c, down, depth, pitch, bend):
-    """Sink by ``depth`` with the knees apart, the hips going back and the trunk ahead to stay over the feet."""
+    """Sink by ``depth`` with the knees apart, hips going back and the trunk ahead to stay over the feet."""
     c["height"] -= depth * down
     p.shift(c, ahead=-0.42 * depth * down)
     c["pelvis_pitch"] += pitch * down
@@ -239,7 +240,7 @@ def stand_up(p):
 
 def bow(p):
     start, down_time, hold, rise = p.uniform(4, 8), p.uniform(13, 24), p.uniform(5, 16), p.uniform(14, 24)
-    deep, count = p.uniform(35, 85), p.pick(1, 1, 1, 2)
+    deep, count = p.uniform(45, 88), p.pick(1, 1, 1, 2)
     cycle = down_time + hold + rise + 2
     n = int(start + count * cycle + p.uniform(4, 9))
     c, down = p.neutral(n), np.zeros(n)
@@ -248,7 +249,7 @@ def bow(p):
         down += pulse(n, t, t + down_time, t + down_time + hold, t + down_time + hold + rise)
     c["pelvis_pitch"] += 0.58 * deep * down
     c["bend"] += 0.42 * deep * down
-    c["head_pitch"] += 0.32 * deep * down
+    c["head_pitch"] += 0.58 * deep * down
     p.shift(c, ahead=-0.0016 * deep * down)
     c["height"] -= 0.0004 * deep * down
     style = p.pick("sides", "hanging", "thighs")
@@ -258,7 +259,7 @@ def bow(p):
         if style == "thighs":
             p.arm(c, side, down, roll=35, elbow=35)
     p.append(c)
-    return {"count": count, "size": "big" if deep > 68 else "small" if deep < 45 else None,
+    return {"count": count, "size": "big" if deep > 73 else "small" if deep < 53 else None,
             "tempo": tempo_of(down_time, 21, 15.5)}
 
 

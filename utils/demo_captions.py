@@ -1,4 +1,4 @@
-"""Captions of the demo data set, drawn from a grammar that is wide enough for outsiders' wording to lie inside it.
+"""Captions of the demo data set, drawn from a grammar wide enough for outsiders' wording to lie inside it.
 
 Facts of the clip (tempo, size, count) are mentioned only when they are true. ``rng`` is a numpy Generator.
 """
@@ -39,7 +39,8 @@ def expand(text, side, rng):
     clock = "clockwise" if side == "right" else pick(("counterclockwise", "anticlockwise",
                                                       "counterclockwise"), rng)
     while True:
-        text, rules = RULE.subn(lambda m: grammar.RULES.get(m[0], m[0].lower()) if m[0] not in ("SIDE", "CLOCK",
+        text, rules = RULE.subn(lambda m: grammar.RULES.get(m[0], m[0].lower()) if m[0] not in ("SIDE",
+                                                                                                "CLOCK",
                                                                                         "POSS")
                                 else {"SIDE": side, "CLOCK": clock, "POSS": "#"}[m[0]], text)
         text, choices = CHOICE.subn(lambda m: pick(m[1].split("|"), rng), text)
@@ -63,12 +64,13 @@ def conjugate(verb, form):
 
 
 def details(action, facts, rng):
-    """Phrases about tempo, size and count that are true of this clip, at most two of them, each sometimes left out."""
+    """Phrases about tempo, size and count that are true of this clip, two at most, each sometimes left out."""
     options = []
     if facts.get("tempo"):
         options.append(grammar.TEMPO[facts["tempo"]])
     if facts.get("size"):
-        options += [sizes[facts["size"]] for prefix, sizes in grammar.SIZES.items() if action.startswith(prefix)][:1]
+        sizes = [by_size for prefix, by_size in grammar.SIZES.items() if action.startswith(prefix)]
+        options += [by_size[facts["size"]] for by_size in sizes[:1]]
     count = facts.get("count")
     if count and action != "clap":
         options.append(grammar.TIMES.get(count) or grammar.NUMBERS[count] + " times")
@@ -126,7 +128,8 @@ def captions_of(actions, facts, rng, count=3):
 # ---- part-of-speech tags, from the grammar's own words
 
 TAGS = {word: tag for tag, words in grammar.LEXICON.items() for word in words.split()}
-LEMMAS = {conjugate(verb, form): verb for verb in set(VERB.findall(grammar.GRAMMAR)) | {"start", "begin", "show",
+LEMMAS = {conjugate(verb, form): verb for verb in set(VERB.findall(grammar.GRAMMAR)) | {"start", "begin",
+                                                                                        "show",
                                                                                 "do", "wave"}
           for form in ("base", "s", "ing")}
 LEMMAS.update({"seen": "see", "see": "see", "shown": "show", "curving": "curve", "veering": "veer",

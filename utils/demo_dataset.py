@@ -2,8 +2,8 @@
 
 It lies on disk as HumanML3D does (22 joints, 20 fps, 40 to 196 frames,
                                    three captions a clip), needs no download, and
-every clip comes with the actions it shows (`labels.json`), so that a trained model can be checked against what it was
-asked for. The same seed makes the same data.
+every clip comes with the actions it shows (`labels.json`), so that a trained model can be checked against what it
+was asked for. The same seed makes the same data.
 """
 import json
 import os
@@ -19,15 +19,15 @@ from utils.demo_performer import Performer
 from utils.motion_process import SKELETONS, joints_to_features
 
 MIN_FRAMES, MAX_FRAMES = 40, 196           # of the features, which have one frame less than the joints
-SEQUENCE_FRAMES = 130                  # two actions in a row are drawn again when they take longer
+SEQUENCE_FRAMES = 115                  # two actions in a row are drawn again when they take longer
 SHARE_OF_SEQUENCES = 0.25
 SPLITS = {"train": 16, "val": 1, "test": 3}                     # clips of every 20
 CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward",
            "run_forward")     # may begin or end in mid-stride
 NOT_IN_SEQUENCES = ("walk_circle_left", "walk_circle_right")    # too long
 LONG = ("turn_left_360", "turn_right_360", "sway", "jumping_jacks")       # not two of these in one clip
-# Columns of the 263 features that share one standard deviation: yaw velocity, xz velocity, height, joint positions,
-# rotations, joint velocities, contacts.
+# Columns of the 263 features that share one standard deviation: yaw velocity, xz velocity, height, joint
+# positions, rotations, joint velocities, contacts.
 STD_GROUPS = (0, 1, 3, 4, 67, 193, 259, 263)
 
 
@@ -36,9 +36,12 @@ def perform(action_ids, rng):
     for action in action_ids:
         if action not in ACTIONS:
             raise ValueError(f"unknown action '{action}'; one of {', '.join(ACTIONS)}")
-    tries = [_perform_once(action_ids, rng) for _ in range(1)]
-    while len(tries[-1][0]) > (SEQUENCE_FRAMES
-                               if len(action_ids) > 1 else MAX_FRAMES + 1) and len(tries) < 12:
+    for first, second in zip(action_ids[:-1], action_ids[1:]):
+        if (first == "sit_down") != (second == "stand_up"):
+            raise ValueError(f"'{second}' cannot follow '{first}': who sits can only stand up next")
+    longest = SEQUENCE_FRAMES if len(action_ids) > 1 else MAX_FRAMES + 1
+    tries = [_perform_once(action_ids, rng)]
+    while len(tries[-1][0]) > longest and len(tries) < 12:
         tries.append(_perform_once(action_ids, rng))
     joints, facts = min(tries, key=lambda item: len(item[0]))
     if len(joints) > MAX_FRAMES + 1:
@@ -66,8 +69,8 @@ def _perform_once(action_ids, rng):
 
 
 def make_clip(action_ids, rng):
-    """Joints (T, 22, 3) in metres, Y up, 20 fps, T from 41 to 197, of a random person who performs the given actions
-    (a list of one or two action ids) somewhere on the floor, facing anywhere. ValueError for an unknown action."""
+    """Joints (T, 22, 3) in metres, Y up, 20 fps, T from 41 to 197, of a random person who performs the given
+    actions (a list of one or two ids) somewhere on the floor, facing anywhere. ValueError for an unknown action."""
     return perform(action_ids, rng)[0]
 
 
@@ -86,7 +89,7 @@ def plan(num_clips, rng):
 
 
 def split_clips(clips, rng):
-    """{split: sorted indices}; clips of like actions are dealt out in turn, so that every split holds them all."""
+    """{split: sorted indices}; clips of like actions are dealt out in turn, so every split holds them all."""
     order = sorted(rng.permutation(len(clips)), key=lambda i: (len(clips[i]), clips[i]))
     deal = ["train"] * 20
     for position, split in ((3, "test"), (8, "val"), (10, "test"), (16, "test")):
@@ -129,8 +132,8 @@ def write_clip(folder, name, actions, rng):
 
 
 def build_demo(root, num_clips=2000, seed=0):
-    """Write the data set to the folder ``root``, which must not exist yet. It is made beside it and renamed at the end,
-    so a build that is interrupted leaves nothing half made. Takes about a minute for 2,000 clips."""
+    """Write the data set to the folder ``root``; FileExistsError when it exists. It is made beside it and renamed at
+    the end, so an interrupted build leaves nothing half made. 2,000 clips take about a minute."""
     root = Path(root)
     if root.exists():
         raise FileExistsError(f"{root} exists already; remove it to build the data set again")

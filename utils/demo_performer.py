@@ -1,4 +1,4 @@
-"""A person of the demo data set who acts: the state between two actions, and the curves that actions are drawn with.
+"""A person of the demo data set who acts: the state between two actions, and the curves they are drawn with.
 
 Lengths in frames, 20 of them a second; n is the number of frames of the part that is being made.
 """
@@ -34,7 +34,7 @@ def curve(n, *keys):
 
 
 class Performer:
-    """A person somewhere on the floor. ``neutral(n)`` gives curves that stand still at ease, actions change them and
+    """A person somewhere on the floor. ``neutral(n)`` gives curves that stand at ease, actions change them and
     ``append`` them; the next action starts where the last one ended."""
 
     def __init__(self, rng):

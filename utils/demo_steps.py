@@ -129,8 +129,8 @@ def walk_fast(p):
 
 
 def walk_backward(p):
-    speed = p.uniform(0.5, 0.95)
-    walk(p, speed, seconds=p.uniform(2.0, 3.6), heading=180,
+    speed = p.uniform(0.55, 0.95)
+    walk(p, speed, seconds=p.uniform(2.2, 3.6), heading=180,
          step=(0.2 + 0.28 * speed) * p.uniform(0.95, 1.05),
          **walk_style(p, strike=-14, push=-8, arms=p.uniform(20, 40)))
     return {"tempo": tempo_of(speed, 0.6, 0.85)}
@@ -161,8 +161,8 @@ def walk_circle(p, sign):
 def run_forward(p):
     speed = p.uniform(2.3, 3.3)
     walk(p, speed, seconds=p.uniform(1.7, 3.0), step=speed / p.uniform(2.6, 3.0), swing=p.uniform(1.2, 1.4),
-         lift=p.uniform(0.14, 0.22), strike=4, push=50, width=0.05, bounce=-p.uniform(0.03, 0.045), arms=p.uniform(28, 40),
-         elbow=p.uniform(75, 100), lean=p.uniform(8, 16), crouch=0.05)
+         lift=p.uniform(0.14, 0.22), strike=4, push=50, width=0.05, bounce=p.uniform(-0.045, -0.03),
+         arms=p.uniform(28, 40), elbow=p.uniform(75, 100), lean=p.uniform(8, 16), crouch=0.05)
     return {"tempo": tempo_of(speed, 0, 3.0)}
 
 
@@ -179,13 +179,15 @@ def turn_on_spot(p, sign, degrees):
     yaw = p.yaw + sign * total * done
     moved = p.uniform(-0.06, 0.06) * ramp(n, start, start + duration)
     spot = p.position + planar(p.yaw, 0 * moved, moved)
-    travel(p, spot, yaw, start, steps, step, "l" if sign > 0 else "r", lift=p.uniform(0.035, 0.06), strike=0, push=12,
+    travel(p, spot, yaw, start, steps, step, "l" if sign > 0 else "r", lift=p.uniform(0.035, 0.06), strike=0,
+           push=12,
            arms=25, elbow=20, bounce=0.004)
     look = np.interp(np.arange(n) + 5, np.arange(n), yaw) - yaw
     p.parts[-1]["head_yaw"] += 0.7 * np.clip(look, -45, 45)
     for side, _ in SIDES:
-        p.parts[-1][f"{side}_spread"] += 6 * pulse(n, start, start + 6, start + duration - 6, start + duration)
-    return {"tempo": tempo_of((rate - low) / (high - low), 0.25, 0.75)}
+        p.parts[-1][f"{side}_spread"] += 6 * pulse(n, start, start + 6, start + duration - 6,
+                                                   start + duration)
+    return {"tempo": tempo_of((rate - low) / (high - low), 0.25, 0.75) if degrees < 360 else None}
 
 
 # ---- jumps

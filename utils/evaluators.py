@@ -9,7 +9,6 @@ Each owns its mean and std. A clip's embedding is the same alone and in any batc
 Shapes: B batch, T frames, L tokens (T / 4), D features, E embedding, W words.
 """
 import math
-import os
 import pickle
 from pathlib import Path
 

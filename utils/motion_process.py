@@ -1,14 +1,15 @@
-"""Motion features <-> joint positions, after HumanML3D (Guo et al., CVPR 2022, "Generating Diverse and Natural 3D Human
-Motions from Text").
+"""Motion features <-> joint positions, after HumanML3D (Guo et al., CVPR 2022, "Generating Diverse and Natural
+3D Human Motions from Text").
 
-Shapes: T frames, J joints, D features. Joints are (..., T, J, 3) with Y up; a figure faces +Z at frame 0 and its left is +X.
-A row of features holds, in this order (J = 22: 263 columns, J = 21: 251 columns),
+Shapes: T frames, J joints, D features. Joints are (..., T, J, 3) with Y up; a figure faces +Z at frame 0 and its
+left is +X. A row of features holds, in this order (J = 22: 263 columns, J = 21: 251 columns),
 
-    yaw velocity 1, root x and z velocity 2, root height 1, joint positions 3 (J - 1)   "essential": 67 or 64 columns
+    yaw velocity 1, root x and z velocity 2, root height 1, joint positions 3 (J - 1)   "essential": 67 or 64
     joint rotations 6 (J - 1), joint velocities 3 J, foot contacts 4                    with these "standard"
 
-in the facing frame: the vertical axis through the pelvis, turned so that the figure looks along +Z. The yaw velocity is
-*half* the angle turned in a frame, positive to the right, in radians; the other velocities are per frame too.
+in the facing frame: the vertical axis through the pelvis, turned so that the figure looks along +Z. The yaw
+velocity is *half* the angle turned in a frame, positive to the right, in radians; the other velocities are per
+frame too.
 """
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,11 +29,14 @@ class MotionError(ValueError):
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A joint layout. ``chains``: paths of joints from the root outwards, each joint's parent stands before it;
-    ``raw_offsets`` (J, 3): unit axis along which each bone points in the rest pose; ``face_joints``: right hip, left hip,
-    right shoulder, left shoulder; ``leg_joints``: ends of the two bones that give the scale of retargeting;
-    ``feet_threshold``: squared displacement in a frame below which a foot stands (units of the data);
-    ``target_offsets`` (J, 3) or None: bones of the body that all clips of the data set share."""
+    """A joint layout.
+
+    chains: paths of joints from the root outwards, each joint's parent before it; raw_offsets (J, 3): unit axis
+    along which each bone points in the rest pose; face_joints: right hip, left hip, right shoulder, left shoulder;
+    leg_joints: ends of the two bones that give the scale of retargeting; feet_threshold: squared displacement in a
+    frame below which a foot stands (units of the data); target_offsets (J, 3) or None: bones of the body that all
+    clips of the data set share.
+    """
 
     name: str
     num_joints: int
@@ -48,17 +52,13 @@ class Skeleton:
     @cached_property
     def parents(self):
         """Parent of each joint; -1 for the root."""
-        parents = dict(self.bones_by_child)
+        parents = {child: parent for parent, child in self.bones}
         return tuple(parents.get(joint, -1) for joint in range(self.num_joints))
 
     @property
-    def bones_by_child(self):
-        return [(child, parent) for chain in self.chains for parent, child in zip(chain, chain[1:])]
-
-    @property
     def bones(self):
-        """[(parent, child)], parents first."""
-        return [(parent, child) for child, parent in self.bones_by_child]
+        """[(parent, child)], in an order in which a parent's own bone stands before those that hang on it."""
+        return [bone for chain in self.chains for bone in zip(chain, chain[1:])]
 
     @property
     def essential_dim(self):
@@ -68,14 +68,21 @@ class Skeleton:
     def feature_dim(self):
         return 12 * self.num_joints - 1
 
+    @property
+    def feature_groups(self):
+        """Slices of the columns within which the standard deviation is averaged."""
+        rest = self.num_joints - 1
+        ends = np.cumsum([1, 2, 1, 3 * rest, 6 * rest, 3 * self.num_joints, 4]).tolist()
+        return [slice(start, end) for start, end in zip([0, *ends], ends)]
+
     @cached_property
     def sides(self):
         r_hip, l_hip, r_shoulder, l_shoulder = self.face_joints
         sides = ["centre"] * self.num_joints
         for chain in self.chains:
-            side = "right" if {r_hip, r_shoulder} & set(chain) else "left" if {l_hip, l_shoulder} & set(chain) else None
-            for joint in chain[1:] if side else ():
-                sides[joint] = side
+            for side, ends in (("right", {r_hip, r_shoulder}), ("left", {l_hip, l_shoulder})):
+                for joint in chain[1:] if ends & set(chain) else ():
+                    sides[joint] = side
         return tuple(sides)
 
     def side(self, joint):
@@ -103,7 +110,8 @@ def _skeleton(raw_offsets, bone_lengths=None, **fields):
 SKELETONS = {
     "t2m": _skeleton(
         name="t2m",
-        chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15), (9, 14, 17, 19, 21), (9, 13, 16, 18, 20)),
+        chains=((0, 2, 5, 8, 11), (0, 1, 4, 7, 10), (0, 3, 6, 9, 12, 15),
+                (9, 14, 17, 19, 21), (9, 13, 16, 18, 20)),
         raw_offsets="0 +x -x +y -y -y +y -y -y +y +z +z +y +x -x +z -y -y -y -y -y -y",
         bone_lengths=(0.0, 0.10307394713163376, 0.10988335311412811, 0.13156825304031372, 0.39362314343452454,
                       0.3901881277561188, 0.14319026470184326, 0.43243297934532166, 0.42564332485198975,
@@ -111,16 +119,16 @@ SKELETONS = {
                       0.13748683035373688, 0.14338283240795135, 0.10303927212953568, 0.13161398470401764,
                       0.12298430502414703, 0.2568398416042328, 0.2630918622016907, 0.2660118639469147,
                       0.26987630128860474),  # metres; all of HumanML3D has this body
-        face_joints=(2, 1, 17, 16), leg_joints=(5, 8), left_feet=(7, 10), right_feet=(8, 11), feet_threshold=0.002),
+        face_joints=(2, 1, 17, 16), leg_joints=(5, 8), left_feet=(7, 10), right_feet=(8, 11),
+        feet_threshold=0.002),
     "kit": _skeleton(
         name="kit",
-        chains=((0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20), (0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10)),
+        chains=((0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20), (0, 1, 2, 3, 4),
+                (3, 5, 6, 7), (3, 8, 9, 10)),
         raw_offsets="0 +y +y +y +y +x -y -y -x -y -y +x -y -y +z +z -x -y -y +z +z",
-        face_joints=(11, 16, 5, 8), leg_joints=(17, 18), left_feet=(19, 20), right_feet=(14, 15), feet_threshold=0.05),
+        face_joints=(11, 16, 5, 8), leg_joints=(17, 18), left_feet=(19, 20), right_feet=(14, 15),
+        feet_threshold=0.05),
 }
-
-
-# ---- joints -> features ------------------------------------------------------------------------------------------
 
 
 def joints_to_features(joints, skeleton, target_offsets=None):
@@ -135,7 +143,7 @@ def joints_to_features(joints, skeleton, target_offsets=None):
     joints = _place(joints, skeleton)
     heading = _smooth_heading(joints, skeleton)  # (T,)
     turn = np.diff(heading)
-    turn = np.arctan2(np.sin(turn), np.cos(turn))  # the short way round, also where the heading crosses +-180 degrees
+    turn = np.arctan2(np.sin(turn), np.cos(turn))  # the short way round, also across +-180 degrees
     step = np.diff(joints, axis=0)
     facing = joints - joints[:, :1] * [1, 0, 1]
     parts = (
@@ -151,14 +159,15 @@ def joints_to_features(joints, skeleton, target_offsets=None):
 
 
 def retarget(joints, skeleton, target_offsets):
-    """Joints (T, J, 3) -> the same joint rotations on a body with ``target_offsets`` (J, 3), the root's path scaled by
-    the ratio of the leg lengths. MotionError where the source's leg has no length at frame 0."""
-    lengths = (np.asarray(target_offsets) * skeleton.raw_offsets).sum(-1)  # offsets lie along the raw axes
+    """Joints (T, J, 3) -> the same joint rotations on a body with ``target_offsets`` (J, 3), the root's path scaled
+    by the ratio of the leg lengths. MotionError where the source's leg has no length at frame 0."""
+    lengths = (np.asarray(target_offsets) * skeleton.raw_offsets).sum(-1)
     legs = list(skeleton.leg_joints)
-    source_leg = np.linalg.norm(joints[0, legs] - joints[0, [skeleton.parents[leg] for leg in legs]], axis=-1).sum()
+    starts = [skeleton.parents[leg] for leg in legs]
+    source_leg = np.linalg.norm(joints[0, legs] - joints[0, starts], axis=-1).sum()
     if source_leg < TINY:
         raise MotionError("the leg has no length in frame 0, so the motion cannot be scaled to another body")
-    bones = _bone_directions(joints, skeleton) * lengths[:, None]  # rotating an offset along its axis = scaling the bone
+    bones = _bone_directions(joints, skeleton) * lengths[:, None]  # offsets lie along the axes: rotating = scaling
     out = np.empty_like(joints)
     out[:, 0] = joints[:, 0] * lengths[legs].sum() / source_leg
     for parent, child in skeleton.bones:
@@ -171,8 +180,10 @@ def _checked(joints, skeleton):
     if joints.ndim != 3 or joints.shape[1:] != (skeleton.num_joints, 3):
         raise MotionError(f"joints have shape {joints.shape}, expected (frames, {skeleton.num_joints}, 3) "
                           f"for the {skeleton.name} skeleton")
+    if joints.dtype.kind not in "fiu":
+        raise MotionError(f"joints are of type {joints.dtype}, expected numbers")
     if len(joints) < 2:
-        raise MotionError(f"{len(joints)} frames; features need two or more, for velocities")
+        raise MotionError(f"joints have {len(joints)} frames, expected 2 or more: features hold velocities")
     joints = joints.astype(np.float64)
     if not np.isfinite(joints).all():
         raise MotionError("joints hold NaN or infinite values")
@@ -189,14 +200,14 @@ def _place(joints, skeleton):
 
 
 def _heading(across):
-    """Angle (...) about Y, from +Z towards +X, of a body whose right side points along ``across`` (..., 3)."""
+    """Angle (...) from +Z towards +X of a body whose right side points along ``across`` (..., 3)."""
     return np.arctan2(across[..., 2], -across[..., 0])
 
 
 def _smooth_heading(joints, skeleton):
     """Heading (T,) in radians of the facing frame; frame 0 is 0.
 
-    The hips enter the other way round than in _place: all published features were made so, and ours must agree with them.
+    The hips enter the other way round than in _place: all published features were made so, and ours must agree.
     """
     right_hip, left_hip, right_shoulder, left_shoulder = (joints[:, joint] for joint in skeleton.face_joints)
     across = left_hip - right_hip + right_shoulder - left_shoulder
@@ -212,7 +223,7 @@ def _smooth_heading(joints, skeleton):
 
 
 def _bone_directions(joints, skeleton):
-    """Unit vectors (T, J, 3) from each joint's parent to the joint; the rest pose's where a bone has no length."""
+    """Unit vectors (T, J, 3) from each joint's parent to it; the rest pose's where a bone has no length."""
     raw = np.asarray(skeleton.raw_offsets)
     parents = [max(parent, 0) for parent in skeleton.parents]
     bones = joints - joints[:, parents]
@@ -223,23 +234,22 @@ def _bone_directions(joints, skeleton):
 def _local_rotations(joints, heading, skeleton):
     """Rotation of each bone in its parent's frame, first two columns of the matrix: (T, J - 1, 6).
 
-    A bone's own rotation is the shortest one from its raw axis u to its direction v: the reflection of u, then the one
-    along h = u + v, so (I - 2 h h^T)(I - 2 u u^T) with h normalised. Every chain starts from the root's rotation.
+    A bone's own rotation is the shortest one from its raw axis u to its direction v: the reflection along u, then
+    the one along h = u + v, so (I - 2 h h^T)(I - 2 u u^T) with h normalised. Every chain starts from the root's
+    rotation, also those that hang on another joint.
     """
     raw = np.asarray(skeleton.raw_offsets)
     middle = raw + _bone_directions(joints, skeleton)
     norm = np.linalg.norm(middle, axis=-1, keepdims=True)
-    sideways = np.roll(raw, 1, axis=-1)  # a bone that points against its axis: half a turn about any axis across
+    sideways = np.roll(raw, 1, axis=-1)  # for a bone against its axis: half a turn about any axis across
     middle = np.where(norm > 1e-9, middle / np.maximum(norm, TINY), sideways)
-    own = (np.eye(3) - 2 * middle[..., :, None] * middle[..., None, :]) * (1 - 2 * raw ** 2)[:, None, :]  # (T, J, 3, 3)
+    mirror = np.eye(3) - 2 * middle[..., :, None] * middle[..., None, :]  # (T, J, 3, 3)
+    own = mirror * (1 - 2 * raw ** 2)[:, None, :]
     own[:, 0] = rotate_y(np.eye(3), -heading[:, None]).swapaxes(-1, -2)
     starts = {chain[1] for chain in skeleton.chains}
     before = [0 if joint in starts else skeleton.parents[joint] for joint in range(1, skeleton.num_joints)]
     columns = own[:, before].swapaxes(-1, -2) @ own[:, 1:, :, :2]
     return columns.swapaxes(-1, -2).reshape(len(joints), -1, 6)
-
-
-# ---- features -> joints ------------------------------------------------------------------------------------------
 
 
 def rotate_y(vectors, angle):
@@ -248,7 +258,7 @@ def rotate_y(vectors, angle):
     cos, sin = xp.cos(angle), xp.sin(angle)
     x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
     x, z = cos * x + sin * z, cos * z - sin * x
-    return xp.stack([x, y + 0 * x, z], -1)  # 0 * x: y takes the shape to which x and the angle broadcast
+    return xp.stack([x, y + xp.zeros_like(x), z], -1)  # zeros: the shape to which vectors and angle broadcast
 
 
 def recover_root(features):
@@ -259,19 +269,20 @@ def recover_root(features):
     xp = torch if torch.is_tensor(features) else np
     zero = xp.zeros_like(features[..., :1, 0])
     heading = -2 * xp.concatenate([zero, xp.cumsum(features[..., :-1, 0], -1)], -1)
-    velocity = xp.stack([features[..., 1], 0 * features[..., 1], features[..., 2]], -1)[..., :-1, :]
-    path = xp.cumsum(rotate_y(velocity, heading[..., 1:]), -2)
-    path = xp.concatenate([xp.zeros_like(features[..., :1, :3]), path], -2)
-    return heading, xp.stack([path[..., 0], features[..., 3], path[..., 2]], -1)
+    x, z = features[..., :-1, 1], features[..., :-1, 2]
+    step = rotate_y(xp.stack([x, xp.zeros_like(x), z], -1), heading[..., 1:])
+    x, z = (xp.concatenate([zero, xp.cumsum(step[..., axis], -1)], -1) for axis in (0, 2))
+    return heading, xp.stack([x, features[..., 3], z], -1)
 
 
 def facing_joints(features, num_joints):
-    """Features (..., T, D) -> joints (..., T, J, 3) in the facing frame, the root at x = z = 0 and its height.
+    """Features (..., T, D) -> joints (..., T, J, 3) in the facing frame; the root has x = z = 0 and its height.
 
     Nothing is accumulated over time, so an error in one frame stays in that frame. Numpy or torch.
     """
     xp = torch if torch.is_tensor(features) else np
-    root = xp.stack([0 * features[..., 3], features[..., 3], 0 * features[..., 3]], -1)[..., None, :]
+    height = features[..., 3]
+    root = xp.stack([xp.zeros_like(height), height, xp.zeros_like(height)], -1)[..., None, :]
     rest = essential(features, 4 + 3 * (num_joints - 1))[..., 4:]
     return xp.concatenate([root, rest.reshape(*rest.shape[:-1], num_joints - 1, 3)], -2)
 
@@ -284,7 +295,7 @@ def features_to_joints(features, num_joints):
     xp = torch if torch.is_tensor(features) else np
     joints = facing_joints(features, num_joints)
     heading, root = recover_root(features)
-    path = xp.stack([root[..., 0], 0 * root[..., 1], root[..., 2]], -1)
+    path = xp.stack([root[..., 0], xp.zeros_like(heading), root[..., 2]], -1)  # the height is in the joints
     return rotate_y(joints, heading[..., None]) + path[..., None, :]
 
 
@@ -296,7 +307,16 @@ def essential(features, skeleton_or_dim):
     return features[..., :dim]
 
 
+def average_std(std, skeleton):
+    """Standard deviations of standard features (D,) -> their means within the groups of columns (D,), so that
+    normalising keeps the proportions within a group."""
+    std = np.array(std, np.float64)
+    for group in skeleton.feature_groups:
+        std[group] = std[group].mean()
+    return std
+
+
 def features_to_standard(features, skeleton, target_offsets=None):
-    """Essential features (T, D) -> standard features (T - 1, 263 or 251) of the joints that they stand for."""
+    """Essential features (T, D) -> standard features (T - 1, 263 or 251) of the joints they stand for."""
     features = np.asarray(features, np.float64)
     return joints_to_features(features_to_joints(features, skeleton.num_joints), skeleton, target_offsets)

@@ -157,16 +157,15 @@ def oscillations(forearm, heading):
 
 
 def thrusts(ahead):
-    """Quick extensions of the wrist ahead of the shoulder: peaks that rise and fall within half a second or so."""
-    peaks, found = find_peaks(ahead, height=0.36, prominence=0.12, width=(1, 12), rel_height=0.5)
-    return len(peaks)
+    """How often the wrist shoots ahead of the shoulder and comes back, each within about 0.6 seconds."""
+    return len(find_peaks(ahead, height=0.36, prominence=0.1, wlen=25)[0])
 
 
 def measure_hands(m, joints, heading):
     gap = np.linalg.norm(joints[:, 20] - joints[:, 21], axis=-1)
     chest = joints[:, [16, 17], 1].mean(1)
     level = np.abs(joints[:, [20, 21], 1].mean(1) - chest + 0.15) < 0.4
-    claps, _ = find_peaks(-np.where(level, gap, 1.0), height=-0.27, prominence=0.08)
+    claps, _ = find_peaks(-np.where(level, gap, 1.0), height=-0.3, prominence=0.08)
     m["claps"] = len(claps)
     high = joints[:, [20, 21], 1].min(1) - joints[:, HEAD, 1]
     m["jacks"] = swings(gaussian_filter1d(high, 1), 0.5)
@@ -197,7 +196,7 @@ def runs(condition):
 # ---- rules -------------------------------------------------------------------------------------------------------
 
 
-def stays(m, far=0.45):
+def stays(m, far=0.55):
     return m["reach"] < far
 
 
@@ -217,7 +216,15 @@ def hands_down(m):
 def legs_at_rest(m):
     """No step, jump, kick, squat or turn worth the name."""
     return (stays(m) and grounded(m) and upright(m) and m["feet_travel"] < 0.45 and m["straddles"] < 2
-            and abs(m["turn"]) < 50 and m["kicks_left"] + m["kicks_right"] == 0)
+            and abs(m["turn"]) < 50 and no_kick(m))
+
+
+def no_kick(m):
+    return m["kicks_left"] + m["kicks_right"] == 0
+
+
+def no_punch(m):
+    return m["thrusts_left"] + m["thrusts_right"] == 0
 
 
 def walks(m, slowest, fastest, shortest):
@@ -231,11 +238,11 @@ def straight(m):
 
 
 def walk_forward(m):
-    return walks(m, 0.62, 1.45, 0.8) and straight(m) and m["hops"] < 2
+    return walks(m, 0.62, 1.45, 0.8) and straight(m) and m["hops"] < 2 and no_kick(m)
 
 
 def walk_slow(m):
-    return walks(m, 0.15, 0.72, 0.5) and straight(m) and m["hops"] < 2
+    return walks(m, 0.15, 0.72, 0.5) and straight(m) and m["hops"] < 2 and no_kick(m)
 
 
 def walk_fast(m):
@@ -264,8 +271,8 @@ def walk_circle(m, sign):
 
 
 def turns(m, sign, degrees, tolerance):
-    return (abs(sign * m["turn"] - degrees) < tolerance and m["turn_range"] < degrees + tolerance and stays(m)
-            and m["path"] < 0.8 and grounded(m) and upright(m) and hands_down(m))
+    return (abs(sign * m["turn"] - degrees) < tolerance and m["turn_range"] < degrees + tolerance and stays(m, 0.65)
+            and m["path"] < 1.2 and grounded(m) and upright(m) and hands_down(m))
 
 
 def jump(m):
@@ -279,14 +286,14 @@ def jump_forward(m):
 
 
 def hop(m):
-    return m["hops"] >= 2 and m["one_foot"] > 0.6 and m["kicks_left"] + m["kicks_right"] == 0 and m["speed"] < 1.5
+    return m["hops"] >= 2 and m["one_foot"] > 0.6 and no_kick(m) and m["speed"] < 1.5
 
 
 def waves(m, sides):
     still = [side for side in SIDES if side not in sides]
     return (legs_at_rest(m) and all(m[f"waves_{side}"] >= 4 and m[f"raised_{side}"] > 0.6 for side in sides)
             and all(m[f"waves_{side}"] < 3 and m[f"raised_{side}"] < 0.4 for side in still)
-            and m["claps"] < 3 and m["thrusts_left"] + m["thrusts_right"] == 0)
+            and m["claps"] < 3 and no_punch(m))
 
 
 def raises(m, sides):
@@ -297,7 +304,8 @@ def raises(m, sides):
 
 
 def clap(m):
-    return legs_at_rest(m) and hands_overhead(m) < 0.3 and m["claps"] >= 2 and m["thrusts_left"] + m["thrusts_right"] == 0
+    together = abs(m["thrust_left"] - m["thrust_right"]) < 0.1  # in a punch one hand goes ahead of the other
+    return legs_at_rest(m) and hands_overhead(m) < 0.3 and m["claps"] >= 2 and together
 
 
 def hands_overhead(m):

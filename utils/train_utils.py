@@ -78,6 +78,12 @@ def pick_device(name="auto"):
         raise UserError(f"--device {name}: not a device; use cpu, cuda or cuda:N") from error
 
 
+def autocast(precision, device):
+    """The context of a training step. "tf32" also lets float32 products on CUDA run in TF32."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 def save_atomic(obj, path):
     """torch.save by way of a temporary name: a crash never leaves half a file under the real one."""
     path = Path(path)
@@ -142,13 +148,14 @@ class Trainer:
         model, optimizer: as usual; ``lr_at(step)`` gives the learning rate.
         describe: dict of plain values and tensors that lets the checkpoint rebuild its model.
         ema: optional EMA. seed: of batches and steps. metric: validation tag whose lowest value is the best.
+        precision: "fp32", "tf32" or "bf16" (autocast) of the training steps.
     """
 
     def __init__(self, folder, key, model, optimizer, lr_at, describe, seed, ema=None, log_every=10, clip_grad=None,
-                 metric="Val/loss"):
+                 metric="Val/loss", precision="fp32"):
         self.folder, self.key, self.model, self.optimizer, self.lr_at = folder, key, model, optimizer, lr_at
         self.describe, self.seed, self.ema, self.log_every, self.clip_grad = describe, seed, ema, log_every, clip_grad
-        self.metric = metric
+        self.metric, self.precision = metric, precision
         self.epoch = self.batch = self.total_it = 0
         self.best = {"metric": metric, "value": math.inf, "epoch": -1}
         self.stop_signal = None
@@ -243,7 +250,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(self.total_it)
         torch.manual_seed(step_seed(self.seed, self.total_it))
-        values = loss_fn(self.model, batch)
+        with autocast(self.precision, next(self.model.parameters()).device):
+            values = loss_fn(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         if self.clip_grad:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
-COLOURS = {"left": (38, 122, 214), "right": (240, 120, 38), "centre": (104, 112, 128)}    # a pair the colour-blind see too
+COLOURS = {"left": (38, 122, 214), "right": (240, 120, 38), "centre": (104, 112, 128)}    # also for the colour-blind
 HIPS, HEAD, NOSE, INK, PAPER = (82, 88, 102), (240, 206, 178), (214, 156, 126), (40, 44, 52), (255, 255, 255)
 FLOOR, SKY, TILE_CONTRAST, SHADOW = (222, 226, 232), (246, 248, 251), 24, 0.42
 TRAIL_PAST, TRAIL_AHEAD = (112, 122, 140), (184, 190, 200)
@@ -120,7 +120,8 @@ def render_many(jobs, workers=1):
     """Draw several clips, ``workers`` at a time in processes of their own, and return their paths in order.
 
     jobs: list of dicts, the keyword arguments of ``render_video``. With one worker or one job everything happens in
-    this process. The processes are spawned, so a script that calls this needs its ``if __name__ == "__main__"``.
+    this process, which is the better choice on two cores: ffmpeg already runs beside it. The processes are spawned,
+    so a script that calls this needs its ``if __name__ == "__main__"``, and each of them imports that script anew.
     The first fault of a job is raised after the jobs that have started are finished."""
     workers = min(workers, len(jobs))
     if workers <= 1:
@@ -163,8 +164,8 @@ class _Body:
         self.skeleton, self.parents = skeleton, skeleton.parents
         feet = {*skeleton.left_feet, *skeleton.right_feet}
         self.legs = [chain for chain in skeleton.chains if feet & set(chain)]
-        self.arms = [chain for chain in skeleton.chains if skeleton.side(chain[-1]) != "centre" and chain not in self.legs]
         self.trunk = next(chain for chain in skeleton.chains if skeleton.side(chain[-1]) == "centre")
+        self.arms = [chain for chain in skeleton.chains if chain not in (*self.legs, self.trunk)]
         self.branch = max(self.trunk.index(chain[0]) for chain in self.arms)        # where the arms leave the trunk
         self.wrists = [chain[-1] for chain in self.arms]
         self.head = skeleton.num_joints
@@ -271,7 +272,7 @@ class _Camera:
         return pixels, (points - self.middle[:, None]) @ self.axes[2] + DISTANCE
 
     def ground(self):
-        """Where each pixel's ray meets the floor, relative to ``middle``: x and z, each (H, W), NaN above the horizon."""
+        """Where each pixel's ray meets the floor, relative to ``middle``: x and z, each (H, W), NaN in the sky."""
         u, v = np.meshgrid(np.arange(self.width) + 0.5, np.arange(self.height) + 0.5)
         flat = np.stack([u - self.centre[0], v - self.centre[1]], axis=-1) / self.focal
         ray = flat @ self.axes[:2] + self.axes[2]
@@ -285,9 +286,8 @@ def _follow(root, fps):
     """Path of the camera's aim (T, 3): the root's, smoothed; its height is fixed so that jumps remain visible."""
     reach = max(int(3 * FOLLOW * fps), 1)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (FOLLOW * fps)) ** 2)
-    padded = np.pad(root, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd") if len(root) > 1 else root
-    smooth = [np.convolve(column, kernel / kernel.sum(), mode="valid") for column in padded.T] if len(root) > 1 else root.T
-    path = np.stack(list(smooth), axis=-1)
+    padded = np.pad(root, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")     # keeps its speed
+    path = np.stack([np.convolve(column, kernel / kernel.sum(), mode="valid") for column in padded.T], axis=-1)
     path[:, 1] = MIDDLE
     return path
 
@@ -445,15 +445,16 @@ def _capsules(c1, r1, c2, r2):
 
 # Text: matplotlib brings a font with it (DejaVu Sans), so the pictures do not depend on what a machine has installed.
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _font(size):
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _clean(text):
-    """One line of drawable characters: white space joined, control characters and broken surrogates dropped."""
-    text = " ".join(str(text).split())
+    """One line of drawable characters: white space joined, control characters and broken surrogates dropped. No picture
+    has room for more than 2,000."""
+    text = " ".join(str(text)[:2000].split())
     return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs", "Cf"))
 
 
@@ -468,7 +469,9 @@ def _wrap(text, font, width):
             elif lines[-1]:
                 lines.append("")
             else:
-                fits = max((i for i in range(1, len(word)) if font.getlength(word[:i]) <= width), default=1)
+                fits = 1
+                while fits < len(word) and font.getlength(word[:fits + 1]) <= width:
+                    fits += 1
                 lines[-1], word = word[:fits], word[fits:]
                 if word:
                     lines.append("")
@@ -508,7 +511,7 @@ def _label(text):
     return np.asarray(image)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _legend():
     """Which colour is left and which is right, as RGBA (h, w, 4)."""
     parts = []
@@ -554,7 +557,8 @@ def _encode(frames, path, size, fps, codec):
         raise
     message = process.communicate()[1].decode(errors="replace").strip()
     if process.returncode:
-        raise UserError(f"ffmpeg could not write {path.name}: {message.splitlines()[-1] if message else 'no reason given'}")
+        reason = message.splitlines()[-1] if message else "it gave no reason"
+        raise UserError(f"ffmpeg could not write {path.name}: {reason}")
 
 
 @contextmanager

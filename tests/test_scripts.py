@@ -1,0 +1,171 @@
+"""Every script as a user runs it: --help, one tiny run of each on a small demo set, and one line for each mistake."""
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from utils.demo_dataset import build_demo
+from utils.errors import run
+
+SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE", "evaluation_MARDM", "sample",
+           "plot_loss", "analyze_training", "scripts.prepare_dataset", "scripts.demo"]
+ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
+TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
+AE = ["--model", "FSQ_AE_High", "--width", "32"]
+GENERATOR = ["--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "FSQ-MARDM-SiT-S"]
+FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2"]
+
+
+def call(script, *args):
+    """Run a script's main as the shell would; returns its exit code."""
+    before, sys.argv = sys.argv, [f"{script}.py", *map(str, args)]
+    try:
+        run(importlib.import_module(script).main)
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with a small demo set and one tiny run of every training script."""
+    root = tmp_path_factory.mktemp("runs")
+    build_demo(root / "datasets" / "demo", num_clips=200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert call("train_AE", "--name", "ae", *AE, *TRAIN[:-4], "--epoch", "1", "--window_size", "40", "--batch_size", "512") == 0
+        assert call("train_evaluator", "--name", "evaluator", *TRAIN) == 0
+        assert call("train_length_estimator", "--name", "length_estimator", *TRAIN) == 0
+        assert call("train_MARDM", "--name", "mardm", *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1") == 0
+    return root
+
+
+@pytest.fixture
+def work(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    return trained
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script, capsys):
+    assert call(script, "--help") == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_checkpoints_describe_themselves(work):
+    for name, keys in [("ae", {"ae", "model_name", "model_kwargs", "mean", "std", "dataset"}),
+                       ("mardm", {"mardm", "ema_mardm", "model_name", "model_kwargs", "trained_on", "levels", "dataset"}),
+                       ("length_estimator", {"estimator"}), ("evaluator", {"evaluator", "mean", "std"})]:
+        folder = work / "checkpoints" / "demo" / name / "model"
+        content = torch.load(folder / "latest.tar", weights_only=True)
+        assert keys <= set(content) and content["total_it"] > 0, name
+        assert (folder / "net_best_fid.tar").is_file() and list(folder.glob("events.out.tfevents.*"))
+        assert (folder.parent / "train.log").read_text().strip().endswith("MB")
+
+
+def test_evaluation_AE(work, capsys):
+    assert call("evaluation_AE", "--name", "ae", "--model", "FSQ_AE_High", *ON_DEMO, "--num_workers", "0") == 0
+    out = capsys.readouterr().out
+    assert "8x8x8x5x5x5" in out and "64000" in out and "codes_used" in out
+    results = json.loads((work / "checkpoints/demo/ae/eval/evaluation_AE.json").read_text())
+    assert results["figures"]["MPJPE"] > results["figures"]["MPJPE_facing"] > 0 and results["figures"]["FID"] > 0
+    assert results["seed"] == 3407 and results["clips"] == 30
+    assert "MPJPE" in (work / "checkpoints/demo/ae/eval/eval.log").read_text()
+
+
+def test_evaluation_MARDM(work, capsys):
+    flags = ["--name", "mardm", "--ae_name", "ae", *ON_DEMO, "--num_workers", "0", "--repeats", "2", "--probe_repeats", "1", *FAST]
+    code = call("evaluation_MARDM", *flags)
+    captured = capsys.readouterr()
+    if len((work / "datasets/demo/test.txt").read_text().split()) < 32:
+        assert code == 2 and "32 clips" in captured.err
+        return
+    assert code == 0, captured.err
+    results = json.loads((work / "checkpoints/demo/mardm/eval/evaluation_MARDM.json").read_text())
+    assert {"FID", "R1", "R2", "R3", "matching", "diversity"} <= set(results["scores"]["generated"])
+    assert 0 <= results["probes"]["rate"] <= 1 and results["probes"]["real"] > results["probes"]["shuffled"]
+    assert results["sampler"]["time_steps"] == 2 and results["scores"]["generated"]["FID"]["interval"] >= 0
+
+
+def test_sample_needs_no_data_set(work, tmp_path, monkeypatch, capsys):
+    (tmp_path / "checkpoints").symlink_to(work / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a person walks: fast?#44\na man waves#NA\n\nsomeone jumps\n", encoding="utf-8")
+    flags = ["--name", "mardm", *ON_DEMO, "--text_path", "prompts.txt", "--repeat_times", "2", *FAST]
+    assert call("sample", *flags, "--no_video") == 0
+    files = sorted((tmp_path / "generation" / "mardm_demo").glob("*.npy"))
+    assert len(files) == 6 and not any(set(file.name) & set(':?"<>|*') for file in files)
+    assert np.load(files[0]).shape == (44, 22, 3) and all(len(np.load(file)) % 4 == 0 for file in files)
+    first = np.load(files[0])
+    assert call("sample", "--name", "mardm", *ON_DEMO, "--text_prompt", "a person walks: fast?", "--motion_length", "44", *FAST) == 0
+    again = np.load(next((tmp_path / "generation" / "mardm_demo").glob("000_*_r0.npy")))
+    assert np.abs(first - again).max() < 1e-4  # metres: alone or in a file, the same clip
+    assert len(list((tmp_path / "generation" / "mardm_demo").glob("*.mp4"))) == 1
+
+
+def test_resume_of_a_finished_run(work):
+    before = torch.load(work / "checkpoints/demo/ae/model/latest.tar", weights_only=True)
+    flags = [*AE, *TRAIN[:-4], "--epoch", "1", "--window_size", "40", "--batch_size", "512"]
+    assert call("train_AE", "--name", "ae", *flags, "--is_continue") == 0
+    after = torch.load(work / "checkpoints/demo/ae/model/latest.tar", weights_only=True)
+    assert all(torch.equal(value, after["ae"][key]) for key, value in before["ae"].items())
+
+
+def test_need_evaluation(work, capsys):
+    code = call("train_MARDM", "--name", "judged", *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1", "--need_evaluation")
+    if code == 0:
+        best = torch.load(work / "checkpoints/demo/judged/model/net_best_fid.tar", weights_only=True)["best"]
+        assert best["metric"] == "Val/FID" and best["value"] > 0
+    else:
+        assert code == 2 and "32 clips" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script, flags, message", [
+    ("train_AE", ["--name", "ae", *AE, *TRAIN], "exists"),
+    ("train_AE", ["--name", "new", "--model", "AE_Modell"], "invalid choice"),
+    ("train_AE", ["--name", "new", *AE, "--dataset_name", "nothing"], "no data set 'nothing'"),
+    ("train_AE", ["--name", "new", *AE, "--fsq_levels", "5", *TRAIN], "belongs to --model FSQ_AE_Model"),
+    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--fsq_levels", "1", "5", *TRAIN], "2 or more"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--window_size", "42"], "multiple of 4"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--batch_size", "0"], "1 or more"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--device", "cuda:9"], "--device"),
+    ("train_MARDM", ["--name", "new", *GENERATOR, *TRAIN, "--ae_name", "absent"], "no checkpoint at"),
+    ("train_MARDM", ["--name", "new", *TRAIN, "--ae_name", "ae", "--ae_model", "AE_Model", "--model", "MARDM-SiT-S"],
+     "was trained as FSQ_AE_High"),
+    ("train_MARDM", ["--name", "new", *TRAIN, "--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "MARDM-SiT-S"],
+     "is trained on"),
+    ("sample", ["--name", "mardm", *ON_DEMO], "either --text_prompt or --text_path"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "  "], "prompt is empty"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "-4"], "0 or more"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "500"], "outside 4..196"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_path", "absent.txt"], "no file absent.txt"),
+    ("sample", ["--name", "absent", *ON_DEMO, "--text_prompt", "walk"], "no checkpoint at"),
+    ("sample", ["--name", "mardm", "--ae_name", "other", *ON_DEMO, "--text_prompt", "walk"], "other weights"),
+    ("sample", ["--name", "mardm", "--ae_name", "evaluator", *ON_DEMO, "--text_prompt", "walk"], "holds no autoencoder"),
+    ("evaluation_AE", ["--name", "absent", *ON_DEMO], "no checkpoint at"),
+    ("evaluation_MARDM", ["--name", "mardm", "--ae_name", "ae", *ON_DEMO, "--evaluator", "absent"], "no evaluator at"),
+])
+def test_mistakes_get_one_line(work, capsys, script, flags, message):
+    if "other" in flags and not (work / "checkpoints/demo/other").exists():
+        short = [*TRAIN[:-4], "--epoch", "1", "--window_size", "40", "--batch_size", "1024", "--seed", "1"]
+        assert call("train_AE", "--name", "other", *AE, *short) == 0
+    capsys.readouterr()
+    assert call(script, *flags) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+    if "usage:" not in err:
+        assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_a_corrupt_file_in_the_data_set_is_named(work, tmp_path, monkeypatch, capsys):
+    build_demo(tmp_path / "datasets" / "demo", num_clips=60)
+    monkeypatch.chdir(tmp_path)
+    for file in (tmp_path / "datasets/demo/new_joint_vecs").glob("*.npy"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert call("train_AE", "--name", "ae", *AE, *TRAIN) == 2
+    assert "cannot be read" in capsys.readouterr().err

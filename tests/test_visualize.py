@@ -1,0 +1,217 @@
+"""Drawing: what is where in the picture, what is in the files, and what happens to motions that cannot be drawn."""
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import visualize
+from utils.errors import UserError
+from utils.motion_process import SKELETONS
+from utils.visualize import contact_sheet, render_frames, render_many, render_video, safe_filename
+
+T2M, KIT = SKELETONS["t2m"], SKELETONS["kit"]
+FRONT = {"azimuth": 0.0}
+BONE = {"leg": 0.42, "arm": 0.27, "trunk": 0.17}
+
+
+def standing(skeleton, frames=6, unit=1.0):
+    """(frames, J, 3): a body at rest with its feet at y = 0, built from the skeleton's own axes: t2m faces +Z, kit -Z."""
+    joints = np.zeros((skeleton.num_joints, 3))
+    for parent, joint in skeleton.bones:
+        chain = next(chain for chain in skeleton.chains if joint in chain[1:])
+        leg = set(chain) & {*skeleton.left_feet, *skeleton.right_feet}
+        length = BONE["leg" if leg else "trunk" if skeleton.side(joint) == "centre" else "arm"]
+        sideways = abs(skeleton.raw_offsets[joint][0]) > 0.5
+        joints[joint] = joints[parent] + (0.13 if sideways else length) * np.asarray(skeleton.raw_offsets[joint])
+    joints[:, 1] -= joints[:, 1].min()
+    return np.repeat(joints[None], frames, axis=0) * unit
+
+
+def walking(skeleton, frames, unit=1.0, speed=0.06):
+    """The same body, gliding along +Z by ``speed`` a frame."""
+    joints = standing(skeleton, frames, unit)
+    joints[..., 2] += unit * speed * np.arange(frames)[:, None]
+    return joints
+
+
+def coloured(picture, side):
+    """Where the picture has about the hue of a side's limbs, (H, W) bool, without the legend in the corner."""
+    picture = picture.astype(int)
+    red, blue = picture[..., 0], picture[..., 2]
+    mask = blue - red > 60 if side == "left" else red - blue > 100
+    mask[-45:, :120] = False
+    return mask
+
+
+def middle_of(mask):
+    assert mask.sum() > 100, "nothing of that colour is drawn"
+    rows, columns = np.nonzero(mask)
+    return columns.mean(), rows.mean()
+
+
+@pytest.mark.parametrize("skeleton, unit", [(T2M, 1.0), (KIT, 1.0), (KIT, 1000.0)])
+def test_left_limbs_are_blue_and_on_the_viewers_right(skeleton, unit):
+    picture = next(render_frames(standing(skeleton, unit=unit), skeleton, 20, size=(320, 320), **FRONT))
+    left, right = middle_of(coloured(picture, "left")), middle_of(coloured(picture, "right"))
+    assert left[0] > 165 and right[0] < 155
+    assert abs(left[1] - right[1]) < 5                                  # a symmetric body
+    behind = next(render_frames(standing(skeleton, unit=unit), skeleton, 20, size=(320, 320), azimuth=180.0))
+    assert middle_of(coloured(behind, "left"))[0] < middle_of(coloured(behind, "right"))[0]
+
+
+def test_camera_stands_before_the_character_whatever_its_heading():
+    joints = standing(T2M)
+    turned = joints[..., [2, 1, 0]] * np.array([1.0, 1.0, -1.0])        # faces +X
+    for heading in (joints, turned):
+        picture = next(render_frames(heading, T2M, 20, size=(320, 320), **FRONT))
+        assert middle_of(coloured(picture, "left"))[0] > middle_of(coloured(picture, "right"))[0]
+
+
+def test_raised_left_arm_is_drawn_where_it_is():
+    joints = standing(T2M)
+    joints[:, 18] = joints[:, 16] + [0.05, 0.26, 0.0]
+    joints[:, 20] = joints[:, 18] + [0.05, 0.26, 0.0]
+    picture = next(render_frames(joints, T2M, 20, size=(320, 320), **FRONT))
+    _, top_left = (np.nonzero(coloured(picture, side))[0].min() for side in ("right", "left"))
+    top_right = np.nonzero(coloured(picture, "right"))[0].min()
+    assert top_left < top_right - 30
+    assert np.nonzero(coloured(picture, "left")[:top_right - 5])[1].min() > 160
+
+
+def test_scale_of_the_joints_does_not_change_the_picture():
+    small, large = (next(render_frames(walking(KIT, 5, unit), KIT, 12.5)) for unit in (1.0, 1000.0))
+    assert np.abs(small.astype(int) - large).mean() < 0.1
+
+
+def test_figure_stays_in_view_and_the_floor_scrolls():
+    frames = list(render_frames(walking(T2M, 60), T2M, 20, size=(320, 320)))
+    x = [middle_of(coloured(frame, "left"))[0] for frame in frames]
+    assert np.ptp(x) < 20                                               # 3.5 m of walking
+    corner = [frame[-100:-50, -60:].astype(int) for frame in frames[:8]]
+    assert all(np.abs(a - b).max() > 10 for a, b in zip(corner[:-1], corner[1:]))
+
+
+def test_a_motion_that_spreads_out_still_fits():
+    joints = standing(T2M)
+    joints[:, [18, 20]] += [2.0, 0.3, 0.0]
+    joints[:, [19, 21]] -= [2.0, -0.3, 0.0]
+    picture = next(render_frames(joints, T2M, 20, size=(320, 320), **FRONT))
+    mask = coloured(picture, "left") | coloured(picture, "right")
+    assert not mask[:, :3].any() and not mask[:, -3:].any() and mask[:, 3:60].any()
+
+
+def test_feet_stand_on_the_floor_and_a_floating_clip_floats():
+    """The shadow touches the feet of a standing body; a body that floats by 0.2 m is higher above the same floor."""
+    stands, floats = standing(T2M), standing(T2M) + np.array([0.0, 0.2, 0.0])
+    low, high = (next(render_frames(joints, T2M, 20, size=(320, 320), **FRONT)) for joints in (stands, floats))
+    lowest = [np.nonzero(coloured(picture, "left"))[0].max() for picture in (low, high)]
+    assert lowest[1] < lowest[0] - 10
+    far_away = next(render_frames(standing(T2M) + np.array([5.0, 7.0, -3.0]), T2M, 20, size=(320, 320), **FRONT))
+    assert np.nonzero(coloured(far_away, "left"))[0].max() == pytest.approx(lowest[0], abs=2)
+
+
+@pytest.mark.parametrize("caption", [
+    "", "a person walks", "walks " * 200, "x" * 500, "\u8d70\u308b \U0001f642 \u00fc \ud800\x00\n\tnext",
+    "\u0634\u062e\u0635 \u064a\u0645\u0634\u064a",
+])
+def test_captions_of_every_kind_keep_the_size(caption):
+    frames = list(render_frames(standing(T2M, 2), T2M, 20, caption, size=(240, 300)))
+    assert len(frames) == 2 and frames[0].shape == (300, 240, 3) and frames[0].dtype == np.uint8
+
+
+def test_caption_is_on_top_wrapped_and_inside():
+    plain, titled = (next(render_frames(standing(T2M, 1), T2M, 20, caption, size=(320, 400)))
+                     for caption in ("", "a person walks ahead slowly and then turns to the left and waves"))
+    dark = (titled[:60].max(axis=-1) < 100)
+    rows = np.nonzero(dark.any(axis=1))[0]
+    assert (plain[:60].max(axis=-1) >= 100).all() and dark.any()
+    assert (np.diff(rows) > 3).sum() == 1                               # two lines
+    assert not dark[:, :8].any() and not dark[:, -8:].any()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_video_has_every_frame_at_its_rate(tmp_path, suffix):
+    path = tmp_path / f"new folder/walk: 1{suffix}"
+    assert render_video(walking(KIT, 25), path, KIT, 12.5, "a walk", size=(241, 260)) == path
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    frames = [np.frombuffer(frame, np.uint8).reshape(260, 242, 3) for frame in reader]
+    assert len(frames) == 25 and meta["fps"] == pytest.approx(12.5)
+    drawn = list(render_frames(walking(KIT, 25), KIT, 12.5, "a walk", size=(242, 260)))
+    assert np.abs(frames[12].astype(int) - drawn[12]).mean() < 6        # lossy, but the same picture
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"old")
+    monkeypatch.setitem(visualize._CODECS, ".mp4", ["-c:v", "no_such_codec", "-f", "mp4"])
+    with pytest.raises(UserError, match="ffmpeg could not write"):
+        render_video(standing(T2M), path, T2M, 20)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_contact_sheet(tmp_path):
+    clips = [(walking(T2M, 30), "a walk"), (standing(T2M, 1), "one frame only")]
+    path = contact_sheet(clips, tmp_path / "sheet.png", T2M, frames_per_clip=6, fps=20, cell=(130, 160))
+    sheet = np.asarray(Image.open(path))
+    assert sheet.shape[1] == 6 * 130 and sheet.shape[0] > 2 * 160
+    first = sheet[-160 * 2 - 37:][:160]
+    assert all(coloured(first[:, 130 * i:130 * (i + 1)], "left").any() for i in range(6))
+    assert coloured(sheet[-160:, :130], "left").any() and (sheet[-160:, 130:] == 255).all()
+
+
+def test_many_in_processes_of_their_own(tmp_path):
+    jobs = [{"joints": standing(T2M, 3), "path": tmp_path / f"{i}.mp4", "skeleton": T2M, "fps": 20, "size": (128, 128)}
+            for i in range(2)]
+    assert render_many(jobs) == [tmp_path / "0.mp4", tmp_path / "1.mp4"] and render_many([], workers=4) == []
+    alone = jobs[0]["path"].read_bytes()
+    jobs[0]["path"].unlink()
+    jobs[1]["joints"] = np.full((3, 22, 3), np.nan)
+    with pytest.raises(UserError, match="not finite"):
+        render_many(jobs, workers=2)
+    assert jobs[0]["path"].read_bytes() == alone                        # the fault of one does not spoil the other
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"joints": np.zeros((0, 22, 3))}, "no frames"),
+    ({"joints": np.zeros((5, 21, 3))}, r"must have shape \(frames, 22, 3\) for the t2m skeleton, got \(5, 21, 3\)"),
+    ({"joints": np.zeros((22, 3))}, "must have shape"),
+    ({"joints": "walk"}, "must be an array of numbers"),
+    ({"joints": np.zeros((5, 22, 3))}, "no body to draw"),
+    ({"joints": np.insert(standing(T2M, 4), 3, np.inf, axis=0)}, "in 1 of 5 frames, first in frame 3"),
+    ({"fps": 0}, "fps must be"),
+    ({"fps": float("nan")}, "fps must be"),
+    ({"path": "clip.avi"}, "must end in .mp4 or .gif"),
+    ({"size": (20, 20)}, "128 to 4096 pixels"),
+])
+def test_what_cannot_be_drawn_is_one_line(tmp_path, change, message):
+    arguments = {"joints": standing(T2M, 5), "path": "clip.mp4", "skeleton": T2M, "fps": 20} | change
+    with pytest.raises(UserError, match=message) as caught:
+        render_video(**arguments | {"path": tmp_path / arguments["path"]})
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        render_video(standing(T2M), tmp_path / "file" / "clip.mp4", T2M, 20)
+
+
+@pytest.mark.parametrize("text, name", [
+    ("A person walks.", "a_person_walks"), ("a/b\\c:d*e?f\"g<h>i|j", "a_b_c_d_e_f_g_h_i_j"),
+    ("\u00dcber caf\u00e9", "uber_cafe"), ("CON", "con_"), ("nul.txt", "nul_txt"), ("COM1", "com1_"),
+    ("com\u00b9", "com1_"), ("console", "console"), ("", "motion"), ("...", "motion"), ("\u8d70\u308b", "motion"),
+    ("../../etc", "etc"), ("-rf", "rf"), ("trailing. ", "trailing"),
+])
+def test_safe_filename(text, name):
+    assert safe_filename(text) == name
+
+
+@pytest.mark.parametrize("length", [3, 8, 60])
+def test_safe_filename_is_never_too_long_or_open_ended(length):
+    for text in ("walk forward " * 20, "x" * 300, "con", "aux " * 9, ""):
+        name = safe_filename(text, length)
+        assert 0 < len(name) <= length and name.isascii() and name == name.lower()
+        assert not name.startswith(("-", ".")) and not name.endswith(("-", ".", " "))
+        assert name not in visualize._RESERVED
