@@ -1,7 +1,8 @@
 """Evaluate a trained generator on the test split: FID, R-precision, matching score, diversity, multimodality, foot skating, and,
 for 22-joint skeletons, whether the clips do what fixed prompts say (semantic probes).
 
-    python evaluation_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-XL --dataset_name t2m
+    python evaluation_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High \\
+        --model FSQ-MARDM-SiT-XL --dataset_name t2m
 
 Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and evaluation_MARDM.json.
 """

@@ -30,7 +30,7 @@ def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="MARDM")
     parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one the generator was trained on")
-    parser.add_argument("--ae_model", choices=list(AE_models), default=None, help="the autoencoder's zoo name; default: as trained")
+    parser.add_argument("--ae_model", choices=list(AE_models), default=None, help="its zoo name; default: as trained")
     parser.add_argument("--model", choices=list(MARDM_models), default=None, help="the generator's zoo name; default: as trained")
     parser.add_argument("--text_prompt", default=None, help="one prompt")
     parser.add_argument("--text_path", default=None, help="file with a prompt a line, optionally prompt#frames or prompt#NA")

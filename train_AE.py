@@ -14,7 +14,7 @@ from utils import options
 from utils.datasets import MotionStore, WindowDataset, get_spec, make_loader
 from utils.errors import UserError, run
 from utils.evaluation import heading_error, reconstruct, reconstruction_errors
-from utils.train_utils import RunFolder, Trainer, learning_rate, pick_device, seed_everything
+from utils.train_utils import RunFolder, make_trainer, pick_device, seed_everything
 
 
 def parse_args():
@@ -78,12 +78,9 @@ def main():
     folder.prepare(args.is_continue)
     store, val_store = (MotionStore(spec, split, args.num_workers) for split in ("train", "val"))
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
     describe = {"kind": "ae", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
-                "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std), "args": vars(args)}
-    trainer = Trainer(
-        folder, "ae", model, optimizer, seed=args.seed, log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad, describe=describe, metric="Val/MPJPE",
-        lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
+                "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std)}
+    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE")
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
 

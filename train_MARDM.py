@@ -31,7 +31,7 @@ from utils.datasets import (
 from utils.errors import run
 from utils.evaluation import evaluate_generation
 from utils.evaluators import TrainedEvaluator
-from utils.train_utils import EMA, RunFolder, Trainer, learning_rate, pick_device, seed_everything
+from utils.train_utils import EMA, RunFolder, make_trainer, pick_device, seed_everything
 
 CACHE_BYTES = 2**30
 
@@ -74,7 +74,9 @@ class TargetCache:
         if new:
             frames = batch["lengths"][new].to(self.device)
             motion = batch["motion"][new][:, : int(frames.max())].to(self.device)
-            for row, targets in zip(new, self.ae.encode_targets(motion, frames)[1].cpu()):
+            with torch.autocast(self.device.type, enabled=False):  # codes are those of float32, whatever the training step's precision
+                encoded = self.ae.encode_targets(motion, frames)[1].cpu()
+            for row, targets in zip(new, encoded):
                 found[row] = targets[: int(batch["lengths"][row]) // 4].clone()
                 self._remember(batch["keys"][row], found[row])
         rows = [found[row] if row in found else self.known[key] for row, key in enumerate(batch["keys"])]
@@ -154,15 +156,11 @@ def main():
               "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul}
     model = MARDM_models[args.model](**kwargs).to(device)
     ema = EMA(model, args.ema_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
     describe = {"kind": "mardm", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std),
-                "levels": list(ae.levels) if ae.levels else None, "args": vars(args),
+                "levels": list(ae.levels) if ae.levels else None,
                 "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)}}
-    trainer = Trainer(
-        folder, "mardm", model, optimizer, seed=args.seed, ema=ema, log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad, describe=describe,
-        metric="Val/FID" if args.need_evaluation else "Val/loss",
-        lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
+    trainer = make_trainer(args, folder, "mardm", model, describe, "Val/FID" if args.need_evaluation else "Val/loss", ema)
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
 

@@ -28,7 +28,7 @@ from utils.datasets import (
 from utils.errors import run
 from utils.evaluation import draw_batches, embed_all, retrieval_scores
 from utils.evaluators import ContrastiveEvaluator, TrainedEvaluator
-from utils.train_utils import RunFolder, Trainer, learning_rate, pick_device, seed_everything
+from utils.train_utils import RunFolder, make_trainer, pick_device, seed_everything
 
 
 def parse_args():
@@ -69,12 +69,9 @@ def main():
     seed_everything(args.seed)
     kwargs = {"feature_dim": spec.feature_dim, "text_dim": data.features.shape[1], "width": args.width}
     model = ContrastiveEvaluator(**kwargs).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=args.weight_decay)
-    describe = {"kind": "evaluator", "model_kwargs": kwargs, "dataset": spec.describe(), "args": vars(args),
+    describe = {"kind": "evaluator", "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std)}
-    trainer = Trainer(folder, "evaluator", model, optimizer, seed=args.seed, log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad, describe=describe,
-                      metric="Val/1-R3",
-                      lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
+    trainer = make_trainer(args, folder, "evaluator", model, describe, metric="Val/1-R3")
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
     groups = torch.as_tensor(caption_groups(data.entries))

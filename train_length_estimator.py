@@ -15,7 +15,7 @@ from models.TextEncoder import cached_text_features
 from utils import options
 from utils.datasets import MotionStore, all_captions, get_spec, make_loader, report_skipped, text_clips
 from utils.errors import run
-from utils.train_utils import RunFolder, Trainer, learning_rate, pick_device, seed_everything
+from utils.train_utils import RunFolder, make_trainer, pick_device, seed_everything
 
 CLASSES = 50  # lengths of 0 .. 49 tokens of 4 frames
 
@@ -54,11 +54,7 @@ def main():
     data, val_data = (LengthDataset(spec, split, args.num_workers) for split in ("train", "val"))
     seed_everything(args.seed)
     model = LengthEstimator(data.features.shape[1], CLASSES).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
-    trainer = Trainer(
-        folder, "estimator", model, optimizer, seed=args.seed, log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad, metric="Val/loss",
-        describe={"kind": "length_estimator", "dataset": spec.describe(), "args": vars(args)},
-        lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay))
+    trainer = make_trainer(args, folder, "estimator", model, {"kind": "length_estimator", "dataset": spec.describe()})
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
 

@@ -151,14 +151,13 @@ def read_features_of(path, skeleton, retarget):
     """Features (T, D) of a joints file, and None; or None and the reason why it cannot be used."""
     try:
         joints = np.load(path, allow_pickle=False)
-        features = joints_to_features(joints, skeleton, skeleton.target_offsets if retarget == "target" else None)
+        return joints_to_features(joints, skeleton, skeleton.target_offsets if retarget == "target" else None), None
     except FileNotFoundError:
         return None, "has no joints file"
     except MotionError as error:
         return None, str(error)
     except (ValueError, OSError, EOFError, BadZipFile) as error:  # what np.load raises for files that are no arrays
         return None, f"joints cannot be read ({(str(error).splitlines() or ['damaged file'])[0][:80]})"
-    return (features, None) if np.isfinite(features).all() else (None, "joints are too large for finite features")
 
 
 def not_text(frames, captions, shortest, longest):

@@ -54,8 +54,8 @@ def test_text_to_motion_rules(rules, which, shortest):
 
 
 def test_windows(rules):
-    """Every window of every clip, once. The reference yields 614: one twice (613 distinct), and one window short in each of the 9 clips
-    that are long enough."""
+    """Every window of every clip, once. The reference yields 614: one twice (613 distinct), and one window short
+    in each of the 9 clips that are long enough."""
     root, expected = rules
     store = MotionStore(DatasetSpec("rules", str(root), "t2m", min_frames=40, max_frames=199, **RULES), "train")
     windows = WindowDataset(store, 64)

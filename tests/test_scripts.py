@@ -16,6 +16,7 @@ ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]
 GENERATOR = ["--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "FSQ-MARDM-SiT-S"]
+SHORT = ["--window_size", "40", "--batch_size", "512"]  # of the two values of a flag the last counts
 FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2"]
 
 
@@ -38,7 +39,7 @@ def trained(tmp_path_factory):
     build_demo(root / "datasets" / "demo", num_clips=200)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        assert call("train_AE", "--name", "ae", *AE, *TRAIN[:-4], "--epoch", "1", "--window_size", "40", "--batch_size", "512") == 0
+        assert call("train_AE", "--name", "ae", *AE, *TRAIN, *SHORT) == 0
         assert call("train_evaluator", "--name", "evaluator", *TRAIN) == 0
         assert call("train_length_estimator", "--name", "length_estimator", *TRAIN) == 0
         assert call("train_MARDM", "--name", "mardm", *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1") == 0
@@ -79,8 +80,8 @@ def test_evaluation_AE(work, capsys):
 
 
 def test_evaluation_MARDM(work, capsys):
-    flags = ["--name", "mardm", "--ae_name", "ae", *ON_DEMO, "--num_workers", "0", "--repeats", "2", "--probe_repeats", "1", *FAST]
-    code = call("evaluation_MARDM", *flags)
+    flags = ["--name", "mardm", "--ae_name", "ae", *ON_DEMO, "--num_workers", "0", "--repeats", "2", *FAST]
+    code = call("evaluation_MARDM", *flags, "--probe_repeats", "1")
     captured = capsys.readouterr()
     if len((work / "datasets/demo/test.txt").read_text().split()) < 32:
         assert code == 2 and "32 clips" in captured.err
@@ -102,7 +103,8 @@ def test_sample_needs_no_data_set(work, tmp_path, monkeypatch, capsys):
     assert len(files) == 6 and not any(set(file.name) & set(':?"<>|*') for file in files)
     assert np.load(files[0]).shape == (44, 22, 3) and all(len(np.load(file)) % 4 == 0 for file in files)
     first = np.load(files[0])
-    assert call("sample", "--name", "mardm", *ON_DEMO, "--text_prompt", "a person walks: fast?", "--motion_length", "44", *FAST) == 0
+    prompt = ["--text_prompt", "a person walks: fast?", "--motion_length", "44"]
+    assert call("sample", "--name", "mardm", *ON_DEMO, *prompt, *FAST) == 0
     again = np.load(next((tmp_path / "generation" / "mardm_demo").glob("000_*_r0.npy")))
     assert np.abs(first - again).max() < 1e-4  # metres: alone or in a file, the same clip
     assert len(list((tmp_path / "generation" / "mardm_demo").glob("*.mp4"))) == 1
@@ -110,8 +112,7 @@ def test_sample_needs_no_data_set(work, tmp_path, monkeypatch, capsys):
 
 def test_resume_of_a_finished_run(work):
     before = torch.load(work / "checkpoints/demo/ae/model/latest.tar", weights_only=True)
-    flags = [*AE, *TRAIN[:-4], "--epoch", "1", "--window_size", "40", "--batch_size", "512"]
-    assert call("train_AE", "--name", "ae", *flags, "--is_continue") == 0
+    assert call("train_AE", "--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue") == 0
     after = torch.load(work / "checkpoints/demo/ae/model/latest.tar", weights_only=True)
     assert all(torch.equal(value, after["ae"][key]) for key, value in before["ae"].items())
 
@@ -152,8 +153,7 @@ def test_need_evaluation(work, capsys):
 ])
 def test_mistakes_get_one_line(work, capsys, script, flags, message):
     if "other" in flags and not (work / "checkpoints/demo/other").exists():
-        short = [*TRAIN[:-4], "--epoch", "1", "--window_size", "40", "--batch_size", "1024", "--seed", "1"]
-        assert call("train_AE", "--name", "other", *AE, *short) == 0
+        assert call("train_AE", "--name", "other", *AE, *TRAIN, *SHORT, "--seed", "1") == 0
     capsys.readouterr()
     assert call(script, *flags) == 2
     err = capsys.readouterr().err

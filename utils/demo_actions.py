@@ -21,7 +21,7 @@ def lean_with(p, c, side, weight, amount=1.0):
 
 
 def wave(p, sides):
-    count, period = int(p.rng.integers(3, 7)), p.uniform(7.5, 12.5)
+    count, period = p.count(*range(2, 6)), p.uniform(7.5, 12.5)
     start, rise = p.uniform(3, 8), p.uniform(10, 16)
     begin, end = start + rise - 3, start + rise + count * period
     n = int(end + rise + p.uniform(3, 8))
@@ -69,7 +69,7 @@ def raise_arms(p, sides):
 
 
 def clap(p):
-    count, period = int(p.rng.integers(3, 9)), p.uniform(7, 13)
+    count, period = p.count(*range(3, 7)), p.uniform(7, 12.5)
     start, rise = p.uniform(3, 8), p.uniform(9, 14)
     n = int(start + rise + count * period + rise + p.uniform(3, 7))
     c, frames = p.neutral(n), np.arange(n)
@@ -103,7 +103,7 @@ def closing_roll(p, swing, elbow):
 
 
 def punch(p, side):
-    count, period = p.pick(1, 1, 2, 3, 4), p.uniform(14, 22)
+    count, period = p.count(1, 1, 2, 3, 4), p.uniform(14, 22)
     start, rise = p.uniform(3, 7), p.uniform(8, 12)
     begin = start + rise
     n = int(begin + count * period + rise + p.uniform(4, 8))
@@ -130,7 +130,7 @@ def punch(p, side):
 # ---- legs and whole body
 
 def kick(p, side):
-    count, sign = p.pick(1, 1, 1, 2, 3), SIGN[side]
+    count, sign = p.count(1, 1, 1, 2, 3), SIGN[side]
     high, period = p.uniform(0.42, 0.95), p.uniform(24, 32)
     start = p.uniform(6, 10)
     n = int(start + count * period + p.uniform(8, 13))
@@ -162,7 +162,7 @@ def kick(p, side):
 
 
 def squat(p):
-    count, period, depth = p.pick(1, 1, 1, 2, 2, 3), p.uniform(28, 46), p.uniform(0.3, 0.47)
+    count, period, depth = p.count(1, 1, 1, 2, 2, 3), p.uniform(28, 46), p.uniform(0.3, 0.47)
     start, n_hold = p.uniform(3, 7), p.uniform(0, 8)
     n = int(start + count * (period + n_hold) + p.uniform(4, 8))
     c, down = p.neutral(n), np.zeros(n)
@@ -240,7 +240,7 @@ def stand_up(p):
 
 def bow(p):
     start, down_time, hold, rise = p.uniform(4, 8), p.uniform(13, 24), p.uniform(5, 16), p.uniform(14, 24)
-    deep, count = p.uniform(45, 88), p.pick(1, 1, 1, 2)
+    deep, count = p.uniform(45, 88), p.count(1, 1, 1, 2)
     cycle = down_time + hold + rise + 2
     n = int(start + count * cycle + p.uniform(4, 9))
     c, down = p.neutral(n), np.zeros(n)
@@ -306,7 +306,7 @@ def kneel(p):
 
 
 def sway(p):
-    count, period = int(p.rng.integers(2, 4)), p.uniform(26, 44)
+    count, period = p.count(*range(2, 4)), p.uniform(25, 40)
     start, width = p.uniform(2, 6), p.uniform(0.06, 0.1)
     n = int(start + count * period + p.uniform(3, 7))
     c, frames = p.neutral(n), np.arange(n)
@@ -322,7 +322,7 @@ def sway(p):
         c[f"{side}_swing"] += sign * 5 * swing
         c[f"{side}_elbow"] += 8 * inside
     p.append(c)
-    return {"tempo": tempo_of(period, 39, 30)}
+    return {"tempo": tempo_of(period, 36, 29)}
 
 
 ACTIONS = {

@@ -19,7 +19,7 @@ from utils.demo_performer import Performer
 from utils.motion_process import SKELETONS, joints_to_features
 
 MIN_FRAMES, MAX_FRAMES = 40, 196           # of the features, which have one frame less than the joints
-SEQUENCE_FRAMES = 115                  # two actions in a row are drawn again when they take longer
+SEQUENCE_FRAMES = 120                  # two actions in a row are drawn again when they take longer
 SHARE_OF_SEQUENCES = 0.25
 SPLITS = {"train": 16, "val": 1, "test": 3}                     # clips of every 20
 CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward",
@@ -41,7 +41,7 @@ def perform(action_ids, rng):
             raise ValueError(f"'{second}' cannot follow '{first}': who sits can only stand up next")
     longest = SEQUENCE_FRAMES if len(action_ids) > 1 else MAX_FRAMES + 1
     tries = [_perform_once(action_ids, rng)]
-    while len(tries[-1][0]) > longest and len(tries) < 12:
+    while len(tries[-1][0]) > longest and len(tries) < 8:
         tries.append(_perform_once(action_ids, rng))
     joints, facts = min(tries, key=lambda item: len(item[0]))
     if len(joints) > MAX_FRAMES + 1:
@@ -51,6 +51,7 @@ def perform(action_ids, rng):
 
 def _perform_once(action_ids, rng):
     performer, facts = Performer(rng), []
+    performer.brief = len(action_ids) > 1
     if action_ids[0] != "stand_up":
         performer.rest(0, 4)
     for number, action in enumerate(action_ids):
@@ -63,7 +64,7 @@ def _perform_once(action_ids, rng):
     joints = performer.finish()
     if action_ids[0] in CROPPED and len(action_ids) == 1 and rng.random() < 0.25:
         first, last = rng.integers(0, 16, 2)
-        if len(joints) - first - last > MIN_FRAMES + 8:
+        if len(joints) - first - last > MIN_FRAMES + 16:
             joints = joints[first : len(joints) - last]
     return joints, facts
 

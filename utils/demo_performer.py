@@ -51,7 +51,7 @@ class Performer:
             self.ease.update({f"{side}_swing": rng.uniform(-2, 9), f"{side}_spread": rng.uniform(7, 14),
                               f"{side}_roll": rng.uniform(5, 40), f"{side}_elbow": rng.uniform(10, 26),
                               f"{side}_splay": rng.uniform(2, 8)})
-        self.posture, self.followed = "standing", False
+        self.posture, self.followed, self.brief = "standing", False, False
         self.feet = {side: self.footprint(side) for side, _ in SIDES}
         for side in self.feet:
             self.feet[side] = self.feet[side] + np.append(rng.normal(0, 0.012, 2), rng.normal(0, 2))
@@ -61,6 +61,11 @@ class Performer:
 
     def pick(self, *items):
         return items[int(self.rng.integers(len(items)))]
+
+    def count(self, *choices):
+        """How often to do it; the lower half of the choices when another action shares the clip."""
+        choices = sorted(choices)
+        return self.pick(*choices[: (len(choices) + 1) // 2] if self.brief else choices)
 
     def footprint(self, side, position=None, yaw=None, width=None, ahead=None):
         """Where the ball of this foot belongs when the pelvis is there: x, z, yaw."""

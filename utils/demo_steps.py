@@ -90,6 +90,7 @@ def walk(p, speed, distance=None, seconds=None, heading=0.0, step=None, arc=0.0,
     reach = speed * seconds if distance is None else distance
     step_length = step or (0.25 + 0.33 * speed) * p.uniform(0.94, 1.06)
     frames_per_step = step_length / speed * FPS
+    reach *= 0.75 if p.brief and not arc else 1
     rise, start = 1.3 * frames_per_step, p.uniform(2, 6)
     duration = reach / speed * FPS + rise
     steps = max(3, int(round(duration / frames_per_step)))
@@ -118,7 +119,7 @@ def walk_forward(p):
 
 
 def walk_slow(p):
-    walk(p, p.uniform(0.40, 0.58), seconds=p.uniform(2.4, 4.0), **walk_style(p, lift=p.uniform(0.04, 0.06)))
+    walk(p, p.uniform(0.40, 0.58), seconds=p.uniform(2.2, 3.5), **walk_style(p, lift=p.uniform(0.04, 0.06)))
     return {}
 
 
@@ -139,7 +140,7 @@ def walk_backward(p):
 def sidestep(p, sign):
     speed = p.uniform(0.38, 0.7)
     step = p.uniform(0.19, 0.27)
-    walk(p, speed, distance=p.uniform(1.0, 2.2), heading=90 * sign, step=step, lead="l" if sign > 0 else "r",
+    walk(p, speed, distance=p.uniform(1.0, 1.8), heading=90 * sign, step=step, lead="l" if sign > 0 else "r",
          **walk_style(p, width=0.09 + 0.5 * step, strike=0, push=6, arms=0, lift=p.uniform(0.05, 0.08),
                       crouch=0.03))
     return {"tempo": tempo_of(speed, 0.45, 0.62)}
@@ -147,15 +148,15 @@ def sidestep(p, sign):
 
 def walk_curve(p, sign):
     speed, arc = p.uniform(0.8, 1.2), p.uniform(70, 140)
-    walk(p, speed, distance=np.radians(arc) * p.uniform(1.1, 2.2), arc=sign * arc, **walk_style(p))
+    walk(p, speed, distance=np.radians(arc) * p.uniform(1.0, 1.9), arc=sign * arc, **walk_style(p))
     return {}
 
 
 def walk_circle(p, sign):
-    speed, radius, arc = p.uniform(0.9, 1.25), p.uniform(0.75, 1.2), p.uniform(345, 378)
+    speed, radius, arc = p.uniform(0.9, 1.25), p.uniform(0.7, 1.05), p.uniform(345, 378)
     distance = min(np.radians(arc) * radius, 8.2 * speed)
     walk(p, speed, distance=distance, arc=sign * arc, **walk_style(p))
-    return {"tempo": None, "size": "small" if radius < 0.85 else "big" if radius > 1.1 else None}
+    return {"tempo": None, "size": "small" if radius < 0.78 else "big" if radius > 0.97 else None}
 
 
 def run_forward(p):
@@ -250,7 +251,7 @@ def arm_swing(c, p, windows, swing_arms, first):
 
 
 def jump(p):
-    count = p.pick(1, 1, 1, 2, 2, 3, 4)
+    count = p.count(1, 1, 1, 2, 2, 3, 4)
     high = p.uniform(0.14, 0.36)
     c, _ = leap(p, [high * p.uniform(0.92, 1.08) for _ in range(count)], depth=0.12 + 0.4 * high,
                 swing_arms=p.pick(p.uniform(35, 60), p.uniform(80, 140)))
@@ -259,7 +260,7 @@ def jump(p):
 
 
 def jump_forward(p):
-    count, far = p.pick(1, 1, 1, 2, 3), p.uniform(0.55, 1.25)
+    count, far = p.count(1, 1, 1, 2, 3), p.uniform(0.55, 1.25)
     c, _ = leap(p, [0.13 + 0.14 * far * p.uniform(0.9, 1.1)] * count, depth=0.16 + 0.08 * far, reach=far,
                 swing_arms=p.uniform(60, 110))
     p.append(c)
@@ -267,7 +268,7 @@ def jump_forward(p):
 
 
 def hop(p):
-    stand, count = p.lead, int(p.rng.integers(3, 6))
+    stand, count = p.lead, p.count(*range(3, 6))
     free, sign = OTHER[stand], SIGN[stand]
     p.append(p.neutral(2))
     c, windows = leap(p, [p.uniform(0.05, 0.12) for _ in range(count)], depth=0.07, feet=stand,
@@ -291,7 +292,7 @@ def hop(p):
 
 
 def jumping_jacks(p):
-    count, period = int(p.rng.integers(2, 6)), p.uniform(19, 27)
+    count, period = p.count(*range(2, 5)), p.uniform(19, 27)
     start, wide, high = p.uniform(3, 7), p.uniform(0.17, 0.27), p.uniform(150, 172)
     n = int(start + count * period + p.uniform(5, 9))
     c, frames = p.neutral(n), np.arange(n)

@@ -72,7 +72,7 @@ def reconstruction_errors(pairs, num_joints):
             np.mean(calculate_mpjpe(real, fake)), np.mean(calculate_mpjpe(real_facing, fake_facing)),
             float(np.mean(acceleration_error(real, fake))) if len(real) > 2 else 0.0])
         frames += len(real)
-    protocol, facing, acceleration = totals / frames * 1000
+    protocol, facing, acceleration = (totals / frames * 1000).tolist()
     return {"MPJPE": protocol, "MPJPE_facing": facing, "acceleration_error": acceleration}
 
 
@@ -84,7 +84,7 @@ def reconstruction_fid(evaluator, pairs):
 
 @torch.no_grad()
 def code_usage(ae, store, device="cpu"):
-    """Which share of the codebook the split uses: {"codes_used", "codebook_size", "codebook_share", "perplexity"}; {} without one."""
+    """How much of the codebook the split uses (codes used, size, share, perplexity, tokens); {} without a codebook."""
     if ae.codebook_size is None:
         return {}
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))

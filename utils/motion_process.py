@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 SMOOTHING = 20  # frames: sigma of the Gaussian over the facing direction
+LARGEST = 1e7  # coordinates beyond this (10 km in millimetres) are no motion
 TINY = 1e-12  # lengths below this have no direction
 
 
@@ -185,8 +186,8 @@ def _checked(joints, skeleton):
     if len(joints) < 2:
         raise MotionError(f"joints have {len(joints)} frames, expected 2 or more: features hold velocities")
     joints = joints.astype(np.float64)
-    if not np.isfinite(joints).all():
-        raise MotionError("joints hold NaN or infinite values")
+    if not (np.abs(joints) < LARGEST).all():
+        raise MotionError(f"joints hold NaN, infinite values or values above {LARGEST:.0e}")
     return joints
 
 

@@ -153,7 +153,7 @@ def oscillations(forearm, heading):
     moves = np.stack([ahead, left, forearm[:, 1]], 1)
     moves = gaussian_filter1d(moves, 1, axis=0) - gaussian_filter1d(moves, 7, axis=0)
     direction = np.linalg.svd(moves - moves.mean(0), full_matrices=False)[2][0]
-    return swings(moves @ direction, 0.24)
+    return swings(moves @ direction, 0.2)
 
 
 def thrusts(ahead):
@@ -223,10 +223,6 @@ def no_kick(m):
     return m["kicks_left"] + m["kicks_right"] == 0
 
 
-def no_punch(m):
-    return m["thrusts_left"] + m["thrusts_right"] == 0
-
-
 def walks(m, slowest, fastest, shortest):
     """Steps in the facing direction at a speed within bounds (m/s), for at least ``shortest`` metres."""
     return (slowest < m["speed"] < fastest and m["path"] > shortest and m["along"] > 0.8 * m["path"]
@@ -293,7 +289,7 @@ def waves(m, sides):
     still = [side for side in SIDES if side not in sides]
     return (legs_at_rest(m) and all(m[f"waves_{side}"] >= 4 and m[f"raised_{side}"] > 0.6 for side in sides)
             and all(m[f"waves_{side}"] < 3 and m[f"raised_{side}"] < 0.4 for side in still)
-            and m["claps"] < 3 and no_punch(m))
+            and m["claps"] < 3)
 
 
 def raises(m, sides):
@@ -304,7 +300,8 @@ def raises(m, sides):
 
 
 def clap(m):
-    together = abs(m["thrust_left"] - m["thrust_right"]) < 0.1  # in a punch one hand goes ahead of the other
+    reach = m["thrust_left"], m["thrust_right"]
+    together = max(reach) < 0.44 or abs(reach[0] - reach[1]) < 0.1  # in a punch one hand goes far ahead of the other
     return legs_at_rest(m) and hands_overhead(m) < 0.3 and m["claps"] >= 2 and together
 
 

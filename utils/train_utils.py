@@ -281,7 +281,8 @@ class Trainer:
         values = {}
         if validate is not None:
             self.model.eval()
-            values = validate(self.epoch, last)
+            # plain floats: a numpy number in a checkpoint could not be loaded without running code
+            values = {tag: float(value) for tag, value in validate(self.epoch, last).items()}
         self.epoch, self.batch = self.epoch + 1, 0
         for tag, value in values.items():
             writer.add_scalar(tag, value, self.total_it)
@@ -293,3 +294,12 @@ class Trainer:
             save_atomic(self.state(weights_only=True), self.folder.best)
         if last or self.stop_signal is not None or time.monotonic() - self.saved_at > SAVE_SECONDS:
             self._save_or_stop()
+
+
+def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None):
+    """The Trainer of a training script's command line (utils/options.py: add_training), with AdamW as published."""
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    return Trainer(
+        folder, key, model, optimizer, describe=describe | {"args": vars(args)}, seed=args.seed, ema=ema, metric=metric,
+        lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay),
+        log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad)
