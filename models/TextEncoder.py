@@ -256,7 +256,9 @@ def minilm_features(network, tokens, mask):
     hidden = network(input_ids=tokens, attention_mask=mask.long()).last_hidden_state  # (B, L, D)
     weight = mask.unsqueeze(-1).to(hidden.dtype)  # (B, L, 1)
     mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-    return torch.nn.functional.normalize(mean, dim=-1)
+    # all-MiniLM gives vectors of length 1. Here their elements have unit size on average, as CLIP's nearly have, so that the
+    # condition is not drowned by the other inputs of a generator.
+    return torch.nn.functional.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
 
 
 TEXT_ENCODERS = {"clip": (512, load_clip), "minilm": (384, load_minilm)}  # name -> number of features, loader

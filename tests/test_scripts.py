@@ -65,7 +65,8 @@ def test_checkpoints_describe_themselves(work):
         folder = work / "checkpoints" / "demo" / name / "model"
         content = torch.load(folder / "latest.tar", weights_only=True)
         assert keys <= set(content) and content["total_it"] > 0, name
-        assert (folder / "net_best_fid.tar").is_file() and list(folder.glob("events.out.tfevents.*"))
+        assert list(folder.glob("events.out.tfevents.*"))
+        assert (folder / "net_best_fid.tar").is_file() == (name != "evaluator")  # 10 clips are too few to judge a judge by
         assert (folder.parent / "train.log").read_text().strip().endswith("MB")
 
 

@@ -70,6 +70,18 @@ def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, mile
     add_workers(parser)
 
 
+def add_generator(parser, ae_models, generators):
+    """Flags of every script that makes clips from prompts. The zoos are tables by name."""
+    parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one the generator was trained on")
+    parser.add_argument("--ae_model", choices=list(ae_models), default=None, help="its zoo name; default: as trained")
+    parser.add_argument("--model", choices=list(generators), default=None, help="the generator's zoo name; default: as trained")
+    parser.add_argument("--text_prompt", default=None, help="one prompt")
+    parser.add_argument("--text_path", default=None, help="file with a prompt a line, optionally prompt#frames or prompt#NA")
+    parser.add_argument("--repeat_times", type=positive_int, default=1, help="clips a prompt")
+    parser.add_argument("--output_dir", default="./generation", help="folder of the results")
+    parser.add_argument("--no_video", action="store_true", help="write the .npy files only")
+
+
 def add_sampler(parser, time_steps=18):
     """Flags of every script that generates."""
     parser.add_argument("--time_steps", type=positive_int, default=time_steps, help="iterations of unmasking")

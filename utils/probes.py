@@ -144,7 +144,8 @@ def measure_arm(m, joints, heading, side):
     level = np.abs(wrist[:, 1] - shoulder[:, 1]) < 0.25
     m[f"thrusts_{side}"] = thrusts(np.where(level, ahead, np.minimum(ahead, 0.25)))
     m[f"thrust_{side}"] = np.max(np.where(level, ahead, 0))
-    m[f"bent_{side}"] = np.mean((np.linalg.norm(wrist - shoulder, axis=-1) < 0.36) & (wrist[:, 1] > shoulder[:, 1] - 0.3)) * m["seconds"]
+    bent = (np.linalg.norm(wrist - shoulder, axis=-1) < 0.36) & (wrist[:, 1] > shoulder[:, 1] - 0.3)
+    m[f"bent_{side}"] = np.mean(bent) * m["seconds"]
 
 
 def oscillations(forearm, heading):

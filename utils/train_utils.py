@@ -22,6 +22,9 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
+# Batches differ in shape, and oneDNN keeps buffers for each of the last 1,024 shapes: gigabytes on a CPU. It reads this once.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 SAVE_SECONDS = 60  # at most this much work is lost by a crash
 
 

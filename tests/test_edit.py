@@ -1,0 +1,313 @@
+"""edit.py: kept frames bit for bit, no jump where sections begin and end, and one line for each mistake."""
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import edit
+from models.AE import AE_models
+from models.loading import weights_hash
+from models.MARDM import MARDM_models
+from utils.datasets import DatasetSpec
+from utils.errors import run
+from utils.motion_process import SKELETONS, features_to_joints, joints_to_features, rotate_y
+from utils.stitching import facing_frames, sections_of, stitch
+
+FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2", "--device", "cpu"]
+
+
+def walk(skeleton, frames, curve=0.02, speed=0.04, seed=0):
+    """Joints (frames, J, 3) float32 of a figure that glides along an arc and swings its limbs, placed away from the origin."""
+    offsets = np.array(skeleton.target_offsets or np.asarray(skeleton.raw_offsets) * 0.25)
+    if skeleton.target_offsets is None:  # narrow hips: the heading of features subtracts them from the shoulders
+        offsets[list(skeleton.face_joints[:2])] *= 0.4
+    swing = 0.2 * np.sin(0.3 * np.arange(frames)[:, None] + np.random.default_rng(seed).uniform(0, 6, len(offsets)))
+    body = np.zeros((frames, len(offsets), 3))
+    for parent, child in skeleton.bones:
+        x, y, z = offsets[child]
+        angle = swing[:, child]
+        bone = np.stack([x + 0 * angle, y * np.cos(angle) - z * np.sin(angle), y * np.sin(angle) + z * np.cos(angle)], -1)
+        body[:, child] = body[:, parent] + bone
+    heading = 0.7 + curve * np.arange(frames)
+    body = rotate_y(body, heading[:, None])
+    step = rotate_y(np.tile([0, 0, speed], (frames, 1)), heading)
+    return (body + np.cumsum(step, axis=0)[:, None] + [3.0, 1.2, -2.0]).astype(np.float32)
+
+
+def features_of(joints, skeleton):
+    return joints_to_features(np.concatenate([joints, joints[-1:]]), skeleton)[:, : skeleton.essential_dim]
+
+
+def headings(joints, skeleton):
+    right_hip, left_hip, *_ = skeleton.face_joints
+    across = joints[:, left_hip] - joints[:, right_hip]
+    return np.unwrap(np.arctan2(-across[:, 2], across[:, 0]))
+
+
+def largest_steps(joints, skeleton):
+    """Of root, of any joint (metres a frame) and of the heading (radians a frame)."""
+    joints = joints.astype(np.float64)
+    moved = np.linalg.norm(np.diff(joints, axis=0), axis=-1)
+    return moved[:, 0].max(), moved.max(), np.abs(np.diff(headings(joints, skeleton))).max()
+
+
+# ---- stitching ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t2m", "kit"])
+@pytest.mark.parametrize("section", [(20, 50), (0, 30), (40, 80), (33, 34), (0, 80)])
+def test_kept_frames_stay_and_nothing_jumps(name, section):
+    skeleton = SKELETONS[name]
+    source, other = walk(skeleton, 80), walk(skeleton, 80, curve=-0.03, speed=0.05, seed=1)  # turns the other way
+    edited = np.zeros(80, bool)
+    edited[slice(*section)] = True
+    out = stitch(source, features_of(source, skeleton), features_of(other, skeleton), edited, skeleton)
+    assert np.array_equal(out[~edited], source[~edited]) and not np.array_equal(out[edited], source[edited])
+    assert out.dtype == source.dtype and np.isfinite(out).all()
+    root, joint, turn = largest_steps(out, skeleton)
+    assert root < 0.065 and joint < 0.125 and turn < 0.06  # the sources: up to 0.05 m, 0.10 m and 0.03 rad a frame
+    for parent, child in skeleton.bones:
+        length = np.linalg.norm(out[:, child] - out[:, parent], axis=-1)
+        assert np.ptp(length) < 1e-4  # the source's throughout
+
+
+def test_the_clip_itself_comes_back():
+    skeleton = SKELETONS["t2m"]
+    source = walk(skeleton, 60)
+    features = features_of(source, skeleton)
+    for section in [(0, 60), (0, 20), (20, 40), (45, 60)]:
+        edited = np.zeros(60, bool)
+        edited[slice(*section)] = True
+        out = stitch(source, features, features, edited, skeleton)
+        assert np.abs(out - source).max() < 1e-3, section
+
+
+def test_an_open_end_keeps_the_generated_motion():
+    """At the end of a clip nothing is bent: the heading that was generated is the one that comes out."""
+    skeleton = SKELETONS["t2m"]
+    source, other = walk(skeleton, 80), walk(skeleton, 80, curve=-0.03, seed=0)
+    edited = np.arange(80) >= 40
+    out = stitch(source, features_of(source, skeleton), features_of(other, skeleton), edited, skeleton)
+    turned = headings(out.astype(np.float64), skeleton)
+    wanted = headings(other.astype(np.float64), skeleton)
+    assert abs((turned[79] - turned[50]) - (wanted[79] - wanted[50])) < 0.05
+
+
+def test_facing_frames_are_found():
+    skeleton = SKELETONS["t2m"]
+    poses = np.random.default_rng(0).normal(size=(5, 22, 3))
+    poses[:, 0, [0, 2]] = 0
+    heading, origin = np.linspace(-3, 3, 5), np.random.default_rng(1).normal(size=(5, 3))
+    found = facing_frames(rotate_y(poses, heading[:, None]) + origin[:, None], poses)
+    assert np.allclose(found[0], heading) and np.allclose(found[1], origin)
+    assert sections_of(np.array([1, 1, 0, 0, 1], bool)) == [(0, 2), (4, 5)] and skeleton.num_joints == 22
+
+
+# ---- the script --------------------------------------------------------------------------------------------------
+
+
+def write_checkpoints(root, name, skeleton, cond_mode="text", ae_model="FSQ_AE_High"):
+    """A tiny untrained autoencoder and generator, with the statistics of a walk, as training writes them."""
+    torch.manual_seed(0)
+    spec = DatasetSpec(name=name, root="", skeleton=skeleton.name, fps=20.0, min_frames=40, max_frames=196, text_encoder="minilm")
+    kwargs = {"input_width": skeleton.essential_dim, "width": 32, "latent_dim": 32}
+    ae = AE_models[ae_model](**kwargs).eval()
+    features = features_of(walk(skeleton, 100), skeleton)
+    ae_file = {"ae": ae.state_dict(), "model_name": ae_model, "model_kwargs": kwargs, "dataset": spec.describe(),
+               "mean": torch.tensor(features.mean(0)), "std": torch.tensor(features.std(0) + 0.01)}
+    kind = {"FSQ_AE_High": "FSQ-MARDM-SiT-S", "AE_Model": "MARDM-SiT-S"}[ae_model]
+    kwargs = {"ae_dim": 32, "target_dim": ae.target_dim, "cond_mode": cond_mode, "cond_dim": 16, "width": 32, "ff": 32,
+              "layers": 1, "heads": 2, "head_width": 32, "head_depth": 1}
+    mardm = MARDM_models[kind](**kwargs)
+    with torch.no_grad():  # adaLN-zero starts with dead branches
+        for parameter in mardm.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    mardm_file = {"mardm": mardm.state_dict(), "model_name": kind, "model_kwargs": kwargs, "dataset": spec.describe(),
+                  "trained_on": {"name": "ae", "model_name": ae_model, "hash": weights_hash(ae)}}
+    for run_name, content in [("ae", ae_file), ("mardm", mardm_file)]:
+        folder = root / "checkpoints" / name / run_name / "model"
+        folder.mkdir(parents=True)
+        torch.save(content, folder / "latest.tar")
+
+
+class FakeText:
+    def encode(self, captions):
+        return torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(len(c))) for c in captions])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("edit")
+    write_checkpoints(root, "body22", SKELETONS["t2m"])
+    write_checkpoints(root, "body21", SKELETONS["kit"])
+    write_checkpoints(root, "continuous", SKELETONS["t2m"], ae_model="AE_Model")
+    write_checkpoints(root, "free", SKELETONS["t2m"], cond_mode="uncond")
+    write_checkpoints(root, "labels", SKELETONS["t2m"], cond_mode="action")
+    return root
+
+
+@pytest.fixture
+def work(runs, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").symlink_to(runs / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(edit, "load_text_encoder", lambda name: FakeText())
+    return tmp_path
+
+
+def call(*args):
+    before, sys.argv = sys.argv, ["edit.py", *map(str, args)]
+    try:
+        run(edit.main)
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = before
+    return 0
+
+
+def edit_clip(work, source, sections, *flags, dataset="body22", prompt=("--text_prompt", "jump: high?")):
+    np.save(work / "clip.npy", source)
+    code = call("--name", "mardm", "--dataset_name", dataset, "--source_motion", "clip.npy", "-msec", *sections, *prompt,
+                *FAST, "--no_video", *flags)
+    assert code == 0
+    return [np.load(file) for file in sorted((work / "generation" / f"mardm_{dataset}").glob("*.npy"))]
+
+
+@pytest.mark.parametrize("dataset, frames, sections, edited", [
+    ("body22", 64, ["0.25,0.5"], [(16, 32)]),
+    ("body22", 63, ["10,21", "0.5,0.75"], [(10, 21), (32, 47)]),
+    ("body22", 63, ["0.5,1.0"], [(32, 63)]),  # the three frames behind the last whole token too
+    ("body22", 63, ["10,60"], [(10, 60)]),  # up to the last whole token
+    ("body22", 63, ["0,9", "5,12"], [(0, 12)]),  # overlapping
+    ("body22", 63, ["61,62"], [(61, 62)]),
+    ("body22", 4, ["1,2"], [(1, 2)]),
+    ("body22", 196, ["0,196"], [(0, 196)]),
+    ("body21", 50, ["20,40"], [(20, 40)]),
+    ("continuous", 50, ["20,40"], [(20, 40)]),
+])
+def test_frames_outside_the_sections_are_the_source(work, dataset, frames, sections, edited):
+    skeleton = SKELETONS["kit" if dataset == "body21" else "t2m"]
+    source = walk(skeleton, frames)
+    one, two = edit_clip(work, source, sections, "--repeat_times", 2, dataset=dataset)
+    inside = np.zeros(frames, bool)
+    for start, stop in edited:
+        inside[start:stop] = True
+    for out in (one, two):
+        assert out.shape == source.shape and out.dtype == source.dtype and np.isfinite(out).all()
+        assert np.array_equal(out[~inside], source[~inside])
+        assert (np.abs(out - source).max((1, 2))[inside] > 1e-4).all()
+    if inside.sum() > 8:
+        assert not np.array_equal(one, two)
+        assert largest_steps(one, skeleton)[0] < 0.5
+
+
+@pytest.mark.parametrize("columns, dtype", [(67, np.float32), (263, np.float32), (67, np.float64)])
+def test_features_as_source(work, columns, dtype):
+    skeleton = SKELETONS["t2m"]
+    joints = walk(skeleton, 61)
+    features = joints_to_features(np.concatenate([joints, joints[-1:]]), skeleton)[:, :columns].astype(dtype)
+    out, = edit_clip(work, features, ["20,40"])
+    source = features_to_joints(features, 22)
+    inside = (np.arange(61) >= 20) & (np.arange(61) < 40)
+    assert np.array_equal(out[~inside], source[~inside]) and not np.array_equal(out[inside], source[inside])
+
+
+def test_float64_sources_stay_exact(work):
+    source = walk(SKELETONS["t2m"], 40).astype(np.float64) + 1e-9
+    out, = edit_clip(work, source, ["10,20"])
+    assert np.array_equal(out[:10], source[:10]) and np.array_equal(out[20:], source[20:])
+
+
+def test_only_touched_tokens_are_generated(work, monkeypatch):
+    seen = []
+    generate = MARDM_models["FSQ-MARDM-SiT-S"].func.generate
+    monkeypatch.setattr(MARDM_models["FSQ-MARDM-SiT-S"].func, "generate",
+                        lambda *args, **kwargs: seen.append(kwargs["known"]) or generate(*args, **kwargs))
+    edit_clip(work, walk(SKELETONS["t2m"], 63), ["7,9", "0.5,33"])
+    targets, keep = seen[0]
+    assert targets.shape == (1, 15, 6) and (~keep[0]).nonzero().flatten().tolist() == [1, 2, 8]
+
+
+def test_the_text_and_the_seed_decide(work):
+    source = walk(SKELETONS["t2m"], 60)
+    (work / "prompts.txt").write_text("sit\nwave both#40\n", encoding="utf-8")
+    first = edit_clip(work, source, ["10,50"], prompt=("--text_path", "prompts.txt"))
+    assert len(first) == 2 and not np.array_equal(*first)
+    again = edit_clip(work, source, ["10,50"], prompt=("--text_path", "prompts.txt"))
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    other = edit_clip(work, source, ["10,50"], "--seed", 1, prompt=("--text_path", "prompts.txt"))
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_video_and_safe_names(work):
+    np.save(work / "clip.npy", walk(SKELETONS["t2m"], 8))
+    assert call("--name", "mardm", "--dataset_name", "body22", "--source_motion", "clip.npy", "-msec", "2,6",
+                "--text_prompt", "a/b: c?", *FAST) == 0
+    names = sorted(file.name for file in (work / "generation" / "mardm_body22").iterdir())
+    assert names == ["000_a_b_c_clip_edit_2-5_r0.mp4", "000_a_b_c_clip_edit_2-5_r0.npy"]
+
+
+def test_unconditional_generators_need_no_prompt(work):
+    assert len(edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], dataset="free", prompt=())) == 1
+
+
+def test_help(capsys):
+    assert call("--help") == 0
+    assert "--mask_edit_section" in capsys.readouterr().out
+
+
+GOOD = walk(SKELETONS["t2m"], 40)
+NAN = GOOD.copy()
+NAN[3, 2, 1] = np.nan
+
+
+@pytest.mark.parametrize("source, sections, message", [
+    (None, ["0.3,0.6"], "no file"),
+    (b"not an array", ["0.3,0.6"], "is no .npy file"),
+    (b"PK\x03\x04 half an archive", ["0.3,0.6"], "is no .npy file"),
+    (np.array([{"pose": 1}], dtype=object), ["0.3,0.6"], "is no .npy file"),
+    (GOOD[0], ["0.3,0.6"], "needs joints"),
+    (GOOD[None], ["0.3,0.6"], "needs joints"),
+    (GOOD[..., :2], ["0.3,0.6"], "needs joints"),
+    (GOOD[:, :21], ["0.3,0.6"], "needs joints"),  # the other skeleton
+    (np.zeros((40, 251), np.float32), ["0.3,0.6"], "needs joints"),  # its features
+    (np.zeros((40, 64), np.float32), ["0.3,0.6"], "needs joints"),
+    (NAN, ["0.3,0.6"], "holds NaN"),
+    (GOOD.astype("U8"), ["0.3,0.6"], "no numbers"),
+    (GOOD[:3], ["0.3,0.6"], "3 frames, outside 4..196"),
+    (np.tile(GOOD, (5, 1, 1))[:197], ["0.3,0.6"], "197 frames, outside 4..196"),
+    (GOOD, ["0.3,1.2"], "outside the clip"),
+    (GOOD, ["30,41"], "outside the clip"),
+    (GOOD, ["0.6,0.3"], "ends before it starts"),
+    (GOOD, ["20,20"], "covers no frame"),
+    (GOOD, ["0.301,0.302"], "covers no frame"),
+    (GOOD, ["20"], "write START,END"),
+    (GOOD, ["1,2,3"], "write START,END"),
+    (GOOD, ["a,b"], "write START,END"),
+    (GOOD, ["5,10", "0.3,"], "write START,END"),
+])
+def test_mistakes_get_one_line(work, capsys, source, sections, message):
+    path = work / "clip.npy"
+    if isinstance(source, bytes):
+        path.write_bytes(source)
+    elif source is not None:
+        np.save(path, source)
+    assert call("--name", "mardm", "--dataset_name", "body22", "--source_motion", path, "-msec", *sections,
+                "--text_prompt", "sit", *FAST) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--dataset_name", "body22"], "either --text_prompt or --text_path"),
+    (["--dataset_name", "body22", "--text_prompt", " "], "prompt is empty"),
+    (["--dataset_name", "body22", "--text_path", "clip.npy"], "not a text"),
+    (["--dataset_name", "absent", "--text_prompt", "sit"], "no checkpoint at"),
+    (["--dataset_name", "labels", "--text_prompt", "sit"], "action labels"),
+])
+def test_mistakes_in_the_prompt_or_the_run(work, capsys, flags, message):
+    np.save(work / "clip.npy", GOOD)
+    assert call("--name", "mardm", "--source_motion", "clip.npy", "-msec", "0.3,0.6", *flags, *FAST) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("error: ")

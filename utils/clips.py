@@ -1,0 +1,89 @@
+"""What the scripts that make clips share: prompts in, files out."""
+import os
+from pathlib import Path
+
+import numpy as np
+
+from utils.datasets import MAX_LENGTH
+from utils.errors import UserError
+from utils.motion_process import SKELETONS
+from utils.train_utils import RunFolder
+from utils.visualize import render_many
+
+SHORTEST = 4  # frames: one token
+
+
+def read_prompts(text_prompt, text_path, motion_length=0):
+    """[(prompt, frames or 0)] of --text_prompt or of the file --text_path; ``motion_length`` where a prompt names no length.
+    UserError for an empty prompt or an unusable length."""
+    if (text_prompt is None) == (text_path is None):
+        raise UserError("pass either --text_prompt or --text_path")
+    if text_prompt is not None:
+        prompts = [(text_prompt.strip(), motion_length)]
+        where = ["--text_prompt"]
+    else:
+        lines = read_lines(Path(text_path))
+        where = [f"{text_path} line {i}" for i, line in lines]
+        prompts = [parse_line(line, motion_length, place) for (_, line), place in zip(lines, where)]
+    for (prompt, frames), place in zip(prompts, where):
+        if not prompt:
+            raise UserError(f"{place}: the prompt is empty; describe a motion, for example 'a person walks forward'")
+        if frames and not SHORTEST <= frames <= MAX_LENGTH:
+            raise UserError(f"{place}: a length of {frames} frames is outside {SHORTEST}..{MAX_LENGTH}")
+    return prompts
+
+
+def read_lines(path):
+    """[(number from 1, line)] of the lines that are not blank."""
+    if not path.is_file():
+        raise UserError(f"--text_path: no file {path}")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--text_path: {path} is not a text in UTF-8") from error
+    lines = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    if not lines:
+        raise UserError(f"--text_path: {path} holds no prompt")
+    return lines
+
+
+def parse_line(line, default, where):
+    """``prompt``, ``prompt#frames`` or ``prompt#NA`` -> (prompt, frames or 0 = estimate)."""
+    prompt, mark, length = line.strip().rpartition("#")
+    if not mark:
+        return line.strip(), default
+    if length.strip().upper() == "NA":
+        return prompt.strip(), 0
+    try:
+        frames = int(length)
+    except ValueError as error:
+        raise UserError(f"{where}: '{length}' behind # is neither a number of frames nor NA") from error
+    if frames < 1:
+        raise UserError(f"{where}: a length of {frames} frames is outside {SHORTEST}..{MAX_LENGTH}")
+    return prompt.strip(), frames
+
+
+def checkpoint_paths(args, read_checkpoint):
+    """(generator's, autoencoder's) checkpoint; without --ae_name the generator's record of its autoencoder decides."""
+    generator = RunFolder(args.checkpoints_dir, args.dataset_name, args.name).checkpoint()
+    ae_name = args.ae_name or read_checkpoint(generator).get("trained_on", {}).get("name")
+    if ae_name is None:
+        raise UserError(f"{generator} does not say which autoencoder it belongs to; pass --ae_name and --ae_model")
+    return generator, RunFolder(args.checkpoints_dir, args.dataset_name, ae_name).checkpoint()
+
+
+def write_clips(clips, spec, folder, no_video):
+    """The .npy of every clip (file name without suffix, joints (T, J, 3), caption), then the videos, unless ``no_video``.
+    An existing file is replaced: same clip, same name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings = []
+    for stem, joints, caption in clips:
+        path = folder / f"{stem}.npy"
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        np.save(temporary, joints)
+        os.replace(temporary, path)
+        print(path)
+        drawings.append({"joints": joints, "path": path.with_suffix(".mp4"), "skeleton": SKELETONS[spec.skeleton],
+                         "fps": spec.fps, "caption": caption})
+    if not no_video:
+        render_many(drawings)
