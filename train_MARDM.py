@@ -74,7 +74,7 @@ class TargetCache:
         if new:
             frames = batch["lengths"][new].to(self.device)
             motion = batch["motion"][new][:, : int(frames.max())].to(self.device)
-            with torch.autocast(self.device.type, enabled=False):  # codes are those of float32, whatever the training step's precision
+            with torch.autocast(self.device.type, enabled=False):  # float32 codes, in any training precision
                 encoded = self.ae.encode_targets(motion, frames)[1].cpu()
             for row, targets in zip(new, encoded):
                 found[row] = targets[: int(batch["lengths"][row]) // 4].clone()

@@ -7,12 +7,11 @@ Every line is ok, warning, missing (with where it comes from) or damaged (with w
 Exit code: 0 when nothing is damaged, 1 when something is, 2 for bad flags.
 """
 import sys
-from collections import Counter
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import imageio_ffmpeg
 import numpy as np
@@ -24,28 +23,22 @@ sys.path.insert(0, str(ROOT))
 
 from models import TextEncoder, loading  # noqa: E402
 from models.MARDM import MARDM_models, check_pair  # noqa: E402
-from utils import datasets, evaluators, options, word_vectorizer  # noqa: E402
+from utils import datasets, evaluation, evaluators, options, train_utils, word_vectorizer  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.evaluation import RETRIEVAL, write_json  # noqa: E402
 from utils.motion_process import SKELETONS  # noqa: E402
-from utils.train_utils import RunFolder, code_version  # noqa: E402
 
 QUICK = {"train": 120, "val": 40, "test": 40}  # clips of each split that --quick reads
 WINDOW = 64  # frames of train_AE.py's default window
 KNOWN_NAN = {"t2m": {"007975", "M007975"}}  # clips that are NaN as published
 HUMANML3D = "by the instructions of the HumanML3D repository (github.com/EricGuo5513/HumanML3D)"
-SOURCES = {"t2m": f"make HumanML3D {HUMANML3D}", "kit": f"get KIT-ML {HUMANML3D}", "demo": "it is made on first use"}
+SOURCES = {"t2m": f"make HumanML3D {HUMANML3D}", "kit": f"get KIT-ML {HUMANML3D}", "demo": "it is made on first use",
+           "essential": "in the downloads that MARDM's README names", "standard": "in those of HumanML3D's text-to-motion code"}
 FOLDERS = {name: known["folder"] for name, known in datasets.KNOWN.items()} | {"demo": "demo"}
-SOURCES |= {"essential": "in the downloads that MARDM's README names", "standard": "in those of HumanML3D's text-to-motion code"}
-
-
-class Finding(NamedTuple):  # a line of the report; ``advice``: what to do, or where a missing thing comes from
-    level: str
-    what: str
-    advice: str = ""
-
-
+KINDS = {"ae": ("autoencoder", loading.load_autoencoder), "ema_mardm": ("generator", loading.load_generator),
+         "mardm": ("generator", loading.load_generator), "estimator": ("length estimator", loading.load_length_estimator),
+         "evaluator": ("evaluator", partial(evaluators.TrainedEvaluator.load, text_features=None))}  # by a checkpoint's keys
 LEVELS = ("ok", "warning", "missing", "damaged")
+Finding = namedtuple("Finding", "level what advice", defaults=[""])  # advice: what to do, or where a missing thing comes from
 ok, warning, missing, damaged = (partial(Finding, level) for level in LEVELS)
 
 
@@ -62,27 +55,23 @@ def some(names, most=5):
 
 
 def check_environment():
-    fits = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    """Findings, and {text encoder: None, or why it cannot be used}. Without weights CLIP is not loaded: that would fetch them."""
+    fits, openai = (3, 10) <= sys.version_info[:2] <= (3, 12), TextEncoder.import_openai_clip() is not None
     cuda = f"CUDA on {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else None
     ffmpeg, reason = attempt(imageio_ffmpeg.get_ffmpeg_exe)
-    return [(ok if fits else warning)(f"Python {sys.version.split()[0]}", "" if fits else "3.10 to 3.12 are supported"),
-            (ok if cuda else warning)(f"torch {torch.__version__}, {cuda or 'no CUDA: all runs on the CPU, too slow to train XL'}"),
-            missing(f"ffmpeg: {reason}", "use sample.py --no_video") if reason else ok(f"ffmpeg {ffmpeg}")]
-
-
-def check_encoders():
-    """Findings, and {text encoder: None, or why it cannot be used}. Without weights CLIP is not loaded: that would fetch them."""
-    found, problems, openai = [], {}, TextEncoder.import_openai_clip() is not None
+    found = [(ok if fits else warning)(f"Python {sys.version.split()[0]}{'' if fits else '; 3.10 to 3.12 are supported'}"),
+             (ok if cuda else warning)(f"torch {torch.__version__}, {cuda or 'no CUDA: the CPU is too slow to train XL'}"),
+             missing(f"ffmpeg: {reason}", "use sample.py --no_video") if reason else ok(f"ffmpeg {ffmpeg}")]
+    places, problems = " or ".join(str(folder / TextEncoder.CLIP_FILE) for folder in TextEncoder.CLIP_FOLDERS), {}
     for name in TextEncoder.TEXT_ENCODERS:
         if name == "clip" and TextEncoder.find_clip_weights(None) is None:
-            places = " or ".join(str(folder / TextEncoder.CLIP_FILE) for folder in TextEncoder.CLIP_FOLDERS)
             reason = f"CLIP's weights are missing: put OpenAI's file at {places}"
             reason += "; OpenAI's package downloads it on first use" if openai else ""
         else:
             _, reason = attempt(TextEncoder.load_text_encoder, name)
         problems[name], broken = reason, reason and ("cannot be read" in reason or "holds no" in reason)
-        backend = "openai-clip" if openai and name == "clip" else "transformers"
-        found.append((damaged if broken else missing if reason else ok)(f"text encoder {name}: {reason or f'run by {backend}'}"))
+        text = reason or f"run by {'openai-clip' if openai and name == 'clip' else 'transformers'}"
+        found.append((damaged if broken else missing if reason else ok)(f"text encoder {name}: {text}"))
     return found, problems
 
 
@@ -123,8 +112,8 @@ def check_clips(data):
             found.append(missing(f"{len(lost)} clips of {split}.txt have no .npy: {some(lost)}", "they are left out"))
     names = sorted(files)
     if data.quick:  # some of each split, evenly spaced
-        there = {split: [name for name in ids if name in files] for split, ids in data.splits.items()}
-        names = sorted({ids[i * len(ids) // QUICK[split]] for split, ids in there.items() if ids for i in range(QUICK[split])})
+        places = {split: np.linspace(0, len(ids) - 1, QUICK[split]).astype(int) for split, ids in data.splits.items() if ids}
+        names = sorted(files & {data.splits[split][i] for split in places for i in places[split]})
     with ThreadPoolExecutor(4) as pool:  # threads: reading waits for the disk
         results = pool.map(partial(read_clip, spec=data.spec), names)
         clips = dict(zip(names, tqdm(results, f"reading {data.spec.name}", len(names), unit="clip", leave=False, mininterval=1)))
@@ -135,17 +124,16 @@ def check_clips(data):
                     f"{data.spec.fps:g} fps); {counts}"))
     groups = {}
     for name, clip in clips.items():
-        published = clip.reason and "NaN" in clip.reason and name in KNOWN_NAN.get(data.spec.name, ())
-        groups.setdefault((clip.reason, published), []).append(name)
+        groups.setdefault((clip.reason, name in KNOWN_NAN.get(data.spec.name, ())), []).append(name)
     return found + [
-        warning(f"{some(group)}.npy {reason}", "so it is as published; training leaves it out") if published else
+        warning(f"{some(group)}.npy {reason}", "as published; training leaves it out") if published and "NaN" in reason else
         damaged(f"{len(group)} .npy: each {reason}: {some(group)}", "convert them again, or take them off the split lists")
         for (reason, published), group in groups.items() if reason]
 
 
 def check_statistics(data):
-    """Mean.npy and Std.npy against the training clips that were read. Tolerances: a column's mean may be off by a tenth of its
-    Std and five standard errors, a group's std, which HumanML3D averages, by a factor of 1.25 + 5 / sqrt(clips)."""
+    """Against the training clips read. Tolerances: a column's mean may be off by a tenth of its Std and five standard errors, a
+    group's std, which HumanML3D averages, by a factor of 1.25 + 5 / sqrt(clips)."""
     values, data.problem = attempt(datasets.load_statistics, data.spec)
     source = "they come with the data set; scripts/prepare_dataset.py computes them for your own"
     if data.problem:
@@ -161,34 +149,27 @@ def check_statistics(data):
     groups = [group for group in SKELETONS[data.spec.skeleton].feature_groups if group.stop <= len(mean)]
     ratios = [std[group].mean() / values[1][group].mean() for group in groups if std[group].mean() > 1e-5]  # else: never changes
     factor, limit = max([max(ratio, 1 / ratio) for ratio in ratios] or [1.0]), 1.25 + 5 / root
+    fits = excess.max() <= 1 and factor <= limit
     text = (f"{len(clips)} training clips: column {excess.argmax()} of Mean.npy is at {excess.max():.2f} of its tolerance, "
             f"Std.npy off by a factor of {factor:.2f} (at most {limit:.2f})")
-    if excess.max() <= 1 and factor <= limit:
-        return [ok(f"Mean.npy and Std.npy fit {text}")]
-    return [damaged(f"Mean.npy and Std.npy do not fit {text}", f"they belong to other features; {source}")]
+    return [ok(f"Mean.npy and Std.npy fit {text}") if fits else
+            damaged(f"Mean.npy and Std.npy do not fit {text}", f"they belong to other features; {source}")]
 
 
 def check_captions(data):
     reasons = {}
     for split, ids in data.usable.items():
         for name in ids:
-            _, reason = datasets.read_captions(data.root / "texts" / f"{name}.txt")
-            if reason:
-                reasons.setdefault(reason, []).append(name)
+            reasons.setdefault(datasets.read_captions(data.root / "texts" / f"{name}.txt")[1], []).append(name)
         store = SimpleNamespace(spec=data.spec, split=split, ids=ids, lengths=[data.clips[name].frames for name in ids])
-        entries, _ = attempt(datasets.text_clips, store)  # it raises where no clip is left; the counts below say so
+        entries, _ = attempt(datasets.text_clips, store) if ids else (None, None)  # it raises where none is left
         data.entries[split] = entries[0] if entries else []
-    found = [(damaged if "cannot be read" in reason else missing)(
-        f"{len(names)} clips: each {reason}: {some(names)}", "text-to-motion passes over them; a line of texts/ID.txt is "
-        "`caption` or `caption#word/POS ...#start#end`") for reason, names in reasons.items()]
+    reasons.pop(None, None)
+    advice = "text-to-motion passes over them; a line of texts/ID.txt is `caption` or `caption#word/POS ...#start#end`"
     counts = ", ".join(f"{split} {len(entries)}" for split, entries in data.entries.items())
     text = f"for text-to-motion ({data.spec.min_frames} to {data.spec.max_frames} frames, with captions): {counts} clips"
-    return found + [(ok if all(data.entries.values()) else warning)(text)]
-
-
-KINDS = {"ae": ("autoencoder", loading.load_autoencoder), "ema_mardm": ("generator", loading.load_generator),
-         "mardm": ("generator", loading.load_generator), "estimator": ("length estimator", loading.load_length_estimator),
-         "evaluator": ("evaluator", partial(evaluators.TrainedEvaluator.load, text_features=None))}  # by a checkpoint's keys
+    return [(damaged if "cannot be read" in reason else missing)(f"{len(names)} clips: each {reason}: {some(names)}", advice)
+            for reason, names in reasons.items()] + [(ok if all(data.entries.values()) else warning)(text)]
 
 
 def check_runs(folder, quick):
@@ -196,52 +177,52 @@ def check_runs(folder, quick):
     names = sorted(path.parent.name for path in folder.glob("*/model") if not path.parent.name.startswith("text_mot_match"))
     found, runs = [], []
     for name in tqdm(names, f"reading {folder}", unit="run", leave=False, mininterval=1):
-        files, result = RunFolder(folder.parent, folder.name, name), None
+        files, result = train_utils.RunFolder(folder.parent, folder.name, name), None
         paths = [path for path in dict.fromkeys([files.latest, files.checkpoint()]) if path.is_file()]
         if not paths:
             found.append(warning(f"{name} has no latest.tar or net_best_fid.tar", "not trained yet; scripts read no other names"))
         for path in paths[-1:] if quick else paths:  # the last is the one that scripts use
-            line, result = check_file(path, name)
-            found.append(line)
+            result, reason = attempt(open_run, path, name)
+            reason = reason if reason is None or str(path) in reason else f"{path}: {reason}"
+            found.append(damaged(reason, "train or fetch it again") if reason else ok(result.text))
         runs += [result] if result else []
     for generator in [result for result in runs if result.kind == "generator"]:
         found += find_autoencoder(generator, [result for result in runs if result.kind == "autoencoder"])
     return found, runs
 
 
-def check_file(path, name):
-    """The finding on a checkpoint, and its run, or None when it cannot be used: its weights are loaded into its model."""
-    content, reason = attempt(loading.read_checkpoint, path)
-    keys = [key for key in KINDS if isinstance(content, dict) and key in content]
-    kind, load = KINDS[keys[0]] if keys else ("file", None)
-    model, reason = attempt(load, path) if keys else (None, reason or "it holds no model that is known here")
-    if reason is None and not all(torch.isfinite(value).all() for key in keys for value in content[key].values()):
-        reason = "it holds NaN or infinite weights"
-    if reason:
-        return damaged(reason if str(path) in reason else f"{path}: {reason}", "train or fetch it again"), None
-    spec, best = content.get("dataset", {}), content.get("best", {"epoch": -1})
-    released, code = not spec, loading.weights_hash(model[0]) if kind == "autoencoder" else None
+def open_run(path, name):
+    """A checkpoint's run, its weights loaded, strictly: ``text`` and what commands need. It raises for a file of no use."""
+    content = loading.read_checkpoint(path)
+    keys = [key for key in KINDS if key in content]
+    if not keys:
+        raise UserError("it holds no model that is known here")
+    kind, load = KINDS[keys[0]]
+    model, spec, best = load(path), content.get("dataset", {}), content.get("best", {})
+    if not all(torch.isfinite(value).all() for key in keys for value in content[key].values()):
+        raise UserError("it holds NaN or infinite weights")
+    code = loading.weights_hash(model[0]) if kind == "autoencoder" else None
     model_name = content.get("model_name") or ("AE_Model" if kind == "autoencoder" else None)
-    parts = (f"{name}/{path.name}: {kind}", model_name, "a released file, by its keys" if released else f"{content['total_it']} steps",
-             code and f"weights {code}", best["epoch"] >= 0 and f"best {best['metric']} {best['value']:.4g}")
-    return ok(", ".join(filter(None, parts))), SimpleNamespace(
-        name=name, kind=kind, released=released, model=model_name, hash=code, ae=None, trained_on=content.get("trained_on"),
-        text_encoder=spec.get("text_encoder"))
+    parts = (f"{name}/{path.name}: {kind}", model_name, not spec and "a released file, by its keys",
+             "total_it" in content and f"{content['total_it']} steps", code and f"weights {code}",
+             best.get("epoch", -1) >= 0 and f"best {best['metric']} {best['value']:.4g}")
+    return SimpleNamespace(text=", ".join(filter(None, parts)), name=name, kind=kind, model=model_name, hash=code, ae=None,
+                           released=not spec, trained_on=content.get("trained_on"), text_encoder=spec.get("text_encoder"))
 
 
 def find_autoencoder(generator, autoencoders):
     """Sets ``generator.ae``; findings where that is not simply the run which the generator names."""
-    record, name = generator.trained_on, generator.name
-    if record is None:
+    if generator.trained_on is None:
         generator.ae = next((ae for ae in autoencoders if ae.released), None)
-        return [warning(f"{name} says neither its autoencoder nor its head", "pass --ae_name, and --model MARDM-SiT-XL or "
-                        "MARDM-DDPM-XL, whichever it was published as: their weights have the same shapes")]
-    same = {ae.name: ae for ae in autoencoders if ae.hash == record["hash"]}
-    generator.ae = same.get(record["name"], next(iter(same.values()), None))
-    replaced = record["name"] in {ae.name for ae in autoencoders}
-    text = f"{name}'s autoencoder {record['name']} ({record['hash']}) {'has other weights now' if replaced else 'is not there'}"
-    if generator.ae:
-        return [] if record["name"] in same else [warning(f"{text}; {generator.ae.name} is the same", f"--ae_name {generator.ae.name}")]
+        return [warning(f"{generator.name} says neither its autoencoder nor its head", "pass --ae_name, and as --model "
+                        "MARDM-SiT-XL or MARDM-DDPM-XL, whichever it was published as: their weights have the same shapes")]
+    wanted, code = generator.trained_on["name"], generator.trained_on["hash"]
+    same = {ae.name: ae for ae in autoencoders if ae.hash == code}
+    generator.ae = same.get(wanted, next(iter(same.values()), None))
+    replaced = wanted in {ae.name for ae in autoencoders}
+    text = f"{generator.name}'s autoencoder {wanted} ({code}) {'has other weights now' if replaced else 'is not there'}"
+    if same:
+        return [] if wanted in same else [warning(f"{text}; {generator.ae.name} is the same", "pass that as --ae_name")]
     return [(damaged if replaced else missing)(text, "put it back, or train the generator again")]
 
 
@@ -255,8 +236,7 @@ def released_width(path):
     if path.parts[-3].endswith("clip"):
         state = evaluators.read_checkpoint(path, ("contrast_model",))["contrast_model"]
         return evaluators.build(evaluators.make_motion_clip, state, path).motion_encoder.embed_motion.in_features
-    keys = ("text_encoder", "motion_encoder", "movement_encoder")
-    state = evaluators.read_checkpoint(path, keys)
+    state = evaluators.read_checkpoint(path, keys := ("text_encoder", "motion_encoder", "movement_encoder"))
     return [evaluators.build(getattr(evaluators, f"make_{key}"), state[key], path) for key in keys][-1].main[0].in_channels
 
 
@@ -267,8 +247,8 @@ def check_released(name, folder):
     places = {folder / "text_mot_match/model/finest.tar": essential | {skeleton.feature_dim - 4: "standard"},
               folder / "text_mot_match_clip/model/finest.tar": essential}
     for part in ("mean", "std"):
-        places |= {ROOT / "utils/eval_mean_std" / name / f"eval_{part}.npy": essential,
-                   folder / "Comp_v6_KLD005/meta" / f"{part}.npy": standard}
+        places[ROOT / "utils/eval_mean_std" / name / f"eval_{part}.npy"] = essential
+        places[folder / "Comp_v6_KLD005/meta" / f"{part}.npy"] = standard
     for path, protocols in places.items():
         width, reason = attempt(released_width, path) if path.is_file() else (None, None)
         if width and width not in protocols:
@@ -282,11 +262,10 @@ def check_released(name, folder):
 
 def check_glove(folder):
     words, reason = attempt(word_vectorizer.WordVectorizer, folder)
-    if reason and not all((folder / name).is_file() for name in word_vectorizer.FILES):
-        return [missing(f"expected at {folder}/: {', '.join(word_vectorizer.FILES)}", reason)]
     if words and not np.isfinite(words.vectors).all():
         reason = f"{folder / word_vectorizer.FILES[0]} holds NaN or infinite values; {word_vectorizer.SOURCE}"
-    return [damaged(reason) if reason else ok(f"{len(words)} words in {folder}")]
+    there = all((folder / name).is_file() for name in word_vectorizer.FILES)
+    return [(damaged if there else missing)(reason) if reason else ok(f"{len(words)} words in {folder}")]
 
 
 def check_commands(name, data, runs, encoders):
@@ -298,19 +277,18 @@ def check_commands(name, data, runs, encoders):
         (generator, "generator with its autoencoder", "train_MARDM.py")))
     training = obstacle(data, ("train", "val"), encoders)
     fitting = next(model for model in MARDM_models if ae is None or not attempt(check_pair, model, ae.model)[1])
-    names = f"--name {generator.name} --ae_name {generator.ae.name}" if generator else ""
+    pair = f"--name {generator.name} --ae_name {generator.ae.name}" if generator else ""
     encoder = (generator and generator.text_encoder) or datasets.KNOWN.get(name, {}).get("text_encoder")
     bare = generator and generator.released and generator.ae.released and obstacle(data, ())  # they carry no statistics
     longest = max((data.clips[clip].frames for clip in data.usable["train"]), default=0) if data else 0
     short = None if longest >= WINDOW else f"no training clip has {WINDOW} frames; pass a smaller --window_size"
-    frames = "" if "length estimator" in first else "--motion_length FRAMES"
-    rows = [("train_AE.py", "", obstacle(data, ("train", "val")) or short),
-            ("train_length_estimator.py", "", training),
+    rows = [("train_AE.py", "", obstacle(data, ("train", "val")) or short), ("train_length_estimator.py", "", training),
             ("train_MARDM.py", ae and f"--ae_name {ae.name} --ae_model {ae.model} --model {fitting}", no_ae or training),
             ("evaluation_AE.py", ae and f"--name {ae.name} --model {ae.model}", no_ae or obstacle(data, ("test",))),
-            ("evaluation_MARDM.py", judge and f"{names} --evaluator {judge.name}",
-             no_generator or no_judge or obstacle(data, ("test",), encoders, RETRIEVAL)),
-            ("sample.py", f"{names} {frames}", no_generator or bare or encoders.get(encoder))]
+            ("evaluation_MARDM.py", judge and f"{pair} --evaluator {judge.name}",
+             no_generator or no_judge or obstacle(data, ("test",), encoders, evaluation.RETRIEVAL)),
+            ("sample.py", pair + ("" if "length estimator" in first else " --motion_length FRAMES"),
+             no_generator or bare or encoders.get(encoder))]
     return [missing(f"{script} --dataset_name {name} will not work", reason) if reason
             else ok(f"{script} --dataset_name {name} {flags}".strip()) for script, flags, reason in rows]
 
@@ -326,43 +304,40 @@ def obstacle(data, splits, encoders=None, least=1):
             return f"{split} has {count} clips that can be used{' for text-to-motion' if encoders else ''}, needed are {least}"
     name = data.spec.text_encoder
     if not encoders or name not in encoders:
-        return f"unknown text encoder '{name}' in {data.root / 'dataset.json'}" if encoders else None
+        return f"{data.root / 'dataset.json'} names an unknown text encoder, '{name}'" if encoders else None
     kept, _ = TextEncoder.read_feature_file(data.root / "text_features" / f"{name}.pt", TextEncoder.lookup(name)[0])
     texts = {caption.text for split in splits for caption in datasets.all_captions(data.entries[split])}
     return None if texts <= set(kept) else encoders[name]  # features that are kept need no encoder
 
 
 def examine(args):
-    """[(title, findings)] of everything."""
-    lines, encoders = check_encoders()
-    sections, data, runs = [("environment", check_environment() + lines)], {}, {}
+    lines, encoders = check_environment()
+    sections, data, runs = {"environment": lines}, {}, {}
     for folder in sorted(path for path in args.dataset_dir.glob("[!._]*") if path.is_dir()):
-        lines, found = check_dataset(folder, args.quick)
+        sections[f"data set {folder}"], found = check_dataset(folder, args.quick)
         data |= {found.spec.name: found} if found else {}
-        sections.append((f"data set {folder}", lines))
-    absent = [name for name, place in FOLDERS.items() if not (args.dataset_dir / place).is_dir()]
-    sections.append(("data sets that are not there", [
-        missing(f"{name}: expected at {args.dataset_dir / FOLDERS[name]}", SOURCES[name]) for name in absent]))
+    absent = {name: args.dataset_dir / place for name, place in FOLDERS.items() if not (args.dataset_dir / place).is_dir()}
+    sections["other data sets"] = [missing(f"{name}: expected at {path}", SOURCES[name]) for name, path in absent.items()]
     for folder in sorted({path.parents[1] for path in args.checkpoints_dir.glob("*/*/model")}):
-        lines, runs[folder.name] = check_runs(folder, args.quick)
-        sections.append((f"runs in {folder}", lines))
-    sections += [(f"released evaluators of {name}", check_released(name, args.checkpoints_dir / name)) for name in datasets.KNOWN]
-    sections.append(("word vectors of the released evaluators", check_glove(args.glove_dir)))
-    sections += [(f"commands on {name}", check_commands(name, data.get(name), runs.get(name, []), encoders))
-                 for name in sorted(set(data) | {name for name in runs if runs[name]})]
-    return [section for section in sections if section[1]]
+        sections[f"runs in {folder}"], runs[folder.name] = check_runs(folder, args.quick)
+    for name in datasets.KNOWN:
+        sections[f"released evaluators of {name}"] = check_released(name, args.checkpoints_dir / name)
+    sections["word vectors of the released evaluators"] = check_glove(args.glove_dir)
+    for name in sorted(set(data) | {name for name in runs if runs[name]}):
+        sections[f"commands on {name}"] = check_commands(name, data.get(name), runs.get(name, []), encoders)
+    return {title: findings for title, findings in sections.items() if findings}
 
 
 def parse_args():
     parser = options.make_parser(__doc__)
-    for flag, place, what in (("dataset", "datasets", "data sets"), ("checkpoints", "checkpoints", "runs and released evaluators"),
-                              ("glove", "glove", "GloVe vectors")):
-        parser.add_argument(f"--{flag}_dir", type=Path, default=f"./{place}", help=f"folder of the {what}")
+    parser.add_argument("--dataset_dir", type=Path, default="./datasets", help="folder of the data sets")
+    parser.add_argument("--checkpoints_dir", type=Path, default="./checkpoints", help="folder of runs and released evaluators")
+    parser.add_argument("--glove_dir", type=Path, default="./glove", help="folder of the GloVe vectors")
     parser.add_argument("--quick", action="store_true", help="read 200 clips a data set and one checkpoint a run")
-    parser.add_argument("--json", type=Path, help="file that receives the report as JSON")
+    parser.add_argument("--json", type=Path, default=None, help="file that receives the report as JSON")
     args = parser.parse_args()
-    for path in (args.dataset_dir, args.checkpoints_dir, args.glove_dir, args.json and args.json.parent):
-        if path and not path.is_dir() and (path.exists() or args.json and path == args.json.parent):
+    for path in (args.dataset_dir, args.checkpoints_dir, args.glove_dir, args.json.parent if args.json else Path()):
+        if path.is_file() or (args.json and path == args.json.parent and not path.is_dir()):
             parser.error(f"{path} is not a folder")
     return args
 
@@ -370,15 +345,14 @@ def parse_args():
 def main():
     args = parse_args()
     sections = examine(args)
-    for title, findings in sections:
-        print(f"\n{title}")
-        for level, what, advice in findings:
-            print(f"  {level:8} {what}" + (f" -- {advice}" if advice else ""))
-    counts = Counter(finding.level for _, findings in sections for finding in findings)
+    for title, findings in sections.items():
+        lines = [f"  {level:8} {what}{' -- ' if advice else ''}{advice}" for level, what, advice in findings]
+        print("", title, *lines, sep="\n")
+    counts = Counter(finding.level for findings in sections.values() for finding in findings)
     print("\n" + ", ".join(f"{counts[level]} {level}" for level in LEVELS))
     if args.json:
-        write_json(args.json, {"code_version": code_version(), "damaged": counts["damaged"], "sections": [
-            {"title": title, "findings": [finding._asdict() for finding in findings]} for title, findings in sections]})
+        sections = {title: [finding._asdict() for finding in findings] for title, findings in sections.items()}
+        evaluation.write_json(args.json, {"code_version": train_utils.code_version(), **counts, "sections": sections})
     sys.exit(1 if counts["damaged"] else 0)
 
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.TextEncoder import TEXT_ENCODERS  # noqa: E402
 from utils.datasets import KNOWN, TAG_RATE, read_captions  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.motion_process import SKELETONS, MotionError, average_std, joints_to_features  # noqa: E402
+from utils.motion_process import SKELETONS, MotionError, joints_to_features, write_statistics  # noqa: E402
 from utils.options import make_parser, non_negative_int, positive_float, positive_int  # noqa: E402
 
 SPLITS = ("train", "val", "test")
@@ -217,7 +217,9 @@ def fill(folder, args, splits):
         raise UserError(f"no clip of {args.source / 'train.txt'} can be used; the first, {first.name}: {first.reason}")
     for split, members in usable.items():
         (folder / f"{split}.txt").write_text("".join(f"{clip.name}\n" for clip in members), encoding="utf-8")
-    constant = write_statistics(folder, usable["train"], SKELETONS[args.skeleton])
+    train = usable["train"]
+    total, squares, frames = (sum(getattr(clip, name) for clip in train) for name in ("total", "squares", "frames"))
+    constant = write_statistics(folder, total, squares, frames, SKELETONS[args.skeleton])
     for path in [args.source / "labels.json", *sorted(args.source.glob("manifest.*"))]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
@@ -225,18 +227,6 @@ def fill(folder, args, splits):
     write_json(folder / "report.json", report)
     write_json(folder / "dataset.json", describe(args, usable))
     return report
-
-
-def write_statistics(folder, clips, skeleton):
-    """Write Mean.npy and Std.npy (D,) float32, the std averaged within groups of columns. A group of columns that never
-    change gets std 1, so that it can be divided by; returns the number of such columns."""
-    frames = sum(clip.frames for clip in clips)
-    mean = sum(clip.total for clip in clips) / frames
-    std = average_std(np.sqrt(np.maximum(sum(clip.squares for clip in clips) / frames - mean ** 2, 0)), skeleton)
-    constant = std < 1e-7
-    np.save(folder / "Mean.npy", mean.astype(np.float32))
-    np.save(folder / "Std.npy", np.where(constant, 1, std).astype(np.float32))
-    return int(constant.sum())
 
 
 def repeated_share(clips):

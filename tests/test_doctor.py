@@ -64,8 +64,8 @@ def examine(capsys, *flags):
             run(importlib.import_module("scripts.doctor").main)
     finally:
         sys.argv = before
-    report = json.loads(doctor.Path("report.json").read_text()) if doctor.Path("report.json").is_file() else {"sections": []}
-    findings = [doctor.Finding(**finding) for section in report["sections"] for finding in section["findings"]]
+    report = json.loads(doctor.Path("report.json").read_text()) if doctor.Path("report.json").is_file() else {"sections": {}}
+    findings = [doctor.Finding(**finding) for section in report["sections"].values() for finding in section]
     return stop.value.code, findings, capsys.readouterr()
 
 
@@ -95,7 +95,8 @@ def make_runs():
     kwargs = {"input_width": 67, "width": 8, "latent_dim": 8}
     ae = AE_models["FSQ_AE_High"](**kwargs)
     save(trained("ae", ae, "FSQ_AE_High", kwargs), "own", "ae")
-    kwargs = {"ae_dim": 8, "target_dim": 6, "cond_mode": "text", "cond_dim": 384}
+    kwargs = {"ae_dim": 8, "target_dim": 6, "cond_mode": "text", "cond_dim": 384, "width": 16, "ff": 16,
+              "layers": 1, "heads": 2, "head_width": 16, "head_depth": 1}
     content = trained("mardm", MARDM_models["FSQ-MARDM-SiT-S"](**kwargs), "FSQ-MARDM-SiT-S", kwargs, trained_on={
         "name": "ae", "model_name": "FSQ_AE_High", "hash": weights_hash(ae)})
     content["ema_mardm"] = content["mardm"]
@@ -220,7 +221,7 @@ def test_good_runs_make_all_commands_work(capsys):
     make_runs()
     code, findings, _ = examine(capsys)
     assert code == 0
-    assert "weights" in next(f.what for f in findings if "ae/latest.tar: autoencoder, FSQ_AE_High, 12 steps" in f.what)
+    assert "weights" in next(f.what for f in findings if "ae/latest.tar: autoencoder, FSQ_AE_High, 12 steps, " in f.what)
     assert "best Val/loss 0.5" in next(f.what for f in findings if "mardm/latest.tar: generator, FSQ-MARDM-SiT-S" in f.what)
     for command in ("train_MARDM.py --dataset_name own --ae_name ae --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-",
                     "evaluation_AE.py --dataset_name own --name ae --model FSQ_AE_High", "train_AE.py --dataset_name own",
@@ -340,7 +341,7 @@ def test_a_missing_text_encoder_stops_what_needs_it(capsys, monkeypatch):
     assert level_of(examine(capsys)[1], "train_length_estimator.py --dataset_name own") == "ok"
 
 
-@pytest.mark.parametrize("flags", [["--nonsense"], ["--dataset_dir", "file"], ["--glove_dir", "file"], ["--json", "no/where.json"]])
+@pytest.mark.parametrize("flags", [["--nonsense"], ["--dataset_dir", "file"], ["--glove_dir", "file"], ["--json", "no/x.json"]])
 def test_bad_flags(capsys, work, flags):
     (work / "file").write_text("")
     code, _, out = examine(capsys, *flags)

@@ -1,8 +1,7 @@
 """The data set `demo`: people who walk, turn, jump, wave and so on, made by pure kinematics on first use.
 
-It lies on disk as HumanML3D does (22 joints, 20 fps, 40 to 196 frames,
-                                   three captions a clip), needs no download, and
-every clip comes with the actions it shows (`labels.json`), so that a trained model can be checked against what it
+It lies on disk as HumanML3D does (22 joints, 20 fps, 40 to 196 frames, three captions a clip), needs no download, and every clip
+comes with the actions it shows (`labels.json`), so that a trained model can be checked against what it
 was asked for. The same seed makes the same data.
 """
 import json
@@ -16,19 +15,15 @@ from tqdm import tqdm
 from utils.demo_actions import ACTIONS
 from utils.demo_captions import caption_line, captions_of
 from utils.demo_performer import Performer
-from utils.motion_process import SKELETONS, joints_to_features
+from utils.motion_process import SKELETONS, joints_to_features, write_statistics
 
-MIN_FRAMES, MAX_FRAMES = 40, 196           # of the features, which have one frame less than the joints
-SEQUENCE_FRAMES = 120                  # two actions in a row are drawn again when they take longer
+MIN_FRAMES, MAX_FRAMES = 40, 196  # of the features, which have one frame less than the joints
+SEQUENCE_FRAMES = 120  # two actions in a row are drawn again when they take longer
 SHARE_OF_SEQUENCES = 0.25
-SPLITS = {"train": 16, "val": 1, "test": 3}                     # clips of every 20
-CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward",
-           "run_forward")     # may begin or end in mid-stride
-NOT_IN_SEQUENCES = ("walk_circle_left", "walk_circle_right")    # too long
-LONG = ("turn_left_360", "turn_right_360", "sway", "jumping_jacks")       # not two of these in one clip
-# Columns of the 263 features that share one standard deviation: yaw velocity, xz velocity, height, joint
-# positions, rotations, joint velocities, contacts.
-STD_GROUPS = (0, 1, 3, 4, 67, 193, 259, 263)
+SPLITS = {"train": 16, "val": 1, "test": 3}  # clips of every 20
+CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward", "run_forward")  # may begin or end in mid-stride
+NOT_IN_SEQUENCES = ("walk_circle_left", "walk_circle_right")  # too long
+LONG = ("turn_left_360", "turn_right_360", "sway", "jumping_jacks")  # not two of these in one clip
 
 
 def perform(action_ids, rng):
@@ -101,27 +96,6 @@ def split_clips(clips, rng):
     return {split: sorted(indices) for split, indices in chosen.items()}
 
 
-class RunningStatistics:
-    """Mean and standard deviation over frames, in double precision."""
-
-    def __init__(self):
-        self.count, self.total, self.squares = 0, 0.0, 0.0
-
-    def add(self, features):
-        features = features.astype(np.float64)
-        self.count += len(features)
-        self.total = self.total + features.sum(0)
-        self.squares = self.squares + (features ** 2).sum(0)
-
-    def result(self):
-        """Mean and std (D,) float32, the std averaged within the groups of columns."""
-        mean = self.total / self.count
-        std = np.sqrt(np.maximum(self.squares / self.count - mean ** 2, 0))
-        for start, stop in zip(STD_GROUPS[:-1], STD_GROUPS[1:]):
-            std[start:stop] = std[start:stop].mean()
-        return mean.astype(np.float32), std.astype(np.float32)
-
-
 def write_clip(folder, name, actions, rng):
     """Write features and captions of one clip; returns the features (T, 263)."""
     joints, facts = perform(actions, rng)
@@ -145,18 +119,18 @@ def build_demo(root, num_clips=2000, seed=0):
     rng = np.random.default_rng(seed)
     clips = plan(num_clips, rng)
     splits = split_clips(clips, rng)
-    names, train, statistics = [f"{i:06d}" for i in range(num_clips)], set(splits["train"]), RunningStatistics()
+    names, train = [f"{i:06d}" for i in range(num_clips)], set(splits["train"])
+    total, squares, frames = 0.0, 0.0, 0
     for index, actions in enumerate(tqdm(clips, desc="making the demo data set", unit="clip")):
         features = write_clip(folder, names[index], actions, np.random.default_rng([seed, index]))
         if index in train:
-            statistics.add(features)
-    for file, values in zip(("Mean.npy", "Std.npy"), statistics.result()):
-        np.save(folder / file, values)
+            exact = features.astype(np.float64)
+            total, squares, frames = total + exact.sum(0), squares + (exact**2).sum(0), frames + len(exact)
+    write_statistics(folder, total, squares, frames, SKELETONS["t2m"])
     for split, indices in splits.items():
         (folder / f"{split}.txt").write_text("".join(names[i] + "\n" for i in indices))
     description = {"name": "demo", "skeleton": "t2m", "fps": 20.0, "min_frames": 40, "max_frames": 199,
-                   "unit_length": 4,
-                   "text_encoder": "minilm", "num_clips": num_clips}
+                   "unit_length": 4, "text_encoder": "minilm", "num_clips": num_clips}
     (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
     labels = {name: {"actions": actions} for name, actions in zip(names, clips)}
     (folder / "labels.json").write_text(json.dumps(labels, indent=0) + "\n")

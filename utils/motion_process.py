@@ -317,6 +317,17 @@ def average_std(std, skeleton):
     return std
 
 
+def write_statistics(folder, total, squares, frames, skeleton):
+    """Write Mean.npy and Std.npy (D,) float32 from sums (D,) over ``frames`` frames; the std is averaged within groups of
+    columns. A group that never changes gets std 1, so that it can be divided by; returns the number of such columns."""
+    mean = total / frames
+    std = average_std(np.sqrt(np.maximum(squares / frames - mean ** 2, 0)), skeleton)
+    constant = std < 1e-7
+    np.save(folder / "Mean.npy", mean.astype(np.float32))
+    np.save(folder / "Std.npy", np.where(constant, 1, std).astype(np.float32))
+    return int(constant.sum())
+
+
 def features_to_standard(features, skeleton, target_offsets=None):
     """Essential features (T, D) -> standard features (T - 1, 263 or 251) of the joints they stand for."""
     features = np.asarray(features, np.float64)

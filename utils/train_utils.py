@@ -151,14 +151,14 @@ class Trainer:
         model, optimizer: as usual; ``lr_at(step)`` gives the learning rate.
         describe: dict of plain values and tensors that lets the checkpoint rebuild its model.
         ema: optional EMA. seed: of batches and steps. metric: validation tag whose lowest value is the best.
-        precision: "fp32", "tf32" or "bf16" (autocast) of the training steps.
+        precision: "fp32", "tf32" or "bf16" (autocast) of the training steps. max_iter: most steps; 0 = as the epochs say.
     """
 
     def __init__(self, folder, key, model, optimizer, lr_at, describe, seed, ema=None, log_every=10, clip_grad=None,
-                 metric="Val/loss", precision="fp32"):
+                 metric="Val/loss", precision="fp32", max_iter=0):
         self.folder, self.key, self.model, self.optimizer, self.lr_at = folder, key, model, optimizer, lr_at
         self.describe, self.seed, self.ema, self.log_every, self.clip_grad = describe, seed, ema, log_every, clip_grad
-        self.metric, self.precision = metric, precision
+        self.metric, self.precision, self.max_iter = metric, precision, max_iter
         self.epoch = self.batch = self.total_it = 0
         self.best = {"metric": metric, "value": math.inf, "epoch": -1}
         self.stop_signal = None
@@ -203,7 +203,7 @@ class Trainer:
     # ---- the loop ----------------------------------------------------------------------------------------------
 
     def fit(self, loader, loss_fn, epochs, validate=None):
-        """Train until ``epochs`` epochs are done.
+        """Train until ``epochs`` epochs, or ``max_iter`` steps, are done.
 
         ``loss_fn(model, batch)`` returns a dict of 0-d tensors, "loss" among them, which is minimised. ``validate(epoch)``
         returns a dict of floats by tag, or {} when it is not due. UserError on a loss that is not finite.
@@ -212,13 +212,14 @@ class Trainer:
         if steps == 0:
             raise UserError("the training split is smaller than one batch; pass a smaller --batch_size")
         writer = SummaryWriter(self.folder.model_dir)
-        progress = tqdm(total=epochs * steps, initial=self.total_it, unit="step", desc=self.folder.root.name,
+        self.max_iter = min(self.max_iter or epochs * steps, epochs * steps)
+        progress = tqdm(total=self.max_iter, initial=self.total_it, unit="step", desc=self.folder.root.name,
                         mininterval=1, smoothing=0.05)
         previous = {name: signal.signal(name, self._request_stop) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while self.epoch < epochs:
+            while self.total_it < self.max_iter:
                 self._run_epoch(loader, loss_fn, writer, progress)
-                self._finish_epoch(validate, writer, last=self.epoch + 1 == epochs)
+                self._finish_epoch(validate, writer, last=self.total_it == self.max_iter)
         finally:
             for name, handler in previous.items():
                 signal.signal(name, handler)
@@ -246,6 +247,8 @@ class Trainer:
                 sums, count = {}, 0
             if self.stop_signal is not None or time.monotonic() - self.saved_at > SAVE_SECONDS:
                 self._save_or_stop()
+            if self.total_it == self.max_iter:
+                break
         if count:
             self._log_step(sums, count, writer, progress)
 
@@ -305,4 +308,5 @@ def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None
     return Trainer(
         folder, key, model, optimizer, describe=describe | {"args": vars(args)}, seed=args.seed, ema=ema, metric=metric,
         lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay),
-        log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad)
+        log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad,
+        max_iter=args.max_iter)
