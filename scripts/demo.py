@@ -91,15 +91,16 @@ class Steps:
 
 
 def train_and_evaluate(steps, tiny):
-    epochs = dict(ae=1, evaluator=1, length=1, generator=1) if tiny else dict(ae=10, evaluator=60, length=20, generator=80)
+    """Every training and evaluation; ``tiny`` stops each training after a few steps."""
     common = ["--num_workers", 0]
-    steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--fsq_levels", *[7] * 12, "--width", 192,
-          "--batch_size", 64, "--lr", 4e-4, "--warm_up_iter", 100, "--epoch", epochs["ae"], "--eval_every", 2, *common)
-    steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--epoch", epochs["evaluator"], *common)
-    steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--epoch", epochs["length"],
-          "--lr", 3e-4, *common)
+    train = [*common, "--precision", "auto", *(["--max_iter", 20] if tiny else [])]
+    steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--fsq_levels", *[7] * 12, "--width", 192, "--dropout", 0,
+          "--batch_size", 64, "--lr", 1e-3, "--warm_up_iter", 100, "--milestones", 1100, 1400, "--epoch", 2, "--eval_every", 1, *train)
+    steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--lr", 1e-3, "--epoch", 16, "--milestones", 300, *train)
+    steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--lr", 3e-4, "--epoch", 8, *train)
     steps("demo_MARDM", "train_MARDM.py", "--name", "demo_MARDM", "--model", GENERATOR, "--ae_name", "demo_AE", "--ae_model", AE,
-          "--batch_size", 64, "--lr", 6e-4, "--warm_up_iter", 200, "--epoch", epochs["generator"], *common)
+          "--batch_size", 64, "--lr", 1e-3, "--warm_up_iter", 200, "--milestones", 2100, 2600, "--epoch", 116,
+          "--ema_decay", 0.995, *train)
     steps("evaluation_AE", "evaluation_AE.py", "--name", "demo_AE", "--model", AE, *common)
     steps("evaluation_MARDM", "evaluation_MARDM.py", "--name", "demo_MARDM", "--ae_name", "demo_AE", "--repeats",
           1 if tiny else 3, "--probe_repeats", 1 if tiny else 4, *common)

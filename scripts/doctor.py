@@ -1,6 +1,6 @@
 """What is there, what is missing, what is damaged, and which commands will work.
 
-    python scripts/doctor.py            # reads every clip: about a minute for HumanML3D
+    python scripts/doctor.py            # reads every clip
     python scripts/doctor.py --quick    # 200 clips a data set, and one checkpoint a run
 
 Every line is ok, warning, missing (with where it comes from) or damaged (with what to do). Nothing is downloaded or repaired.
@@ -30,9 +30,9 @@ from utils.motion_process import SKELETONS  # noqa: E402
 QUICK = {"train": 120, "val": 40, "test": 40}  # clips of each split that --quick reads
 WINDOW = 64  # frames of train_AE.py's default window
 KNOWN_NAN = {"t2m": {"007975", "M007975"}}  # clips that are NaN as published
-HUMANML3D = "by the instructions of the HumanML3D repository (github.com/EricGuo5513/HumanML3D)"
-SOURCES = {"t2m": f"make HumanML3D {HUMANML3D}", "kit": f"get KIT-ML {HUMANML3D}", "demo": "it is made on first use",
-           "essential": "in the downloads that MARDM's README names", "standard": "in those of HumanML3D's text-to-motion code"}
+SOURCES = {"t2m": "made by the instructions at github.com/EricGuo5513/HumanML3D", "kit": "from the same place as HumanML3D",
+           "demo": "nothing to do: it is made on first use",
+           "essential": "among the downloads of MARDM's code", "standard": "among those of HumanML3D's text-to-motion code"}
 FOLDERS = {name: known["folder"] for name, known in datasets.KNOWN.items()} | {"demo": "demo"}
 KINDS = {"ae": ("autoencoder", loading.load_autoencoder), "ema_mardm": ("generator", loading.load_generator),
          "mardm": ("generator", loading.load_generator), "estimator": ("length estimator", loading.load_length_estimator),
@@ -57,7 +57,7 @@ def some(names, most=5):
 def check_environment():
     """Findings, and {text encoder: None, or why it cannot be used}. Without weights CLIP is not loaded: that would fetch them."""
     fits, openai = (3, 10) <= sys.version_info[:2] <= (3, 12), TextEncoder.import_openai_clip() is not None
-    cuda = f"CUDA on {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else None
+    cuda = torch.cuda.is_available() and f"CUDA on {torch.cuda.get_device_name(0)}"
     ffmpeg, reason = attempt(imageio_ffmpeg.get_ffmpeg_exe)
     found = [(ok if fits else warning)(f"Python {sys.version.split()[0]}{'' if fits else '; 3.10 to 3.12 are supported'}"),
              (ok if cuda else warning)(f"torch {torch.__version__}, {cuda or 'no CUDA: the CPU is too slow to train XL'}"),
@@ -65,8 +65,7 @@ def check_environment():
     places, problems = " or ".join(str(folder / TextEncoder.CLIP_FILE) for folder in TextEncoder.CLIP_FOLDERS), {}
     for name in TextEncoder.TEXT_ENCODERS:
         if name == "clip" and TextEncoder.find_clip_weights(None) is None:
-            reason = f"CLIP's weights are missing: put OpenAI's file at {places}"
-            reason += "; OpenAI's package downloads it on first use" if openai else ""
+            reason = f"CLIP's weights are missing: put OpenAI's file at {places}{', or let its package fetch it' * openai}"
         else:
             _, reason = attempt(TextEncoder.load_text_encoder, name)
         problems[name], broken = reason, reason and ("cannot be read" in reason or "holds no" in reason)
@@ -78,7 +77,7 @@ def check_environment():
 def check_dataset(folder, quick):
     """Findings, and what they came from (spec, splits, usable, clips, entries, problem); None where it is no data set."""
     name = next((name for name, place in FOLDERS.items() if place == folder.name), folder.name)
-    if name in datasets.KNOWN and folder.name != FOLDERS[name] or not (folder / "new_joint_vecs").is_dir():
+    if not (folder / "new_joint_vecs").is_dir() or folder.name in datasets.KNOWN:
         return [warning(f"{folder} is not a data set", "it needs new_joint_vecs/, and a name other than t2m and kit")], None
     spec, reason = attempt(datasets.get_spec, name, folder.parent)
     if reason:
@@ -95,8 +94,7 @@ def read_clip(name, spec):
     fits = width in (skeleton.feature_dim, skeleton.essential_dim)
     features, reason = datasets.read_features(path, width if fits else spec.feature_dim)
     if reason or not fits:
-        wanted = f"{skeleton.feature_dim} or {skeleton.essential_dim}, as skeleton {spec.skeleton} has"
-        return SimpleNamespace(reason=reason or f"has {width} columns, not {wanted}")
+        return SimpleNamespace(reason=reason or f"has {width} columns, skeleton {spec.skeleton} {skeleton.feature_dim}")
     part = features[:, : spec.feature_dim].astype(np.float64)
     return SimpleNamespace(reason=None, frames=len(part), mean=part.mean(0), square=(part**2).mean(0))
 
@@ -107,7 +105,7 @@ def check_clips(data):
         ids, reason = attempt(datasets.read_split, data.spec, split)
         data.splits[split], lost = ids or [], set(ids or []) - files
         if reason:
-            found.append((damaged if (data.root / f"{split}.txt").exists() else missing)(reason, "it comes with the data set"))
+            found.append((missing if "is missing" in reason else damaged)(reason, "it comes with the data set"))
         if lost:
             found.append(missing(f"{len(lost)} clips of {split}.txt have no .npy: {some(lost)}", "they are left out"))
     names = sorted(files)
@@ -119,9 +117,8 @@ def check_clips(data):
         clips = dict(zip(names, tqdm(results, f"reading {data.spec.name}", len(names), unit="clip", leave=False, mininterval=1)))
     data.clips = {name: clip for name, clip in clips.items() if not clip.reason}
     data.usable = {split: [name for name in ids if name in data.clips] for split, ids in data.splits.items()}
-    counts = ", ".join(f"{split}.txt lists {len(ids)}" for split, ids in data.splits.items())
-    found.append(ok(f"{len(data.clips)} of {len(names)} clips read can be used (skeleton {data.spec.skeleton}, "
-                    f"{data.spec.fps:g} fps); {counts}"))
+    found.append(ok(f"{len(data.clips)} of {len(names)} clips read can be used; {data.spec.skeleton}, {data.spec.fps:g} fps; "
+                    + ", ".join(f"{split}.txt lists {len(ids)}" for split, ids in data.splits.items())))
     groups = {}
     for name, clip in clips.items():
         groups.setdefault((clip.reason, name in KNOWN_NAN.get(data.spec.name, ())), []).append(name)
@@ -137,8 +134,7 @@ def check_statistics(data):
     values, data.problem = attempt(datasets.load_statistics, data.spec)
     source = "they come with the data set; scripts/prepare_dataset.py computes them for your own"
     if data.problem:
-        there = all((data.root / name).exists() for name in ("Mean.npy", "Std.npy"))
-        return [(damaged if there else missing)(f"Mean.npy and Std.npy: {data.problem}", source)]
+        return [(missing if "is missing" in data.problem else damaged)(f"Mean.npy and Std.npy: {data.problem}", source)]
     clips = [data.clips[name] for name in data.usable["train"]]
     if len(clips) < 8:
         return [warning(f"Mean.npy and Std.npy are not compared with only {len(clips)} training clips")]
@@ -149,10 +145,9 @@ def check_statistics(data):
     groups = [group for group in SKELETONS[data.spec.skeleton].feature_groups if group.stop <= len(mean)]
     ratios = [std[group].mean() / values[1][group].mean() for group in groups if std[group].mean() > 1e-5]  # else: never changes
     factor, limit = max([max(ratio, 1 / ratio) for ratio in ratios] or [1.0]), 1.25 + 5 / root
-    fits = excess.max() <= 1 and factor <= limit
     text = (f"{len(clips)} training clips: column {excess.argmax()} of Mean.npy is at {excess.max():.2f} of its tolerance, "
             f"Std.npy off by a factor of {factor:.2f} (at most {limit:.2f})")
-    return [ok(f"Mean.npy and Std.npy fit {text}") if fits else
+    return [ok(f"Mean.npy and Std.npy fit {text}") if excess.max() <= 1 and factor <= limit else
             damaged(f"Mean.npy and Std.npy do not fit {text}", f"they belong to other features; {source}")]
 
 
@@ -164,12 +159,11 @@ def check_captions(data):
         store = SimpleNamespace(spec=data.spec, split=split, ids=ids, lengths=[data.clips[name].frames for name in ids])
         entries, _ = attempt(datasets.text_clips, store) if ids else (None, None)  # it raises where none is left
         data.entries[split] = entries[0] if entries else []
-    reasons.pop(None, None)
     advice = "text-to-motion passes over them; a line of texts/ID.txt is `caption` or `caption#word/POS ...#start#end`"
     counts = ", ".join(f"{split} {len(entries)}" for split, entries in data.entries.items())
     text = f"for text-to-motion ({data.spec.min_frames} to {data.spec.max_frames} frames, with captions): {counts} clips"
     return [(damaged if "cannot be read" in reason else missing)(f"{len(names)} clips: each {reason}: {some(names)}", advice)
-            for reason, names in reasons.items()] + [(ok if all(data.entries.values()) else warning)(text)]
+            for reason, names in reasons.items() if reason] + [(ok if all(data.entries.values()) else warning)(text)]
 
 
 def check_runs(folder, quick):
@@ -183,8 +177,7 @@ def check_runs(folder, quick):
             found.append(warning(f"{name} has no latest.tar or net_best_fid.tar", "not trained yet; scripts read no other names"))
         for path in paths[-1:] if quick else paths:  # the last is the one that scripts use
             result, reason = attempt(open_run, path, name)
-            reason = reason if reason is None or str(path) in reason else f"{path}: {reason}"
-            found.append(damaged(reason, "train or fetch it again") if reason else ok(result.text))
+            found.append(damaged(f"{name}/{path.name}: {reason}", "train or fetch it again") if reason else ok(result.text))
         runs += [result] if result else []
     for generator in [result for result in runs if result.kind == "generator"]:
         found += find_autoencoder(generator, [result for result in runs if result.kind == "autoencoder"])
@@ -264,31 +257,29 @@ def check_glove(folder):
     words, reason = attempt(word_vectorizer.WordVectorizer, folder)
     if words and not np.isfinite(words.vectors).all():
         reason = f"{folder / word_vectorizer.FILES[0]} holds NaN or infinite values; {word_vectorizer.SOURCE}"
-    there = all((folder / name).is_file() for name in word_vectorizer.FILES)
-    return [(damaged if there else missing)(reason) if reason else ok(f"{len(words)} words in {folder}")]
+    return [(missing if reason.startswith("no ") else damaged)(reason) if reason else ok(f"{len(words)} words in {folder}")]
 
 
 def check_commands(name, data, runs, encoders):
     """Which scripts will work on a data set; else "missing", with the first thing that stands in the way."""
     first = {result.kind: result for result in reversed(runs)}
     ae, judge, generator = first.get("autoencoder"), first.get("evaluator"), next((run for run in runs if run.ae), None)
-    no_ae, no_judge, no_generator = (None if there else f"no {what} that works; {script} makes one" for there, what, script in (
-        (ae, "autoencoder", "train_AE.py"), (judge, "evaluator", "train_evaluator.py"),
-        (generator, "generator with its autoencoder", "train_MARDM.py")))
-    training = obstacle(data, ("train", "val"), encoders)
+    no_ae, no_judge, no_generator = (None if there else f"no {what} makes one" for there, what in (
+        (ae, "autoencoder works; train_AE.py"), (judge, "evaluator works; train_evaluator.py"),
+        (generator, "generator works with its autoencoder; train_MARDM.py")))
     fitting = next(model for model in MARDM_models if ae is None or not attempt(check_pair, model, ae.model)[1])
     pair = f"--name {generator.name} --ae_name {generator.ae.name}" if generator else ""
     encoder = (generator and generator.text_encoder) or datasets.KNOWN.get(name, {}).get("text_encoder")
-    bare = generator and generator.released and generator.ae.released and obstacle(data, ())  # they carry no statistics
     longest = max((data.clips[clip].frames for clip in data.usable["train"]), default=0) if data else 0
     short = None if longest >= WINDOW else f"no training clip has {WINDOW} frames; pass a smaller --window_size"
+    training = obstacle(data, ("train", "val"), encoders)
     rows = [("train_AE.py", "", obstacle(data, ("train", "val")) or short), ("train_length_estimator.py", "", training),
             ("train_MARDM.py", ae and f"--ae_name {ae.name} --ae_model {ae.model} --model {fitting}", no_ae or training),
             ("evaluation_AE.py", ae and f"--name {ae.name} --model {ae.model}", no_ae or obstacle(data, ("test",))),
             ("evaluation_MARDM.py", judge and f"{pair} --evaluator {judge.name}",
              no_generator or no_judge or obstacle(data, ("test",), encoders, evaluation.RETRIEVAL)),
             ("sample.py", pair + ("" if "length estimator" in first else " --motion_length FRAMES"),
-             no_generator or bare or encoders.get(encoder))]
+             no_generator or (generator.released and generator.ae.released and obstacle(data, ())) or encoders.get(encoder))]
     return [missing(f"{script} --dataset_name {name} will not work", reason) if reason
             else ok(f"{script} --dataset_name {name} {flags}".strip()) for script, flags, reason in rows]
 
@@ -302,12 +293,12 @@ def obstacle(data, splits, encoders=None, least=1):
         count = len(data.splits[split]) if data.quick and clips else len(clips)  # --quick has read some of them only
         if count < least:
             return f"{split} has {count} clips that can be used{' for text-to-motion' if encoders else ''}, needed are {least}"
-    name = data.spec.text_encoder
-    if not encoders or name not in encoders:
-        return f"{data.root / 'dataset.json'} names an unknown text encoder, '{name}'" if encoders else None
-    kept, _ = TextEncoder.read_feature_file(data.root / "text_features" / f"{name}.pt", TextEncoder.lookup(name)[0])
+    if encoders is None:
+        return None
+    kept, _ = TextEncoder.read_feature_file(data.root / "text_features" / f"{data.spec.text_encoder}.pt", None)
     texts = {caption.text for split in splits for caption in datasets.all_captions(data.entries[split])}
-    return None if texts <= set(kept) else encoders[name]  # features that are kept need no encoder
+    problem = encoders.get(data.spec.text_encoder, f"dataset.json names an unknown text encoder, '{data.spec.text_encoder}'")
+    return None if texts <= set(kept) else problem  # features that are kept need no encoder
 
 
 def examine(args):
@@ -320,8 +311,7 @@ def examine(args):
     sections["other data sets"] = [missing(f"{name}: expected at {path}", SOURCES[name]) for name, path in absent.items()]
     for folder in sorted({path.parents[1] for path in args.checkpoints_dir.glob("*/*/model")}):
         sections[f"runs in {folder}"], runs[folder.name] = check_runs(folder, args.quick)
-    for name in datasets.KNOWN:
-        sections[f"released evaluators of {name}"] = check_released(name, args.checkpoints_dir / name)
+    sections |= {f"released evaluators of {name}": check_released(name, args.checkpoints_dir / name) for name in datasets.KNOWN}
     sections["word vectors of the released evaluators"] = check_glove(args.glove_dir)
     for name in sorted(set(data) | {name for name in runs if runs[name]}):
         sections[f"commands on {name}"] = check_commands(name, data.get(name), runs.get(name, []), encoders)
@@ -343,16 +333,15 @@ def parse_args():
 
 
 def main():
-    args = parse_args()
-    sections = examine(args)
+    sections = examine(args := parse_args())
     for title, findings in sections.items():
         lines = [f"  {level:8} {what}{' -- ' if advice else ''}{advice}" for level, what, advice in findings]
         print("", title, *lines, sep="\n")
     counts = Counter(finding.level for findings in sections.values() for finding in findings)
     print("\n" + ", ".join(f"{counts[level]} {level}" for level in LEVELS))
     if args.json:
-        sections = {title: [finding._asdict() for finding in findings] for title, findings in sections.items()}
-        evaluation.write_json(args.json, {"code_version": train_utils.code_version(), **counts, "sections": sections})
+        report = {title: [finding._asdict() for finding in findings] for title, findings in sections.items()}
+        evaluation.write_json(args.json, {"code": train_utils.code_version(), "damaged": counts["damaged"], "sections": report})
     sys.exit(1 if counts["damaged"] else 0)
 
 

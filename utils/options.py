@@ -65,8 +65,8 @@ def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, mile
     parser.add_argument("--lr_decay", type=positive_float, default=0.1, help="factor of the lr at each milestone")
     parser.add_argument("--log_every", type=positive_int, default=log_every, help="steps between two log entries")
     parser.add_argument("--clip_grad", type=float, default=0.0, help="largest norm of a step's gradient; 0 = not clipped")
-    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
-                        help="of matrix products in training (bf16 pays on CPUs with AVX512-BF16 too); quantizers stay fp32")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32",
+                        help="of matrix products in training; auto = bf16 where the machine has it; quantizers stay fp32")
     parser.add_argument("--is_continue", action="store_true", help="resume the run from its latest.tar")
     add_workers(parser)
 

@@ -81,6 +81,16 @@ def pick_device(name="auto"):
         raise UserError(f"--device {name}: not a device; use cpu, cuda or cuda:N") from error
 
 
+def resolve_precision(precision, device):
+    """A --precision flag with "auto" replaced: bf16 where the device computes it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
 def autocast(precision, device):
     """The context of a training step. "tf32" also lets float32 products on CUDA run in TF32."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -308,5 +318,5 @@ def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None
     return Trainer(
         folder, key, model, optimizer, describe=describe | {"args": vars(args)}, seed=args.seed, ema=ema, metric=metric,
         lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay),
-        log_every=args.log_every, precision=args.precision, clip_grad=args.clip_grad,
-        max_iter=args.max_iter)
+        log_every=args.log_every, clip_grad=args.clip_grad, max_iter=args.max_iter,
+        precision=resolve_precision(args.precision, next(model.parameters()).device))
