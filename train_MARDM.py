@@ -52,6 +52,7 @@ def parse_args():
     parser.add_argument("--diffmlps_batch_mul", type=options.positive_int, default=4,
                         help="(noise, time) pairs a masked token sees in a step")
     parser.add_argument("--cond_drop_prob", type=options.fraction, default=0.1, help="share of texts dropped, for guidance")
+    parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the transformer")
     parser.add_argument("--ema_decay", type=options.fraction, default=0.9999, help="decay of the weights' average")
     args = parser.parse_args()
     if args.unit_length != 4:
@@ -153,7 +154,7 @@ def main():
 
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": "text", "cond_dim": data.features.shape[1],
-              "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul}
+              "dropout": args.dropout, "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul}
     model = MARDM_models[args.model](**kwargs).to(device)
     ema = EMA(model, args.ema_decay)
     describe = {"kind": "mardm", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),

@@ -131,9 +131,10 @@ class MARDM(nn.Module):
         self.DiffMLPs = HEADS[head](self.target_dim, width, head_width, head_depth)
 
     def _init_weights(self):
+        # 1 / sqrt(inputs) at every width, so that in narrow models too the tokens are not drowned by the unscaled positions.
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.mask_latent, std=0.02)
         for block in self.MARTransformer:  # adaLN-zero
@@ -292,7 +293,7 @@ def _reorder(x, order):
 
 # Width and number of layers of the transformer, then of the head. XL is the published model.
 SIZES = {
-    "S": dict(width=256, ff=1024, layers=3, heads=4, head_width=256, head_depth=3),
+    "S": dict(width=256, ff=1024, layers=5, heads=8, head_width=256, head_depth=3),
     "B": dict(width=512, ff=2048, layers=2, heads=8, head_width=768, head_depth=6),
     "L": dict(width=768, ff=3072, layers=2, heads=12, head_width=1280, head_depth=12),
     "XL": dict(width=1024, ff=4096, layers=1, heads=16, head_width=1792, head_depth=16),

@@ -2,6 +2,7 @@
 nothing, are recognised by their keys. Loading never runs code from the file (``weights_only=True``)."""
 import hashlib
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -28,7 +29,8 @@ def read_checkpoint(path):
 
 
 def first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # torch colours its messages
+    return (text.splitlines() or [type(error).__name__])[0][:120]
 
 
 def weights_hash(module):

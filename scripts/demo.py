@@ -94,8 +94,8 @@ def train_and_evaluate(steps, tiny):
     """Every training and evaluation; ``tiny`` stops each training after a few steps."""
     common = ["--num_workers", 0]
     train = [*common, "--precision", "auto", *(["--max_iter", 20] if tiny else [])]
-    steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--fsq_levels", *[7] * 12, "--width", 192, "--dropout", 0,
-          "--batch_size", 64, "--lr", 1e-3, "--warm_up_iter", 100, "--milestones", 1100, 1400, "--epoch", 2, "--eval_every", 1, *train)
+    steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--width", 192, "--dropout", 0, "--batch_size", 64,
+          "--lr", 1e-3, "--warm_up_iter", 100, "--milestones", 1100, 1400, "--epoch", 2, "--eval_every", 1, *train)
     steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--lr", 1e-3, "--epoch", 16, "--milestones", 300, *train)
     steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--lr", 3e-4, "--epoch", 8, *train)
     steps("demo_MARDM", "train_MARDM.py", "--name", "demo_MARDM", "--model", GENERATOR, "--ae_name", "demo_AE", "--ae_model", AE,

@@ -141,6 +141,7 @@ def test_batches_are_a_function_of_seed_and_epoch():
     (lambda root: (root / "Mean.npy").unlink(), "Mean.npy is missing"),
     (lambda root: np.save(root / "Std.npy", np.zeros(67)), "0 or less"),
     (lambda root: np.save(root / "Mean.npy", np.full(67, np.nan)), "finite"),
+    (lambda root: (root / "Std.npy").write_bytes(b"rubbish"), "cannot be read"),
     (lambda root: (root / "train.txt").unlink(), "train.txt is missing"),
     (lambda root: (root / "train.txt").write_text(""), "is empty"),
     (lambda root: (root / "new_joint_vecs" / "clip.npy").unlink(), "no clip of"),

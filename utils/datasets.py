@@ -130,7 +130,10 @@ def load_statistics(spec):
         path = Path(spec.root) / file
         if not path.is_file():
             raise UserError(f"{path} is missing; it holds the features' statistics")
-        value = np.load(path).astype(np.float32)[: spec.feature_dim]
+        try:
+            value = np.load(path, allow_pickle=False).astype(np.float32)[: spec.feature_dim]
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"{path} cannot be read ({str(error).splitlines()[0][:80]})") from error
         if value.shape != (spec.feature_dim,) or not np.isfinite(value).all():
             raise UserError(f"{path} must hold {spec.feature_dim} or more finite numbers")
         out.append(value)
@@ -234,8 +237,8 @@ def text_clips(store):
             dropped[name] = reason or "its tagged segments are outside the length rule"
         entries += found
     if not entries:
-        raise UserError(f"{spec.name}/{store.split} has no clip for text-to-motion; the first left out: "
-                        f"{next(iter(dropped.items()))}")
+        name, reason = next(iter(dropped.items()))
+        raise UserError(f"{spec.name}/{store.split} has no clip for text-to-motion; the first left out, {name}: {reason}")
     return entries, dropped
 
 
