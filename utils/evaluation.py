@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils.errors import UserError
 from utils.eval_utils import (
     acceleration_error,
     calculate_activation_statistics,
@@ -164,7 +165,7 @@ def evaluate_generation(evaluator, captions, real, generate, groups, repeats, se
         made = embed_all(evaluator, motions)
         batches = draw_batches(groups, rng, distinct)
         if not batches:
-            raise ValueError(f"retrieval needs {RETRIEVAL} clips with different captions; the split has too few")
+            raise UserError(f"retrieval needs {RETRIEVAL} clips with different captions; the split has too few")
         scores = retrieval_scores(text, made, batches) | distribution_scores(real_embeddings, made, rng)
         if multimodal is not None:
             samples = [embed_all(evaluator, clips) for clips in multimodal(repeat)]
