@@ -293,7 +293,7 @@ def _reorder(x, order):
 
 # Width and number of layers of the transformer, then of the head. XL is the published model.
 SIZES = {
-    "S": dict(width=256, ff=1024, layers=5, heads=8, head_width=256, head_depth=3),
+    "S": dict(width=256, ff=1024, layers=3, heads=4, head_width=256, head_depth=3),
     "B": dict(width=512, ff=2048, layers=2, heads=8, head_width=768, head_depth=6),
     "L": dict(width=768, ff=3072, layers=2, heads=12, head_width=1280, head_depth=12),
     "XL": dict(width=1024, ff=4096, layers=1, heads=16, head_width=1792, head_depth=16),
