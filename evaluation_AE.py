@@ -2,8 +2,8 @@
 
     python evaluation_AE.py --name FSQ_AE_High --model FSQ_AE_High --dataset_name t2m
 
-Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and evaluation_AE.json. FID needs an evaluator of the data set
-(train_evaluator.py); without one the other figures are given, and it says so.
+Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, beside it, evaluation_AE_<protocol>.json (evaluation_AE.json
+for a data set with an evaluator of its own, and without any). Without an evaluator the other figures are given, and it says so.
 """
 from functools import partial
 
@@ -12,16 +12,18 @@ from models.loading import load_autoencoder, weights_hash
 from models.TextEncoder import cached_text_features
 from utils import options
 from utils.datasets import MotionStore, get_spec
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.evaluation import (
     code_usage,
     format_table,
     reconstruct,
+    reconstruct_twice,
     reconstruction_errors,
     reconstruction_fid,
     write_results,
 )
-from utils.evaluators import TrainedEvaluator
+from utils.judges import add_judges, load_judges
+from utils.protocols import TextClips, evaluate_protocol, score_rows
 from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, pick_device, seed_everything
 
 
@@ -32,8 +34,32 @@ def parse_args():
     parser.add_argument("--model", choices=list(AE_models), default=None, help="autoencoder of the zoo; default: as trained")
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="split to evaluate on")
     parser.add_argument("--which", choices=["best", "latest"], default="best", help="checkpoint: net_best_fid.tar or latest.tar")
-    parser.add_argument("--evaluator", default="evaluator", help="--name of the evaluator's run")
+    parser.add_argument("--repeats", type=options.positive_int, default=20, help="repeats of a released protocol")
+    add_judges(parser)
     return parser.parse_args()
+
+
+def find_judges(args, spec, device):
+    """The Judges; None, with a line that says why, where there are none and --protocol does not insist."""
+    try:
+        return load_judges(args, spec, partial(cached_text_features, spec.text_encoder, folder=spec.root), device=device)
+    except UserError as error:
+        if args.protocol:
+            raise
+        print(f"no FID: {error}")
+        return None
+
+
+def judge(judges, ae, pairs, spec, args, device):
+    """{"FID"} by an evaluator of our own, on every clip, and None; by a released one the FID and all scores of its protocol."""
+    if not judges.released:
+        return {"FID": reconstruction_fid(judges.matching, pairs)}, None
+    clips = TextClips(spec, args.split, args.num_workers, judges.columns)
+    scores = evaluate_protocol(
+        judges, partial(clips.draw, args.seed), lambda _, drawn: reconstruct_twice(
+            ae, drawn.real, clips.store.mean, clips.store.std, device), args.repeats, args.seed)
+    scores.pop("clips")
+    return {judges.tag("FID"): scores["generated"][judges.tag("FID")]["mean"]}, scores
 
 
 def main():
@@ -49,27 +75,27 @@ def main():
 
     pairs = reconstruct(ae, store, device)
     figures = reconstruction_errors(pairs, spec.joints)
-    evaluator_path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
-    if evaluator_path.is_file():
-        text_features = partial(cached_text_features, spec.text_encoder, folder=spec.root)
-        figures["FID"] = reconstruction_fid(TrainedEvaluator.load(evaluator_path, text_features, device), pairs)
-    else:
-        print(f"no FID: there is no evaluator at {evaluator_path} (train_evaluator.py makes one)")
+    judges, scores = find_judges(args, spec, device), None
+    if judges is not None:
+        found, scores = judge(judges, ae, pairs, spec, args, device)
+        figures |= found
     usage = code_usage(ae, store, device)
     results = {
-        "kind": "reconstruction", "dataset": spec.name, "split": args.split, "clips": len(pairs),
-        "frames": sum(len(real) for real, _ in pairs), "left_out": len(store.skipped), "model": checkpoint.get("model_name"),
+        "kind": judges.tag("reconstruction") if judges else "reconstruction", "protocol": judges and judges.protocol,
+        "judge": judges and judges.describe(), "dataset": spec.name, "split": args.split, "clips": len(pairs),
+        "frames": sum(len(real) for real, _ in pairs), "left_out": len(store.skipped), "model": checkpoint.get("model_name") or args.model,
         "levels": list(ae.levels) if ae.levels else None, "target_dim": ae.target_dim, "codebook_size": ae.codebook_size,
-        "figures": figures, "codes": usage, "checkpoint": path.name, "weights": weights_hash(ae),
+        "figures": figures, "scores": scores, "repeats_asked": args.repeats if scores else None, "codes": usage, "checkpoint": path.name, "weights": weights_hash(ae),
         "steps": checkpoint.get("total_it"), "seed": args.seed, "code_version": code_version(), "machine": machine(),
         "peak_memory_mb": peak_memory_mb(),
     }
     units = {"MPJPE": "mm, by protocol (root aligned, accumulated heading)", "MPJPE_facing": "mm, in the facing frame",
-             "acceleration_error": "mm / frame^2", "FID": f"evaluator {args.evaluator}"}
-    rows = [(key, f"{value:.4g}", units[key]) for key, value in figures.items()]
+             "acceleration_error": "mm / frame^2"}
+    rows = [(key, f"{value:.4g}", units.get(key, f"by the {results['protocol']} protocol")) for key, value in figures.items()]
+    rows += [(f"scores: {key}", made, f"real clips {real}") for key, made, real in (score_rows(scores) if scores else ())]
     rows += [("levels", "x".join(map(str, ae.levels)) if ae.levels else "none", f"{ae.target_dim} dimensions")]
     rows += [(key, f"{value:.6g}", f"on {args.split}") for key, value in usage.items()]
-    write_results(folder.root / "eval", "evaluation_AE", results, format_table(rows, ("figure", "value", "")))
+    write_results(folder.root / "eval", judges.tag("evaluation_AE") if judges else "evaluation_AE", results, format_table(rows, ("figure", "value", "")))
 
 
 if __name__ == "__main__":

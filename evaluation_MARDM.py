@@ -1,41 +1,31 @@
-"""Evaluate a trained generator on the test split: FID, R-precision, matching score, diversity, multimodality, foot skating, and,
-for 22-joint skeletons, whether the clips do what fixed prompts say (semantic probes).
+"""Evaluate a trained generator on the test split: FID, R-precision, matching score, diversity, multimodality, CLIP-score, foot
+skating, and, for 22-joint skeletons, whether the clips do what fixed prompts say (semantic probes).
 
     python evaluation_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High \\
-        --model FSQ-MARDM-SiT-XL --dataset_name t2m
+        --model FSQ-MARDM-SiT-XL --dataset_name t2m                       # --protocol standard for 263 features
 
-Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and evaluation_MARDM.json.
+Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, beside it, evaluation_MARDM_<protocol>.json
+(evaluation_MARDM.json for a data set with an evaluator of its own). Figures of two protocols cannot be compared.
 """
 from functools import partial
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from models.AE import AE_models
 from models.loading import load_length_estimator, load_pipeline, weights_hash
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
-from models.TextEncoder import cached_text_features
+from models.TextEncoder import cached_text_features, clip_tokenizer
 from utils import options
-from utils.datasets import (
-    MAX_LENGTH,
-    MotionStore,
-    caption_groups,
-    get_spec,
-    load_statistics,
-    read_labels,
-    report_skipped,
-    text_clips,
-)
+from utils.datasets import MAX_LENGTH, get_spec, load_statistics, read_labels
 from utils.errors import UserError, run
 from utils.evaluation import evaluate_generation, format_table, mean_foot_skating, write_results
-from utils.evaluators import TrainedEvaluator
+from utils.judges import add_judges, load_judges
 from utils.motion_process import features_to_joints
 from utils.probes import PROMPTS, check, probe_report
+from utils.protocols import MULTIMODAL_SAMPLES, MULTIMODAL_TEXTS, TextClips, evaluate_protocol, score_rows
 from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, pick_device, seed_everything
-
-MULTIMODAL_TEXTS, MULTIMODAL_SAMPLES = 96, 30  # three batches of 32 texts, 30 clips a text
 
 
 def parse_args():
@@ -45,7 +35,7 @@ def parse_args():
     parser.add_argument("--ae_model", choices=list(AE_models), default=None, help="its zoo name; default: as trained")
     parser.add_argument("--model", choices=list(MARDM_models), default=None, help="generator of the zoo; default: as trained")
     parser.add_argument("--which", choices=["best", "latest"], default="best", help="checkpoint: net_best_fid.tar or latest.tar")
-    parser.add_argument("--evaluator", default="evaluator", help="--name of the evaluator's run")
+    add_judges(parser)
     parser.add_argument("--repeats", type=options.positive_int, default=20, help="repeats of the whole protocol")
     parser.add_argument("--cal_mm", action="store_true", help="measure multimodality too (30 clips a text: slow)")
     parser.add_argument("--probe_repeats", type=options.non_negative_int, default=0,
@@ -56,23 +46,48 @@ def parse_args():
     return parser.parse_args()
 
 
-class TestClips:
-    """One caption of each test clip, with its text features, real motion and length."""
+class Maker:
+    """Makes a clip for each caption of a Drawn, from seeds of its own. ``captions``: all that can be drawn."""
 
-    def __init__(self, spec, args):
-        self.store = MotionStore(spec, "test", args.num_workers)
-        self.entries, dropped = text_clips(self.store)
-        report_skipped(dropped, f"{spec.name}/test (text-to-motion)")
-        self.left_out = len(dropped) + len(self.store.skipped)
-        rng = np.random.default_rng(args.seed)
-        self.captions = [entry.captions[rng.integers(len(entry.captions))] for entry in self.entries]
-        self.frames = [min(entry.end - entry.start, MAX_LENGTH) // 4 * 4 for entry in self.entries]
-        self.real = [torch.from_numpy(self.store.frames(e.clip, e.start, e.start + n))
-                     for e, n in zip(self.entries, self.frames)]
-        self.groups = caption_groups(self.entries)
+    def __init__(self, pipeline, captions, encode, args):
+        self.pipeline, self.seed = pipeline, args.seed
+        texts = sorted({caption.text for caption in captions})
+        self.text, self.rows = encode(texts), {text: row for row, text in enumerate(texts)}
+        self.settings = options.sampler_settings(args)
+
+    def __call__(self, repeat, drawn, rows=None, sample=0, decode=None):
+        """Un-normalised motions of all ``rows``; ``sample`` tells apart several clips of one text; ``decode``: Pipeline.sample's."""
+        rows = range(len(drawn.frames)) if rows is None else rows
+        text = self.text[[self.rows[drawn.captions[row].text] for row in rows]]
+        seeds = [clip_seed(self.seed, repeat, drawn.captions[row].text, row, sample) for row in rows]
+        with tqdm(total=len(seeds), desc="generating", unit="clip", leave=False) as progress:
+            return self.pipeline.sample(text, [drawn.frames[row] for row in rows], seeds, progress=progress, decode=decode,
+                                        **self.settings)
+
+    def twice(self, repeat, drawn, rows=None, sample=0):
+        """Pairs (clip, clip with the published tail)."""
+        return self(repeat, drawn, rows, sample, self.pipeline.decode_twice)
+
+    def many(self, repeat, drawn, make):
+        """For multimodality: a list of clips for each of some texts, by ``make`` (this object, or its ``twice``)."""
+        rows = np.random.default_rng([self.seed, repeat]).permutation(len(drawn.frames))[:MULTIMODAL_TEXTS]
+        return zip(*[make(repeat, drawn, rows, sample + 1) for sample in range(MULTIMODAL_SAMPLES)])
 
 
-def run_probes(pipeline, clips, encode, spec, args):
+def score(judges, clips, maker, args, distinct):
+    """The scores, the motions of the last repeat, and the real clips that they stand beside."""
+    if judges.released:
+        scores = evaluate_protocol(judges, partial(clips.draw, args.seed), maker.twice, args.repeats, args.seed,
+                                   partial(maker.many, make=maker.twice) if args.cal_mm else None)
+        return scores, scores.pop("clips"), clips.whole(args.seed).real
+    drawn = clips.whole(args.seed)
+    scores = evaluate_generation(judges.matching, drawn.captions, drawn.real, partial(maker, drawn=drawn), clips.groups,
+                                 args.repeats, args.seed, distinct,
+                                 partial(maker.many, drawn=drawn, make=maker) if args.cal_mm else None)
+    return scores, scores.pop("motions"), drawn.real
+
+
+def run_probes(pipeline, clips, encode, spec, args, real):
     """Probe rates of generated clips (every prompt ``--probe_repeats`` times, at estimated lengths), of the real test clips
     under their own labels, and of the real clips under shuffled labels."""
     path = RunFolder(args.checkpoints_dir, spec.name, args.length_estimator).checkpoint()
@@ -89,7 +104,7 @@ def run_probes(pipeline, clips, encode, spec, args):
                            for (prompt, actions, _), clip in zip(jobs, joints)])
     labels = read_labels(spec, [clips.store.ids[entry.clip] for entry in clips.entries])
     if labels is not None:
-        real = [features_to_joints(motion, spec.joints).numpy() for motion in clips.real]
+        real = [features_to_joints(motion, spec.joints).numpy() for motion in real]
         shuffled = np.random.default_rng(args.seed).permutation(len(labels))
         report["real"] = float(np.mean([check(label, clip, spec.fps) for label, clip in zip(labels, real)]))
         report["shuffled"] = float(np.mean([check(labels[i], clip, spec.fps) for i, clip in zip(shuffled, real)]))
@@ -97,9 +112,7 @@ def run_probes(pipeline, clips, encode, spec, args):
 
 
 def make_table(results):
-    scores = results["scores"]
-    rows = [(key, "{mean:.4f} +- {interval:.4f}".format(**value), "{mean:.4f}".format(**scores["real"][key])
-             if key in scores["real"] else "-") for key, value in scores["generated"].items()]
+    rows = score_rows(results["scores"])
     skating = results["foot_skating"]
     rows.append(("foot skating m/s", f"{skating['generated']:.4f}", f"{skating['real']:.4f}"))
     if "probes" in results:
@@ -107,7 +120,7 @@ def make_table(results):
         rows.append(("semantic probes", f"{probes['rate']:.3f}", f"{probes['real']:.3f}" if "real" in probes else "-"))
         if "shuffled" in probes:
             rows.append(("probes, shuffled captions", "-", f"{probes['shuffled']:.3f}"))
-    return format_table(rows, ("metric", "generated", "real"))
+    return format_table(rows, (f"{results['protocol']} protocol", "generated", "real"))
 
 
 def main():
@@ -122,38 +135,26 @@ def main():
     encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
     pipeline, checkpoint = load_pipeline(path, RunFolder(args.checkpoints_dir, spec.name, args.ae_name).checkpoint(),
                                          args.model, args.ae_model, lambda: load_statistics(spec), device)
-    evaluator_path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
-    evaluator = TrainedEvaluator.load(evaluator_path, encode, device)
-    clips = TestClips(spec, args)
-    text = encode([caption.text for caption in clips.captions])
-    settings = options.sampler_settings(args)
-
-    def generate(repeat, rows=None, sample=0):
-        rows = range(len(clips.frames)) if rows is None else rows
-        seeds = [clip_seed(args.seed, repeat, clips.captions[row].text, row, sample) for row in rows]
-        with tqdm(total=len(seeds), desc="generating", unit="clip", leave=False) as progress:
-            return pipeline.sample(text[list(rows)], [clips.frames[row] for row in rows], seeds, progress=progress, **settings)
-
-    def multimodal(repeat):
-        rows = np.random.default_rng([args.seed, repeat]).permutation(len(clips.frames))[:MULTIMODAL_TEXTS]
-        return zip(*[generate(repeat, rows, sample + 1) for sample in range(MULTIMODAL_SAMPLES)])
-
-    scores = evaluate_generation(evaluator, clips.captions, clips.real, generate, clips.groups, args.repeats, args.seed,
-                                 spec.distinct_retrieval, multimodal if args.cal_mm else None)
-    motions = scores.pop("motions")
+    judges = load_judges(args, spec, encode, clip_tokenizer, device)
+    clips = TextClips(spec, "test", args.num_workers, judges.columns)
+    maker = Maker(pipeline, clips.captions, encode, args)
+    scores, motions, real = score(judges, clips, maker, args, spec.distinct_retrieval)
+    distinct = spec.distinct_retrieval and not judges.released
     results = {
-        "kind": "generation", "dataset": spec.name, "split": "test", "clips": len(clips.frames), "left_out": clips.left_out,
-        "retrieval": "batches of 32 without repeated captions" if spec.distinct_retrieval else "batches of 32, shuffled",
-        "model": checkpoint.get("model_name"), "trained_on": checkpoint.get("trained_on"), "steps": checkpoint.get("total_it"),
-        "sampler": settings, "repeats_asked": args.repeats, "scores": scores, "seed": args.seed, "checkpoint": path.name,
-        "weights": weights_hash(pipeline.generator), "evaluator": args.evaluator, "code_version": code_version(),
+        "kind": judges.tag("generation"), "protocol": judges.protocol, "judge": judges.describe(), "dataset": spec.name,
+        "split": "test", "clips": len(clips), "clips_scored": scores.pop("scored", len(clips)), "left_out": clips.left_out,
+        "retrieval": "batches of 32 without repeated captions" if distinct else "batches of 32, shuffled",
+        "model": checkpoint.get("model_name") or args.model, "trained_on": checkpoint.get("trained_on"),
+        "steps": checkpoint.get("total_it"), "sampler": maker.settings, "repeats_asked": args.repeats, "scores": scores,
+        "seed": args.seed, "checkpoint": path.name, "weights": weights_hash(pipeline.generator),
+        "autoencoder": {"name": args.ae_name, "weights": weights_hash(pipeline.ae)}, "code_version": code_version(),
         "machine": machine(), "foot_skating": {"generated": mean_foot_skating(motions, spec),
-                                               "real": mean_foot_skating(clips.real, spec)},
+                                               "real": mean_foot_skating(real, spec)},
     }
     if args.probe_repeats:
-        results["probes"] = run_probes(pipeline, clips, encode, spec, args)
+        results["probes"] = run_probes(pipeline, clips, encode, spec, args, real)
     results["peak_memory_mb"] = peak_memory_mb()
-    write_results(folder.root / "eval", "evaluation_MARDM", results, make_table(results))
+    write_results(folder.root / "eval", judges.tag("evaluation_MARDM"), results, make_table(results))
 
 
 if __name__ == "__main__":

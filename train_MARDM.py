@@ -18,6 +18,7 @@ from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features
 from utils import options
 from utils.datasets import (
+    MAX_LENGTH,
     MotionStore,
     TextMotionDataset,
     all_captions,
@@ -30,7 +31,7 @@ from utils.datasets import (
 )
 from utils.errors import run
 from utils.evaluation import evaluate_generation
-from utils.evaluators import TrainedEvaluator
+from utils.judges import add_judges, load_judges
 from utils.train_utils import EMA, RunFolder, make_trainer, pick_device, seed_everything
 
 CACHE_BYTES = 2**30
@@ -46,6 +47,7 @@ def parse_args():
     parser.add_argument("--ae_model", choices=list(AE_models), default="AE_Model", help="the autoencoder's zoo name")
     parser.add_argument("--need_evaluation", action="store_true",
                         help="FID and R-precision on the validation split while training; the best FID is kept")
+    add_judges(parser)
     parser.add_argument("--eval_every", type=options.positive_int, default=10, help="epochs between two validations")
     parser.add_argument("--max_motion_length", type=options.positive_int, default=196, help="longest training clip, frames")
     parser.add_argument("--unit_length", type=options.positive_int, default=4, help="frames a token (fixed by the autoencoder)")
@@ -120,22 +122,22 @@ def validation_loss(model, loss_fn, loader):
     return sum(values) / len(values)
 
 
-def make_generation_check(spec, data, ae, ema, args, device):
+def make_generation_check(judges, spec, data, ae, ema, args, device):
     """A function that scores the averaged model's clips for one caption of each validation clip."""
-    evaluator = TrainedEvaluator.load(RunFolder(args.checkpoints_dir, spec.name, "evaluator").checkpoint(),
-                               partial(cached_text_features, spec.text_encoder, folder=spec.root), device)
-    captions = [entry.captions[0] for entry in data.entries]
+    captions = judges.check_captions([entry.captions[0] for entry in data.entries])
     text = torch.stack([data.features[rows[0]] for rows in data.caption_rows])
-    frames = [min(int(length), args.max_motion_length) // 4 * 4 for length in data.lengths]
-    real = [data.store.frames(e.clip, e.start, e.start + count) for e, count in zip(data.entries, frames)]
+    frames = [min(int(length), args.max_motion_length, MAX_LENGTH) // 4 * 4 for length in data.lengths]
+    real = judges.rebuilt([data.store.frames(e.clip, e.start, e.start + count) for e, count in zip(data.entries, frames)])
     seeds = [clip_seed(args.seed, caption.text, index) for index, caption in enumerate(captions)]
     pipeline = Pipeline(ema.model, ae, data.store.mean, data.store.std, device)
 
+    def generate(repeat):
+        return judges.rebuilt(pipeline.sample(text, frames, seeds, cfg=spec.cfg, ode_steps=10))
+
     def check():
-        scores = evaluate_generation(
-            evaluator, captions, real, lambda repeat: pipeline.sample(text, frames, seeds, cfg=spec.cfg, ode_steps=10),
-            caption_groups(data.entries), repeats=1, seed=args.seed, distinct=spec.distinct_retrieval)["generated"]
-        return {f"Val/{key}": value["mean"] for key, value in scores.items()}
+        scores = evaluate_generation(judges.matching, captions, real, generate, caption_groups(data.entries), repeats=1,
+                                     seed=args.seed, distinct=spec.distinct_retrieval)["generated"]
+        return {judges.tag(f"Val/{key}"): value["mean"] for key, value in scores.items()}
 
     return check
 
@@ -145,6 +147,8 @@ def main():
     device = pick_device(args.device)
     check_pair(args.model, args.ae_model)
     spec = get_spec(args.dataset_name, args.dataset_dir)
+    encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
+    judges = load_judges(args, spec, encode, device=device) if args.need_evaluation else None
     ae_folder = RunFolder(args.checkpoints_dir, spec.name, args.ae_name)
     ae, ae_checkpoint = load_autoencoder(ae_folder.checkpoint(), args.ae_model)
     ae = ae.to(device).requires_grad_(False)
@@ -161,14 +165,14 @@ def main():
                 "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std),
                 "levels": list(ae.levels) if ae.levels else None,
                 "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)}}
-    trainer = make_trainer(args, folder, "mardm", model, describe, "Val/FID" if args.need_evaluation else "Val/loss", ema)
+    trainer = make_trainer(args, folder, "mardm", model, describe, judges.tag("Val/FID") if judges else "Val/loss", ema)
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
 
     loss_fn = make_loss(ae, device)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
     val_loader = make_loader(val_data, min(args.batch_size, len(val_data)), 0, 0, val_data.lengths, collate_clips)
-    check = make_generation_check(spec, val_data, ae, ema, args, device) if args.need_evaluation else dict
+    check = make_generation_check(judges, spec, val_data, ae, ema, args, device) if judges else dict
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:

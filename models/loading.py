@@ -22,8 +22,8 @@ def read_checkpoint(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelError(f"{path} holds more than tensors and plain values, so it is not loaded "
-                         f"({first_line(error)})") from error
+        raise ModelError(f"{path} holds more than tensors and plain values (code that it could run, or damage), so it is not "
+                         "loaded") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} is damaged and cannot be read ({first_line(error)})") from error
 
@@ -59,6 +59,40 @@ def load_state(model, state, path):
     return model.eval()
 
 
+def sizes_of(read, state, path):
+    """``read(state)``: a released file's sizes, from the shapes of its weights. ModelError where it lacks them."""
+    try:
+        return read(state)
+    except (KeyError, AttributeError, TypeError, IndexError) as error:
+        raise ModelError(f"{path} does not hold the weights of a released model ({first_line(error)} is missing)") from error
+
+
+def autoencoder_sizes(state):
+    first = state["encoder.model.0.weight"].shape  # (width, features, 3)
+    return {"input_width": first[1], "width": first[0], "latent_dim": state["encoder.model.4.weight"].shape[0],
+            "depth": count_blocks(state, "encoder.model.2.1.model.")}
+
+
+def generator_sizes(state):
+    width = state["input_process.poseEmbedding.weight"].shape[0]
+    return {"ae_dim": state["mask_latent"].shape[-1], "cond_mode": "text", "cond_dim": state["cond_emb.weight"].shape[1],
+            "target_dim": state["DiffMLPs.net.final_layer.linear.weight"].shape[0],
+            "width": width, "heads": max(1, width // 64),  # as in every size that was published
+            "ff": state["MARTransformer.0.mlp.fc1.weight"].shape[0], "layers": count_blocks(state, "MARTransformer."),
+            "head_width": state["DiffMLPs.net.input_proj.weight"].shape[0],
+            "head_depth": count_blocks(state, "DiffMLPs.net.res_blocks.")}
+
+
+def estimator_sizes(state):
+    width, inputs = state["output.0.weight"].shape
+    return {"input_size": inputs, "output_size": state["output.11.weight"].shape[0], "width": width}
+
+
+def count_blocks(state, prefix):
+    """How many numbered blocks stand behind a prefix of names."""
+    return len({name[len(prefix):].split(".")[0] for name in state if name.startswith(prefix)})
+
+
 def load_autoencoder(path, model_name=None):
     """The autoencoder of a checkpoint, in eval mode, and the checkpoint's dict. ``model_name`` is needed for released files
     only; given for one of ours it must agree. ModelError otherwise."""
@@ -69,7 +103,7 @@ def load_autoencoder(path, model_name=None):
     trained_as = checkpoint.get("model_name")
     if trained_as and model_name and trained_as != model_name:
         raise ModelError(f"{path} was trained as {trained_as}, not as {model_name}; pass --ae_model/--model {trained_as}")
-    kwargs = checkpoint.get("model_kwargs") or {"input_width": state["encoder.model.0.weight"].shape[1]}
+    kwargs = checkpoint.get("model_kwargs") or sizes_of(autoencoder_sizes, state, path)
     ae = build(AE_models, trained_as or model_name or "AE_Model", kwargs, "autoencoder")
     return load_state(ae, state, path), checkpoint
 
@@ -85,7 +119,7 @@ def load_generator(path, model_name=None, ema=True):
         raise ModelError(f"{path} was trained as {trained_as}, not as {model_name}; pass --model {trained_as}")
     # Released files hold the frozen CLIP of their time under this prefix or leave it out; it is not part of the model.
     state = {name: value for name, value in checkpoint[key].items() if not name.startswith("clip_model.")}
-    kwargs = checkpoint.get("model_kwargs") or {"ae_dim": state["mask_latent"].shape[-1], "cond_mode": "text"}
+    kwargs = checkpoint.get("model_kwargs") or sizes_of(generator_sizes, state, path)
     model = build(MARDM_models, trained_as or model_name or "MARDM-SiT-XL", kwargs, "generator")
     return load_state(model, state, path), checkpoint
 
@@ -104,7 +138,7 @@ def load_length_estimator(path):
     if "estimator" not in checkpoint:
         raise ModelError(f"{path} holds no length estimator (keys: {', '.join(map(str, checkpoint))})")
     state = checkpoint["estimator"]
-    estimator = LengthEstimator(state["output.0.weight"].shape[1], state["output.11.weight"].shape[0])
+    estimator = LengthEstimator(**sizes_of(estimator_sizes, state, path))
     return load_state(estimator, state, path), checkpoint
 
 

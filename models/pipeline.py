@@ -10,6 +10,8 @@ from models.AE import UNIT
 from models.errors import ModelError
 from models.LengthEstimator import sample_length
 
+PUBLISHED_TOKENS = 49  # tokens to which the published evaluation pads: 196 frames
+
 
 def clip_seed(seed, *what):
     """The seed of one clip from the run's seed and what the clip is (prompt, repeat ...): not from its place in a batch."""
@@ -38,9 +40,10 @@ class Pipeline:
         self.mean, self.std = (torch.as_tensor(value, device=self.device) for value in (mean, std))
 
     @torch.no_grad()
-    def sample(self, cond, frames, seeds, batch_size=32, progress=None, **settings):
+    def sample(self, cond, frames, seeds, batch_size=32, progress=None, decode=None, **settings):
         """Un-normalised features, a list of (T_i, D) CPU tensors, for conditions (B, C), ``frames`` (ints, rounded down to a
-        multiple of 4) and ``seeds`` (ints). Clips of similar length run together; a clip does not depend on its batch."""
+        multiple of 4) and ``seeds`` (ints). Clips of similar length run together; a clip does not depend on its batch.
+        ``decode``: function (targets, frames) -> what is made of each clip; None = ``self.decode``."""
         lengths = torch.tensor([int(count) // UNIT for count in frames])
         order = lengths.argsort(stable=True).tolist()
         out = [None] * len(order)
@@ -48,7 +51,7 @@ class Pipeline:
             rows = order[first : first + batch_size]
             part = None if cond is None else cond[rows].to(self.device)
             targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows], **settings)
-            for row, motion in zip(rows, self.decode(targets, lengths[rows] * UNIT)):
+            for row, motion in zip(rows, (decode or self.decode)(targets, lengths[rows] * UNIT)):
                 out[row] = motion
             if progress is not None:
                 progress.update(len(rows))
@@ -59,3 +62,15 @@ class Pipeline:
         """Targets (B, L, d) and frames (B,) -> un-normalised features, a list of (T_i, D) CPU tensors."""
         motion = self.ae.decode_targets(targets, frames.to(self.device)) * self.std + self.mean
         return [clip[:count].cpu() for clip, count in zip(motion, frames.tolist())]
+
+    @torch.no_grad()
+    def decode_twice(self, targets, frames):
+        """[(clip (T_i, D) as ``decode`` makes it, clip (T_i + 4, D) as the published evaluation does)]: there a clip is decoded
+        with empty latents behind its end up to 196 frames, and the evaluator's convolutions see what comes of them."""
+        inside = torch.arange(targets.shape[1]) < torch.div(frames, UNIT, rounding_mode="floor")[:, None]  # (B, L)
+        latents = self.ae.embed_targets(targets) * inside.to(self.device)[..., None]
+        latents = torch.nn.functional.pad(latents, (0, 0, 0, PUBLISHED_TOKENS - latents.shape[1]))
+        motion = self.ae.decode(latents.transpose(1, 2)) * self.std + self.mean
+        motion = torch.nn.functional.pad(motion, (0, 0, 0, UNIT)).cpu()
+        return [(clip, long[: count + UNIT])
+                for clip, long, count in zip(self.decode(targets, frames), motion, frames.tolist())]

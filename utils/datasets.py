@@ -26,7 +26,8 @@ MAX_LENGTH = 196
 @dataclass(frozen=True)
 class DatasetSpec:
     """One data set. ``fps`` frames a second; clips of ``min_frames`` .. ``max_frames`` take part in text-to-motion;
-    ``distinct_retrieval``: many clips share a caption, so retrieval batches hold every caption once at most."""
+    ``distinct_retrieval``: many clips share a caption, so retrieval batches hold every caption once at most;
+    ``protocol``: how it is judged unless --protocol says otherwise (utils/judges.py)."""
 
     name: str
     root: str
@@ -38,6 +39,7 @@ class DatasetSpec:
     cfg: float = 4.5
     unit_length: int = 4
     distinct_retrieval: bool = False
+    protocol: str = "trained"
 
     @property
     def joints(self):
@@ -54,8 +56,10 @@ class DatasetSpec:
 
 # Data sets whose folders do not describe themselves; all others carry a dataset.json.
 KNOWN = {
-    "t2m": dict(folder="HumanML3D", skeleton="t2m", fps=20.0, min_frames=40, max_frames=199, text_encoder="clip"),
-    "kit": dict(folder="KIT-ML", skeleton="kit", fps=12.5, min_frames=24, max_frames=199, text_encoder="clip", cfg=2.5),
+    "t2m": dict(folder="HumanML3D", skeleton="t2m", fps=20.0, min_frames=40, max_frames=199, text_encoder="clip",
+                protocol="essential"),
+    "kit": dict(folder="KIT-ML", skeleton="kit", fps=12.5, min_frames=24, max_frames=199, text_encoder="clip", cfg=2.5,
+                protocol="essential"),
 }
 
 
@@ -158,16 +162,16 @@ def read_features(path, dim):
 
 class MotionStore:
     """All clips of a split in one array. ``data`` (sum of T, D) un-normalised; clip i is rows offsets[i]:offsets[i+1].
-    ``skipped`` says why a listed id is not in it."""
+    ``skipped`` says why a listed id is not in it. ``columns``: features to keep of each frame; None = the essential ones."""
 
-    def __init__(self, spec, split, num_workers=0):
+    def __init__(self, spec, split, num_workers=0, columns=None):
         self.spec, self.split = spec, split
         self.mean, self.std = load_statistics(spec)
         self.ids, self.skipped, clips = [], {}, []
         names = read_split(spec, split)
         paths = [Path(spec.root) / "new_joint_vecs" / f"{name}.npy" for name in names]
         with ThreadPoolExecutor(max(1, num_workers)) as pool:  # threads: reading waits for the disk
-            results = pool.map(partial(read_features, dim=spec.feature_dim), paths)
+            results = pool.map(partial(read_features, dim=columns or spec.feature_dim), paths)
             progress = tqdm(results, f"reading {spec.name}/{split}", len(names), unit="clip", leave=False, mininterval=1)
             for name, path, (features, reason) in zip(names, paths, progress):
                 if reason:
@@ -183,11 +187,11 @@ class MotionStore:
         report_skipped(self.skipped, f"{spec.name}/{split}")
 
     def frames(self, clip, start, end):
-        """Un-normalised features (end - start, D) of a clip."""
+        """Un-normalised features (end - start, D or columns) of a clip."""
         return self.data[self.offsets[clip] + start : self.offsets[clip] + end]
 
     def normalised(self, clip, start, end):
-        return (self.frames(clip, start, end) - self.mean) / self.std
+        return (self.frames(clip, start, end)[:, : len(self.mean)] - self.mean) / self.std
 
 
 def report_skipped(skipped, what, most=5):

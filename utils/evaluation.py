@@ -63,6 +63,24 @@ def reconstruct(ae, store, device="cpu", batch_size=32, max_frames=400):
     return pairs
 
 
+@torch.no_grad()
+def reconstruct_twice(ae, motions, mean, std, device="cpu", batch_size=32, frames=196, tail=4):
+    """[(reconstruction (T, D) of the clip alone, and (T + tail, D) as the published evaluation makes it: the clip is encoded and
+    decoded with zeros behind its end, up to ``frames``)] of un-normalised motions (T, D or more), each a multiple of 4 frames."""
+    mean, std = (torch.as_tensor(value, device=device) for value in (mean, std))
+    pairs = []
+    for first in range(0, len(motions), batch_size):
+        part = motions[first : first + batch_size]
+        lengths = torch.tensor([len(motion) for motion in part], device=device)
+        x = torch.zeros(len(part), frames, len(mean), device=device)
+        for row, motion in zip(x, part):
+            row[: len(motion)] = (motion[:, : len(mean)].to(device) - mean) / std
+        alone, padded = (ae.decode_targets(ae.encode_targets(x, ends)[1], ends) * std + mean for ends in (lengths, None))
+        padded = torch.nn.functional.pad(padded, (0, 0, 0, tail)).cpu()
+        pairs += [(clip[:count].cpu(), long[: count + tail]) for clip, long, count in zip(alone, padded, lengths.tolist())]
+    return pairs
+
+
 def reconstruction_errors(pairs, num_joints):
     """{"MPJPE", "MPJPE_facing" (mm, mean over frames), "acceleration_error" (mm / frame^2)} of reconstruct's pairs."""
     totals, frames = np.zeros(3), 0
@@ -103,15 +121,17 @@ def code_usage(ae, store, device="cpu"):
 # ---- generation --------------------------------------------------------------------------------------------------
 
 
-def embed_all(evaluator, motions, batch_size=64):
-    """Embeddings (N, E) float64 of un-normalised motions, a list of (T_i, D); batches of similar length."""
+def embed_all(evaluator, motions, batch_size=64, tail=0):
+    """Embeddings (N, E) float64 of un-normalised motions, a list of (T_i, D); batches of similar length. ``tail``: so many
+    frames at each one's end lie behind the clip (MatchingEvaluator.embed_motion)."""
     order = sorted(range(len(motions)), key=lambda i: len(motions[i]))
     out = [None] * len(motions)
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         batch = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(motions[row]) for row in rows], batch_first=True)
-        lengths = torch.tensor([len(motions[row]) for row in rows])
-        for row, embedding in zip(rows, evaluator.embed_motion(batch, lengths).double().cpu().numpy()):
+        lengths = torch.tensor([len(motions[row]) - tail for row in rows])
+        found = evaluator.embed_motion(batch, lengths, tail) if tail else evaluator.embed_motion(batch, lengths)
+        for row, embedding in zip(rows, found.double().cpu().numpy()):
             out[row] = embedding
     return np.stack(out)
 

@@ -216,9 +216,10 @@ class Evaluator:
             raise UserError(f"an evaluator's mean {tuple(self.mean.shape)} and std {tuple(self.std.shape)} must be two "
                             "vectors of one length, the std positive")
 
-    def normalise(self, motion, lengths):
+    def normalise(self, motion, lengths, tail=0):
         """Un-normalised (B, T, >= D), lengths -> normalised (B, T, D) with zeros behind each clip's end, lengths (B,).
-        Of more features the first D are taken: the essential ones come first in the standard ones."""
+        Of more features the first D are taken: the essential ones come first in the standard ones. ``tail``: frames behind
+        the end that stay."""
         motion = torch.as_tensor(motion, dtype=torch.float32).to(self.device)
         lengths = torch.as_tensor(lengths).to(self.device).long()
         if motion.ndim != 3 or motion.shape[-1] < len(self.mean):
@@ -226,7 +227,7 @@ class Evaluator:
         if lengths.shape != motion.shape[:1] or not ((lengths >= 4) & (lengths <= motion.shape[1])).all():
             raise ValueError(f"lengths must be one a clip, 4 to {motion.shape[1]} frames, got {lengths.tolist()}")
         x = (motion[..., : len(self.mean)] - self.mean) / self.std
-        return x.masked_fill(padding_mask(lengths, x.shape[1])[..., None], 0), lengths
+        return x.masked_fill(padding_mask(lengths + tail, x.shape[1])[..., None], 0), lengths
 
 
 class MatchingEvaluator(Evaluator):
@@ -259,8 +260,9 @@ class MatchingEvaluator(Evaluator):
         return self.text_encoder(words, tags, torch.tensor(lengths))
 
     @torch.no_grad()
-    def embed_motion(self, motion, lengths):
-        x, lengths = self.normalise(motion, lengths)
+    def embed_motion(self, motion, lengths, tail=0):
+        """``tail``: how many frames behind each end the convolutions may see (the published evaluation lets them)."""
+        x, lengths = self.normalise(motion, lengths, tail)
         if lengths.max() > MAX_FRAMES:
             raise ValueError(f"the released evaluators take clips up to {MAX_FRAMES} frames, got {int(lengths.max())}")
         # Always the same padding: the second convolution sees it, so that a clip would else depend on its batch mates.
@@ -337,7 +339,9 @@ def read_checkpoint(path, keys):
         raise UserError(f"no evaluator at {path}; train one with train_evaluator.py, or put the released file there")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is damaged, or holds more than tensors and plain values, and is not loaded") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an evaluator ({first_line(error)})") from error
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
@@ -372,7 +376,9 @@ def make_text_encoder(state):
 
 
 def make_motion_clip(state):
-    return MotionCLIP(state["motion_encoder.embed_motion.weight"].shape[1])
+    width, inputs = state["motion_encoder.embed_motion.weight"].shape
+    layers = len({name.split(".")[2] for name in state if name.startswith("textTransEncoder.layers.")})
+    return MotionCLIP(inputs, width, layers, state["textTransEncoder.layers.0.linear1.weight"].shape[0])
 
 
 def first_line(error):

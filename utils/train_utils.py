@@ -142,8 +142,11 @@ class RunFolder:
         self.model_dir.mkdir(parents=True, exist_ok=True)
 
     def checkpoint(self, which="best"):
-        """Path of the checkpoint to use: the best one where there is one, else the latest."""
-        return self.best if which == "best" and self.best.is_file() else self.latest
+        """Path of the checkpoint to use: the best one where there is one, else the latest, else a released ``finest.tar``."""
+        if which == "best" and self.best.is_file():
+            return self.best
+        finest = self.model_dir / "finest.tar"
+        return finest if finest.is_file() and not self.latest.is_file() else self.latest
 
     def log(self, line):
         """Print a line and append it to train.log."""

@@ -1,0 +1,194 @@
+"""Who judges the clips of a data set. Three protocols, whose figures cannot be compared with each other:
+
+    essential   67 (KIT 64) features; the evaluators released with MARDM: matching networks, and MotionCLIP for the CLIP-score
+    standard    263 (KIT 251) features, rebuilt from the generated joints; Guo et al.'s evaluator (CVPR 2022)
+    trained     our own evaluator, from train_evaluator.py
+
+Names of metrics, of result files and their ``kind`` carry the protocol, except that of ``trained``.
+Shapes: N clips, T frames, D features, E embedding.
+"""
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.evaluation import embed_all
+from utils.evaluators import ContrastEvaluator, MatchingEvaluator, TrainedEvaluator
+from utils.motion_process import SKELETONS, features_to_standard
+from utils.train_utils import RunFolder
+from utils.word_vectorizer import WordVectorizer
+
+PROTOCOLS = ("essential", "standard", "trained")
+TAIL = 4  # frames behind a clip's end that reach the published evaluator's last token (it sees 3)
+SOURCE = {"essential": "it is among the evaluators that the README of MARDM tells how to download",
+          "standard": "it is among the downloads of HumanML3D's text-to-motion code (Guo et al.), and of MoMask"}
+OWN = "or judge by an evaluator of your own: train_evaluator.py, then --protocol trained"
+
+
+def add_judges(parser):
+    """The flags that ``load_judges`` reads."""
+    parser.add_argument("--protocol", choices=PROTOCOLS, default=None,
+                        help="features and evaluators to judge by; default: essential for t2m and kit, trained for others")
+    parser.add_argument("--evaluator", default="evaluator", help="--name of the evaluator's run (trained)")
+    parser.add_argument("--matching_evaluator", default=None, metavar="FILE",
+                        help="released matching networks; default: <checkpoints>/<dataset>/text_mot_match/model/finest.tar "
+                        "(standard: that in text_mot_match_standard comes first)")
+    parser.add_argument("--contrast_evaluator", default=None, metavar="FILE", help="released MotionCLIP (essential); default: "
+                        "<checkpoints>/<dataset>/text_mot_match_clip/model/finest.tar")
+    parser.add_argument("--eval_statistics", default=None, metavar="DIR",
+                        help="mean and std of the released evaluator; default: utils/eval_mean_std/<dataset> (essential), meta "
+                        "beside the evaluator's model folder or in Comp_v6_KLD005 (standard)")
+    parser.add_argument("--glove_dir", default="./glove", help="word vectors of the released evaluators")
+
+
+class Judges:
+    """A protocol with its evaluators. ``contrast``: for the CLIP-score, or None; ``files``: what they were read from."""
+
+    def __init__(self, protocol, skeleton, matching, contrast=None, files=()):
+        self.protocol, self.skeleton, self.matching, self.contrast = protocol, skeleton, matching, contrast
+        self.files = {str(path): file_hash(path) for path in files}
+        self.columns = skeleton.feature_dim if protocol == "standard" else skeleton.essential_dim  # of real clips
+
+    @property
+    def released(self):
+        return self.protocol != "trained"
+
+    def tag(self, name):
+        """A metric's or a file's name with the protocol: no table can mix two of them by accident."""
+        return f"{name}_{self.protocol}" if self.released else name
+
+    def check_captions(self, captions):
+        """The captions. UserError where the released networks need word classes that they lack."""
+        bare = [caption.text for caption in captions if not caption.tokens]
+        if self.released and bare:
+            raise UserError(f"the caption '{bare[0][:60]}' has no word/POS tokens behind its first #, which the released "
+                            f"evaluators read; {OWN}")
+        return captions
+
+    def text(self, captions):
+        """Embeddings (N, E) of captions."""
+        return self.matching.embed_text(self.check_captions(captions)).double().cpu().numpy()
+
+    def real(self, motions):
+        """Embeddings (N, E) of real clips, a list of (T, columns): as published, that is as the data set holds them, and treated
+        like generated ones."""
+        embeddings = embed_all(self.matching, motions)
+        return embeddings, embed_all(self.matching, self.rebuilt(motions)) if self.protocol == "standard" else embeddings
+
+    def made(self, pairs):
+        """Embeddings (N, E) of generated clips [(clip (T, essential), clip with the published tail (T + 4, essential))]: as
+        published, that is with what the decoder leaves behind the end, and with zeros there, as behind real ones. The standard
+        protocol, for which nothing is published, always looks at the clip alone."""
+        clips, long_clips = zip(*pairs)
+        embeddings = embed_all(self.matching, self.rebuilt(clips))
+        return embed_all(self.matching, long_clips, tail=TAIL) if self.protocol == "essential" else embeddings, embeddings
+
+    def rebuilt(self, motions):
+        """Clips (T, essential or more) in the features of the protocol."""
+        return [rebuild(motion, self.skeleton) for motion in motions] if self.protocol == "standard" else motions
+
+    def clip_scores(self, captions, motions):
+        """Cosines (N,) of captions and clips (T, essential or more)."""
+        text = self.contrast.embed_text(captions).double().cpu().numpy()
+        return (text * embed_all(self.contrast, motions)).sum(1)
+
+    def describe(self):
+        """What results say about the judges."""
+        return {"protocol": self.protocol, "features": self.columns, "files": self.files}
+
+
+def rebuild(motion, skeleton):
+    """Features (T, essential or more) -> standard features (T, D) of their joints, on the figure's own bones. The last row is
+    repeated: velocities need a next frame, of which there is none."""
+    features = features_to_standard(np.asarray(motion)[:, : skeleton.essential_dim], skeleton)
+    return np.concatenate([features, features[-1:]])
+
+
+def load_judges(args, spec, text_features, make_tokenizer=None, device="cpu"):
+    """The Judges of a data set, from the flags of ``add_judges`` and ``--checkpoints_dir``.
+
+    text_features: list of str -> (B, C), frozen sentence features. make_tokenizer: () -> CLIP's tokenizer; None leaves the
+    CLIP-score out. Raises UserError, which says what is missing and where it comes from.
+    """
+    protocol, skeleton = args.protocol or spec.protocol, SKELETONS[spec.skeleton]
+    if protocol == "trained":
+        path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
+        return Judges(protocol, skeleton, TrainedEvaluator.load(path, text_features, device), files=[path])
+    folder = Path(args.checkpoints_dir) / spec.name
+    path = matching_path(args, protocol, folder)
+    statistics = statistics_paths(args, protocol, folder, spec.name, path)
+    mean, std = (read_statistics(file, protocol, skeleton) for file in statistics)
+    matching = MatchingEvaluator.load(path, mean, std, WordVectorizer(args.glove_dir), device)
+    check_features(matching.input_size, path, protocol, skeleton)
+    contrast, files = None, [path, *statistics]
+    if protocol == "essential" and make_tokenizer is not None:
+        contrast_path = Path(args.contrast_evaluator or folder / "text_mot_match_clip" / "model" / "finest.tar")
+        need(contrast_path, protocol, "MotionCLIP, for the CLIP-score", "--contrast_evaluator")
+        contrast = ContrastEvaluator.load(contrast_path, mean, std, make_tokenizer(), device)
+        check_features(contrast.model.motion_encoder.embed_motion.in_features, contrast_path, protocol, skeleton)
+        files.append(contrast_path)
+    return Judges(protocol, skeleton, matching, contrast, files)
+
+
+def need(path, protocol, what, flag):
+    if not path.is_file():
+        raise UserError(f"no {path} ({what}): {SOURCE[protocol]}; put it there, or pass {flag}; {OWN}")
+
+
+def matching_path(args, protocol, folder):
+    """The matching networks' file. Both releases call their folder text_mot_match, so the standard one may be kept apart."""
+    path = folder / "text_mot_match" / "model" / "finest.tar"
+    apart = folder / "text_mot_match_standard" / "model" / "finest.tar"
+    if protocol == "standard" and apart.is_file():
+        path = apart
+    path = Path(args.matching_evaluator or path)
+    need(path, protocol, f"the {protocol} protocol's matching networks", "--matching_evaluator")
+    return path
+
+
+def statistics_paths(args, protocol, folder, dataset, evaluator):
+    """(mean, std) files: --eval_statistics, or the first place that has both."""
+    published = (Path("utils/eval_mean_std") / dataset, "eval_{}.npy")
+    beside = (evaluator.parents[1] / "meta", "{}.npy")
+    places = {"essential": [published, beside],
+              "standard": [beside, *((folder / name / "meta", "{}.npy") for name in ("Comp_v6_KLD005", "Comp_v6_KLD01"))],
+              }[protocol]
+    if args.eval_statistics:
+        places = [(Path(args.eval_statistics), name) for name in ("eval_{}.npy", "{}.npy")]
+    for place, name in places:
+        paths = [place / name.format(part) for part in ("mean", "std")]
+        if all(path.is_file() for path in paths):
+            return paths
+    shown = " or ".join(str(place / name.format("mean")) for place, name in places)
+    raise UserError(f"no {shown} with its std (statistics of the {protocol} protocol's evaluator): {SOURCE[protocol]}; put it "
+                    f"there, or pass --eval_statistics; {OWN}")
+
+
+def read_statistics(path, protocol, skeleton):
+    """A vector of as many features as the protocol has. Raises UserError."""
+    wanted = skeleton.feature_dim if protocol == "standard" else skeleton.essential_dim
+    try:
+        value = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0][:80]}); {SOURCE[protocol]}") from error
+    if value.shape != (wanted,) or not np.isfinite(value).all():
+        raise UserError(f"{path} must hold {wanted} finite numbers for the {protocol} protocol, it has shape {value.shape}")
+    return value
+
+
+def check_features(found, path, protocol, skeleton):
+    """UserError unless an evaluator reads as many features as its protocol has (standard: all but the 4 foot contacts)."""
+    wanted = skeleton.feature_dim - 4 if protocol == "standard" else skeleton.essential_dim
+    if found != wanted:
+        raise UserError(f"{path} reads {found} features, the {protocol} protocol needs an evaluator of {wanted}: "
+                        f"{SOURCE[protocol]}; pass its place with --matching_evaluator or --contrast_evaluator")
+
+
+def file_hash(path):
+    """Short SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
