@@ -62,6 +62,18 @@ def judge(judges, ae, pairs, spec, args, device):
     return {judges.tag("FID"): scores["generated"][judges.tag("FID")]["mean"]}, scores
 
 
+def make_table(results):
+    units = {"MPJPE": "mm, by protocol (root aligned, accumulated heading)", "MPJPE_facing": "mm, in the facing frame",
+             "acceleration_error": "mm / frame^2"}
+    rows = [(key, f"{value:.4g}", units.get(key, f"{results['protocol']} protocol")) for key, value in results["figures"].items()]
+    if results["scores"]:
+        rows += [(f"scores: {key}", made, f"real clips {real}") for key, made, real in score_rows(results["scores"])]
+    levels, dim = results["levels"], results["target_dim"]
+    rows += [("levels", "x".join(map(str, levels)) if levels else "none", f"{dim} dimensions")]
+    rows += [(key, f"{value:.6g}", f"on {results['split']}") for key, value in results["codes"].items()]
+    return format_table(rows, ("figure", "value", ""))
+
+
 def main():
     args = parse_args()
     device = pick_device(args.device)
@@ -83,19 +95,14 @@ def main():
     results = {
         "kind": judges.tag("reconstruction") if judges else "reconstruction", "protocol": judges and judges.protocol,
         "judge": judges and judges.describe(), "dataset": spec.name, "split": args.split, "clips": len(pairs),
-        "frames": sum(len(real) for real, _ in pairs), "left_out": len(store.skipped), "model": checkpoint.get("model_name") or args.model,
-        "levels": list(ae.levels) if ae.levels else None, "target_dim": ae.target_dim, "codebook_size": ae.codebook_size,
-        "figures": figures, "scores": scores, "repeats_asked": args.repeats if scores else None, "codes": usage, "checkpoint": path.name, "weights": weights_hash(ae),
+        "frames": sum(len(real) for real, _ in pairs), "left_out": len(store.skipped),
+        "model": checkpoint.get("model_name") or args.model, "levels": list(ae.levels) if ae.levels else None,
+        "target_dim": ae.target_dim, "codebook_size": ae.codebook_size, "figures": figures, "scores": scores,
+        "repeats_asked": args.repeats if scores else None, "codes": usage, "checkpoint": path.name, "weights": weights_hash(ae),
         "steps": checkpoint.get("total_it"), "seed": args.seed, "code_version": code_version(), "machine": machine(),
         "peak_memory_mb": peak_memory_mb(),
     }
-    units = {"MPJPE": "mm, by protocol (root aligned, accumulated heading)", "MPJPE_facing": "mm, in the facing frame",
-             "acceleration_error": "mm / frame^2"}
-    rows = [(key, f"{value:.4g}", units.get(key, f"by the {results['protocol']} protocol")) for key, value in figures.items()]
-    rows += [(f"scores: {key}", made, f"real clips {real}") for key, made, real in (score_rows(scores) if scores else ())]
-    rows += [("levels", "x".join(map(str, ae.levels)) if ae.levels else "none", f"{ae.target_dim} dimensions")]
-    rows += [(key, f"{value:.6g}", f"on {args.split}") for key, value in usage.items()]
-    write_results(folder.root / "eval", judges.tag("evaluation_AE") if judges else "evaluation_AE", results, format_table(rows, ("figure", "value", "")))
+    write_results(folder.root / "eval", judges.tag("evaluation_AE") if judges else "evaluation_AE", results, make_table(results))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from utils.demo_dataset import build_demo
 from utils.errors import run
 
 SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE", "evaluation_MARDM", "sample",
-           "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset", "scripts.doctor", "scripts.demo"]
+           "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset", "scripts.doctor", "scripts.demo",
+           "scripts.compare_evaluations"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]

@@ -14,7 +14,14 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.evaluation import embed_all
-from utils.evaluators import ContrastEvaluator, MatchingEvaluator, TrainedEvaluator
+from utils.evaluators import (
+    ContrastEvaluator,
+    MatchingEvaluator,
+    TrainedEvaluator,
+    build,
+    make_movement_encoder,
+    read_checkpoint,
+)
 from utils.motion_process import SKELETONS, features_to_standard
 from utils.train_utils import RunFolder
 from utils.word_vectorizer import WordVectorizer
@@ -117,10 +124,10 @@ def load_judges(args, spec, text_features, make_tokenizer=None, device="cpu"):
         return Judges(protocol, skeleton, TrainedEvaluator.load(path, text_features, device), files=[path])
     folder = Path(args.checkpoints_dir) / spec.name
     path = matching_path(args, protocol, folder)
+    check_features(matching_features(path), path, protocol, skeleton)
     statistics = statistics_paths(args, protocol, folder, spec.name, path)
     mean, std = (read_statistics(file, protocol, skeleton) for file in statistics)
     matching = MatchingEvaluator.load(path, mean, std, WordVectorizer(args.glove_dir), device)
-    check_features(matching.input_size, path, protocol, skeleton)
     contrast, files = None, [path, *statistics]
     if protocol == "essential" and make_tokenizer is not None:
         contrast_path = Path(args.contrast_evaluator or folder / "text_mot_match_clip" / "model" / "finest.tar")
@@ -175,6 +182,12 @@ def read_statistics(path, protocol, skeleton):
     if value.shape != (wanted,) or not np.isfinite(value).all():
         raise UserError(f"{path} must hold {wanted} finite numbers for the {protocol} protocol, it has shape {value.shape}")
     return value
+
+
+def matching_features(path):
+    """Features that the matching networks of a file read."""
+    state = read_checkpoint(path, ("movement_encoder",))["movement_encoder"]
+    return build(make_movement_encoder, state, path).main[0].in_channels
 
 
 def check_features(found, path, protocol, skeleton):
