@@ -56,7 +56,7 @@ class Maker:
         self.settings = options.sampler_settings(args)
 
     def __call__(self, repeat, drawn, rows=None, sample=0, decode=None):
-        """Un-normalised motions of ``rows`` (None = all). ``sample`` tells clips of one text apart; ``decode``: as in Pipeline."""
+        """Un-normalised motions of ``rows`` (None = all); ``sample`` tells clips of one text apart."""
         rows = range(len(drawn.frames)) if rows is None else rows
         text = self.text[[self.rows[drawn.captions[row].text] for row in rows]]
         seeds = [clip_seed(self.seed, repeat, drawn.captions[row].text, row, sample) for row in rows]
