@@ -100,8 +100,8 @@ def run_probes(pipeline, clips, encode, spec, args, real):
     with tqdm(total=len(jobs), desc="probes", unit="clip") as progress:
         motions = pipeline.sample(text, lengths, seeds, progress=progress, **options.sampler_settings(args))
     joints = [features_to_joints(motion, spec.joints).numpy() for motion in motions]
-    report = probe_report([(prompt, actions, check(actions, clip, spec.fps))
-                           for (prompt, actions, _), clip in zip(jobs, joints)])
+    report = probe_report([(actions, check(actions, clip, spec.fps)) for (_, actions, _), clip in zip(jobs, joints)])
+    report["rate"] = report["all"]["share"]
     labels = read_labels(spec, [clips.store.ids[entry.clip] for entry in clips.entries])
     if labels is not None:
         real = [features_to_joints(motion, spec.joints).numpy() for motion in real]

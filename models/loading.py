@@ -10,7 +10,7 @@ import torch
 from models.AE import AE_models
 from models.errors import ModelError
 from models.LengthEstimator import LengthEstimator
-from models.MARDM import MARDM_models
+from models.MARDM import SIZES, MARDM_models
 from models.pipeline import Pipeline
 
 
@@ -75,10 +75,11 @@ def autoencoder_sizes(state):
 
 def generator_sizes(state):
     width = state["input_process.poseEmbedding.weight"].shape[0]
+    heads = {size["width"]: size["heads"] for size in SIZES.values()}.get(width, max(1, width // 64))  # no weight tells them
     return {"ae_dim": state["mask_latent"].shape[-1], "cond_mode": "text", "cond_dim": state["cond_emb.weight"].shape[1],
             "target_dim": state["DiffMLPs.net.final_layer.linear.weight"].shape[0],
-            "width": width, "heads": max(1, width // 64),  # as in every size that was published
-            "ff": state["MARTransformer.0.mlp.fc1.weight"].shape[0], "layers": count_blocks(state, "MARTransformer."),
+            "width": width, "heads": heads, "ff": state["MARTransformer.0.mlp.fc1.weight"].shape[0],
+            "layers": count_blocks(state, "MARTransformer."),
             "head_width": state["DiffMLPs.net.input_proj.weight"].shape[0],
             "head_depth": count_blocks(state, "DiffMLPs.net.res_blocks.")}
 
