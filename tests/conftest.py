@@ -13,7 +13,7 @@ for folder in (ROOT, ROOT / "tests"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small models: more threads only wait for each other
 
 
 def golden(name):
