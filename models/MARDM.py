@@ -49,8 +49,14 @@ class PositionalEncoding(nn.Module):
         pe[:, 0, 0::2], pe[:, 0, 1::2] = torch.sin(position * rates), torch.cos(position * rates)
         self.register_buffer("pe", pe)
 
-    def forward(self, x):
-        return self.dropout(x + self.pe[: x.shape[1], 0])
+    def forward(self, x, padding_mask=None):
+        """``padding_mask`` (B, L; true = padding), when given, adds the positions counted from each clip's end as well, their
+        channels in reverse order: how far along a clip is decides as much of a motion as what came before."""
+        x = x + self.pe[: x.shape[1], 0]
+        if padding_mask is not None:
+            left = (~padding_mask).flip(1).long().cumsum(1).flip(1) - 1  # tokens that follow, -1 in the padding
+            x = x + self.pe[left.clamp(min=0), 0].flip(-1)
+        return self.dropout(x)
 
 
 class Attention(nn.Module):
@@ -110,16 +116,19 @@ class MARDM(nn.Module):
         cond_dim: width of the text features (CLIP 512, MiniLM 384).
         cond_drop_prob: share of training samples whose condition is dropped, for guidance.
         diffmlps_batch_mul: fresh (noise, time) pairs a masked token sees in a training step.
+        count_from_end: give the transformer positions from the clip's end too (no parameters). The published models, which
+            learn a clip's length from the padding alone, have none; the families of ours do.
     """
 
     def __init__(self, ae_dim=512, cond_mode="text", target_dim=None, head="SiT", cond_dim=512, num_actions=1, width=1024,
                  ff=4096, layers=1, heads=16, dropout=0.2, head_width=1792, head_depth=16, cond_drop_prob=0.1,
-                 diffmlps_batch_mul=4):
+                 diffmlps_batch_mul=4, count_from_end=False):
         super().__init__()
         if cond_mode not in ("text", "action", "uncond"):
             raise ModelError(f"unknown cond_mode '{cond_mode}'; one of text, action, uncond")
         self.ae_dim, self.width, self.cond_mode = ae_dim, width, cond_mode
         self.target_dim = target_dim or ae_dim
+        self.count_from_end = count_from_end
         self.cond_drop_prob, self.diffmlps_batch_mul = cond_drop_prob, diffmlps_batch_mul
         self.cond_dim = {"text": cond_dim, "action": num_actions, "uncond": width}[cond_mode]
         self.mask_latent = nn.Parameter(torch.zeros(1, 1, ae_dim))
@@ -147,7 +156,7 @@ class MARDM(nn.Module):
         -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) reorders known tokens before masked ones inside
         ("hard pseudo reorder"); attention does not see the order, so only rounding changes."""
         cond = self.cond_emb(self.mask_cond(cond, latents, force_mask))
-        x = self.position_enc(self.input_process(latents))
+        x = self.position_enc(self.input_process(latents), padding_mask if self.count_from_end else None)
         if mask is not None:
             order = mask.long().argsort(dim=1, stable=True)
             x, padding_mask = _reorder(x, order), padding_mask.gather(1, order)
@@ -293,14 +302,14 @@ def _reorder(x, order):
 
 # Width and number of layers of the transformer, then of the head. XL is the published model.
 SIZES = {
-    "S": dict(width=256, ff=1024, layers=3, heads=4, head_width=256, head_depth=3),
+    "S": dict(width=256, ff=1024, layers=5, heads=8, head_width=256, head_depth=3),
     "B": dict(width=512, ff=2048, layers=2, heads=8, head_width=768, head_depth=6),
     "L": dict(width=768, ff=3072, layers=2, heads=12, head_width=1280, head_depth=12),
     "XL": dict(width=1024, ff=4096, layers=1, heads=16, head_width=1792, head_depth=16),
 }
 
 MARDM_models = {
-    f"{family}-{head}-{size}": partial(MARDM, head=head, **settings)
+    f"{family}-{head}-{size}": partial(MARDM, head=head, count_from_end=family != "MARDM", **settings)
     for family in ("MARDM", "FSQ-MARDM", "VQ-MARDM")
     for head in HEADS
     for size, settings in SIZES.items()
