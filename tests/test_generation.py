@@ -13,7 +13,8 @@ SMALL = dict(width=32, ff=64, layers=2, heads=4, head_width=32, head_depth=2)
 def make_pair(ae_name="FSQ_AE_High", head="SiT", **kwargs):
     torch.manual_seed(0)
     ae = AE_models[ae_name](width=32, latent_dim=32).eval()
-    model = MARDM(ae_dim=32, target_dim=ae.target_dim, cond_dim=16, head=head, **{**SMALL, **kwargs})
+    settings = SMALL | dict(count_from_end=True) | kwargs
+    model = MARDM(ae_dim=32, target_dim=ae.target_dim, cond_dim=16, head=head, **settings)
     with torch.no_grad():  # adaLN-zero starts with dead branches: wake them, so that the tests see every path
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -66,6 +67,20 @@ def test_seeds_decide():
     one, two, other = pipeline.sample(torch.randn(1, 16).repeat(3, 1), [40] * 3, [1, 1, 2], time_steps=4, ode_steps=3)
     assert torch.equal(one, two) and not torch.equal(one, other)
     assert clip_seed(1, "a", 0) != clip_seed(1, "a", 1) != clip_seed(2, "a", 1)
+
+
+@torch.no_grad()
+def test_positions_from_the_end_do_not_depend_on_the_padding():
+    """The last token of a clip is told apart from the same token of a longer clip, whatever the batch is padded to."""
+    model, _ = make_pair()
+    latents, cond = torch.randn(1, 12, 32), torch.randn(1, 16)
+    out = {n: model(latents[:, :n], cond, padding_mask_of(torch.tensor([6]), n)) for n in (6, 9, 12)}
+    assert torch.allclose(out[6][0, :6], out[9][0, :6], atol=1e-5) and torch.allclose(out[6][0, :6], out[12][0, :6], atol=1e-5)
+    x = torch.zeros(1, 6, 32)
+    short = model.position_enc(x, padding_mask_of(torch.tensor([4]), 6))
+    full = model.position_enc(x, padding_mask_of(torch.tensor([6]), 6))
+    assert (short[0, :4] - full[0, :4]).abs().amax(-1).min() > 0.1
+    assert torch.allclose(short[0, 3] - model.position_enc(x)[0, 3], full[0, 5] - model.position_enc(x)[0, 5])
 
 
 @torch.no_grad()
@@ -180,6 +195,7 @@ def test_training_mask_leaves_padding_alone():
 def test_zoo_and_pairs():
     assert {"MARDM-DDPM-XL", "MARDM-SiT-XL", "FSQ-MARDM-SiT-XL", "FSQ-MARDM-DDPM-XL", "VQ-MARDM-SiT-XL",
             "VQ_MARDM-SiT-XL", "FSQ-MARDM-SiT-S", "MARDM-SiT-B", "MARDM-DDPM-L"} <= set(MARDM_models)
+    assert MARDM_models["FSQ-MARDM-SiT-S"](ae_dim=8).count_from_end and not MARDM_models["MARDM-SiT-S"](ae_dim=8).count_from_end
     check_pair("FSQ-MARDM-SiT-S", "FSQ_AE_High")
     check_pair("VQ_MARDM-SiT-XL", "VQ_AE_Model")
     check_pair("MARDM-SiT-XL", "AE_Model")
