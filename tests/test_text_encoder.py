@@ -175,7 +175,7 @@ def test_transformers_that_does_not_import_gives_one_line(monkeypatch):
 
 def test_minilm_alone_as_in_a_batch(minilm):
     together, alone = minilm.encode(CAPTIONS), torch.cat([minilm.encode([caption]) for caption in CAPTIONS])
-    assert (together - alone).abs().max() < 1e-6
+    assert (together - alone).abs().max() < 2e-5
     assert together.dtype == torch.float32 and together.shape == (len(CAPTIONS), minilm.dim) == (len(CAPTIONS), 384)
     assert not together.requires_grad and not any(p.requires_grad for p in minilm.network.parameters())
 
