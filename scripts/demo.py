@@ -73,19 +73,21 @@ class Steps:
         if script.startswith("train_") and (run_dir / "model" / "latest.tar").is_file():
             command.append("--is_continue")
         print(f"\n[{step}] {shown}", flush=True)
-        start, threads = time.monotonic(), os.environ.copy()
-        process = subprocess.Popen([sys.executable, str(ROOT / script), *command[1:]], cwd=self.work_dir, env=threads)
+        start, before = time.monotonic(), self.done.get(step, {})
+        process = subprocess.Popen([sys.executable, str(ROOT / script), *command[1:]], cwd=self.work_dir)
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except KeyboardInterrupt:
-            process.wait()
-            raise
-        if os.waitstatus_to_exitcode(status):
-            raise UserError(f"the step '{step}' failed; its message is above. `make demo` goes on from here")
-        seconds = time.monotonic() - start
-        self.note(step, shown, seconds, usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20))
+            _, status, usage = os.wait4(process.pid, 0)  # it got the same signal, and saves what it has
+        failed = os.waitstatus_to_exitcode(status) != 0
+        memory = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        self.note(step, "" if failed else shown, before.get("seconds", 0) + time.monotonic() - start,
+                  max(memory, before.get("memory_gb", 0)))
+        if failed:
+            raise UserError(f"the step '{step}' did not finish; its message is above. `make demo` goes on from here")
 
     def note(self, step, command, seconds, memory_gb):
+        """Keep what a step took, all its starts together; an unfinished one has no command yet."""
         self.done[step] = {"command": command, "seconds": seconds, "memory_gb": memory_gb}
         write_json(self.path, self.done)
 
