@@ -147,7 +147,7 @@ def main():
     jobs = [(row, prompt, repeat) for row, prompt in enumerate(prompts) for repeat in range(args.repeat_times)]
     seeds = [clip_seed(args.seed, prompt, repeat) for _, prompt, repeat in jobs]
     cond = None if cond is None else cond[[row for row, *_ in jobs]]
-    motions = regenerate(pipeline, features, edited, cond, seeds, **options.sampler_settings(args))
+    motions = regenerate(pipeline, features, edited, cond, seeds, **options.sampler_settings(args, spec))
     shown = " ".join(f"{start}-{stop - 1}" for start, stop in sections_of(edited))
     source = safe_filename(Path(args.source_motion).stem, 30)
     clips = [(f"{row:03d}_{safe_filename(prompt)}_{source}_edit_{safe_filename(shown, 30)}_r{repeat}",

@@ -49,11 +49,11 @@ def parse_args():
 class Maker:
     """Makes a clip for each caption of a Drawn, from seeds of its own. ``captions``: all that can be drawn."""
 
-    def __init__(self, pipeline, captions, encode, args):
+    def __init__(self, pipeline, captions, encode, args, spec):
         self.pipeline, self.seed = pipeline, args.seed
         texts = sorted({caption.text for caption in captions})
         self.text, self.rows = encode(texts), {text: row for row, text in enumerate(texts)}
-        self.settings = options.sampler_settings(args)
+        self.settings = options.sampler_settings(args, spec)
 
     def __call__(self, repeat, drawn, rows=None, sample=0, decode=None):
         """Un-normalised motions of ``rows`` (None = all); ``sample`` tells clips of one text apart."""
@@ -98,7 +98,7 @@ def run_probes(pipeline, clips, encode, spec, args, real):
                                spec.min_frames, MAX_LENGTH)
     seeds = [clip_seed(args.seed, prompt, repeat) for prompt, _, repeat in jobs]
     with tqdm(total=len(jobs), desc="probes", unit="clip") as progress:
-        motions = pipeline.sample(text, lengths, seeds, progress=progress, **options.sampler_settings(args))
+        motions = pipeline.sample(text, lengths, seeds, progress=progress, **options.sampler_settings(args, spec))
     joints = [features_to_joints(motion, spec.joints).numpy() for motion in motions]
     report = probe_report([(actions, check(actions, clip, spec.fps)) for (_, actions, _), clip in zip(jobs, joints)])
     report["rate"] = report["all"]["share"]
@@ -137,7 +137,7 @@ def main():
                                          args.model, args.ae_model, lambda: load_statistics(spec), device)
     judges = load_judges(args, spec, encode, clip_tokenizer, device)
     clips = TextClips(spec, "test", args.num_workers, judges.columns)
-    maker = Maker(pipeline, clips.captions, encode, args)
+    maker = Maker(pipeline, clips.captions, encode, args, spec)
     scores, motions, real = score(judges, clips, maker, args, spec.distinct_retrieval)
     distinct = spec.distinct_retrieval and not judges.released
     results = {

@@ -64,7 +64,7 @@ def main():
     lengths = choose_lengths(jobs, text, args, spec)
     seeds = [clip_seed(args.seed, prompt, repeat) for _, prompt, repeat, _ in jobs]
     with tqdm(total=len(jobs), desc="generating", unit="clip") as progress:
-        motions = pipeline.sample(text, lengths, seeds, progress=progress, **options.sampler_settings(args))
+        motions = pipeline.sample(text, lengths, seeds, progress=progress, **options.sampler_settings(args, spec))
     clips = []
     for (row, prompt, repeat, _), motion in zip(jobs, motions):
         joints = features_to_joints(motion, spec.joints).numpy()

@@ -130,7 +130,7 @@ def build_demo(root, num_clips=2000, seed=0):
     for split, indices in splits.items():
         (folder / f"{split}.txt").write_text("".join(names[i] + "\n" for i in indices))
     description = {"name": "demo", "skeleton": "t2m", "fps": 20.0, "min_frames": 40, "max_frames": 199,
-                   "unit_length": 4, "text_encoder": "minilm", "num_clips": num_clips}
+                   "unit_length": 4, "text_encoder": "minilm", "cfg": 3.0, "num_clips": num_clips}
     (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
     labels = {name: {"actions": actions} for name, actions in zip(names, clips)}
     (folder / "labels.json").write_text(json.dumps(labels, indent=0) + "\n")

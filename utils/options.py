@@ -86,7 +86,8 @@ def add_generator(parser, ae_models, generators):
 def add_sampler(parser, time_steps=18):
     """Flags of every script that generates."""
     parser.add_argument("--time_steps", type=positive_int, default=time_steps, help="iterations of unmasking")
-    parser.add_argument("--cfg", type=float, default=4.5, help="guidance scale; 1 = none")
+    parser.add_argument("--cfg", type=float, default=None,
+                        help="guidance scale; 1 = none; default: what the data set recommends (t2m 4.5, kit 2.5, demo 3)")
     parser.add_argument("--temperature", type=float, default=1.0,
                         help="factor of the starting noise (SiT head) or of every step's noise (DDPM head)")
     parser.add_argument("--solver", choices=["euler", "midpoint", "heun", "dopri5"], default="euler",
@@ -98,7 +99,8 @@ def add_sampler(parser, time_steps=18):
                         help="put known tokens before masked ones inside the transformer (changes rounding only)")
 
 
-def sampler_settings(args):
-    """The generator's keyword arguments of a parsed command line."""
+def sampler_settings(args, spec):
+    """The generator's keyword arguments of a parsed command line; ``spec``: the DatasetSpec, for what was left open."""
     names = ("time_steps", "cfg", "temperature", "solver", "ode_steps", "sampler", "hard_pseudo_reorder")
-    return {name: getattr(args, name) for name in names}
+    settings = {name: getattr(args, name) for name in names}
+    return settings | {"cfg": spec.cfg if args.cfg is None else args.cfg}
