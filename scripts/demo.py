@@ -102,7 +102,7 @@ def train_and_evaluate(steps, tiny):
     steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--lr", 3e-4, "--epoch", 8, *train)
     steps("demo_MARDM", "train_MARDM.py", "--name", "demo_MARDM", "--model", GENERATOR, "--ae_name", "demo_AE", "--ae_model", AE,
           "--batch_size", 64, "--lr", 1e-3, "--clip_grad", 1, "--dropout", 0, "--warm_up_iter", 200, "--milestones", 2000, 2400,
-          "--epoch", 104, "--diffmlps_batch_mul", 2, "--ema_decay", 0.995, *train)
+          "--epoch", 104, "--eval_every", 104, "--diffmlps_batch_mul", 2, "--ema_decay", 0.995, *train)
     steps("evaluation_AE", "evaluation_AE.py", "--name", "demo_AE", "--model", AE, *common)
     steps("evaluation_MARDM", "evaluation_MARDM.py", "--name", "demo_MARDM", "--ae_name", "demo_AE", "--repeats",
           1 if tiny else 3, "--probe_repeats", 1 if tiny else 4, *common)
