@@ -19,15 +19,11 @@ from models.TextEncoder import cached_text_features
 from utils import options
 from utils.datasets import (
     MAX_LENGTH,
-    MotionStore,
-    TextMotionDataset,
-    all_captions,
     caption_groups,
     collate_clips,
     get_spec,
+    load_text_motion,
     make_loader,
-    report_skipped,
-    text_clips,
 )
 from utils.errors import run
 from utils.evaluation import evaluate_generation
@@ -92,15 +88,6 @@ class TargetCache:
             self.room -= size
 
 
-def make_dataset(spec, split, args):
-    """The text-to-motion view of a split, with its text features."""
-    store = MotionStore(spec, split, args.num_workers)
-    entries, dropped = text_clips(store)
-    report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
-    features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)], spec.root)
-    return TextMotionDataset(store, entries, features, args.max_motion_length)
-
-
 def make_loss(ae, device):
     cache = TargetCache(ae, device)
 
@@ -154,7 +141,8 @@ def main():
     ae = ae.to(device).requires_grad_(False)
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
     folder.prepare(args.is_continue)
-    data, val_data = (make_dataset(spec, split, args) for split in ("train", "val"))
+    data, val_data = (load_text_motion(spec, split, encode, args.num_workers, args.max_motion_length)
+                      for split in ("train", "val"))
 
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": "text", "cond_dim": data.features.shape[1],

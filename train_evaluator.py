@@ -15,15 +15,11 @@ from models.loading import read_checkpoint
 from models.TextEncoder import cached_text_features
 from utils import options
 from utils.datasets import (
-    MotionStore,
-    TextMotionDataset,
-    all_captions,
     caption_groups,
     collate_clips,
     get_spec,
+    load_text_motion,
     make_loader,
-    report_skipped,
-    text_clips,
 )
 from utils.errors import run
 from utils.evaluation import draw_batches, embed_all, retrieval_scores
@@ -39,14 +35,6 @@ def parse_args():
     parser.add_argument("--width", type=options.positive_int, default=192, help="channels of the motion encoder")
     parser.add_argument("--eval_every", type=options.positive_int, default=5, help="epochs between two validations")
     return parser.parse_args()
-
-
-def make_dataset(spec, split, num_workers):
-    store = MotionStore(spec, split, num_workers)
-    entries, dropped = text_clips(store)
-    report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
-    features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)], spec.root)
-    return TextMotionDataset(store, entries, features)
 
 
 def retrieval_check(evaluator, data, seed):
@@ -65,7 +53,8 @@ def main():
     spec = get_spec(args.dataset_name, args.dataset_dir)
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
     folder.prepare(args.is_continue)
-    data, val_data = (make_dataset(spec, split, args.num_workers) for split in ("train", "val"))
+    encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
+    data, val_data = (load_text_motion(spec, split, encode, args.num_workers) for split in ("train", "val"))
     seed_everything(args.seed)
     kwargs = {"feature_dim": spec.feature_dim, "text_dim": data.features.shape[1], "width": args.width}
     model = ContrastiveEvaluator(**kwargs).to(device)
@@ -81,8 +70,6 @@ def main():
         loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["text"].to(device),
                           rows[:, None] == rows)
         return {"loss": loss}
-
-    encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:

@@ -352,6 +352,14 @@ def all_captions(entries):
     return [caption for entry in entries for caption in entry.captions]
 
 
+def load_text_motion(spec, split, encode, num_workers=0, max_length=MAX_LENGTH):
+    """The TextMotionDataset of a split; ``encode`` (list of str -> (N, C)) gives its text features. What is left out is said."""
+    store = MotionStore(spec, split, num_workers)
+    entries, dropped = text_clips(store)
+    report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
+    return TextMotionDataset(store, entries, encode([c.text for c in all_captions(entries)]), max_length)
+
+
 def collate_clips(samples):
     """motion (B, T, D) with zeros behind each end, lengths (B,) in frames, text (B, C), index (B,) of the entries, and keys,
     which name the crops."""
