@@ -1,6 +1,7 @@
 """The demo data set: people move like people and do what labels and captions say; the same seed, the same data."""
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -265,3 +266,7 @@ def test_the_full_plan_is_balanced():
                                                                         "test": 300}
     for indices in splits.values():
         assert {action for i in indices for action in sequence[i]} == set(ACTIONS)
+    sequences = Counter(tuple(actions) for actions in sequence if len(actions) > 1)
+    assert len(sequences) > 450 and max(count for pair, count in sequences.items() if pair[0] != "sit_down") <= 2
+    firsts = Counter(first for first, _ in sequences.elements())
+    assert len(firsts) == len(ACTIONS) - 3 and max(firsts.values()) - min(firsts.values()) <= 1

@@ -76,11 +76,14 @@ def plan(num_clips, rng):
     firsts = [name for name in names if name not in (*NOT_IN_SEQUENCES, "stand_up")]
     sequences = round(SHARE_OF_SEQUENCES * num_clips)
     clips = [[names[i % len(names)]] for i in range(num_clips - sequences)]
-    for i in range(sequences):
-        first = firsts[(i * 7) % len(firsts)]
+    seconds = {}
+    for first in firsts:  # every action begins equally many sequences, and each time another one follows
         others = [name for name in firsts if name != first and not (first in LONG and name in LONG)]
-        others = ["stand_up"] if first == "sit_down" else others
-        clips.append([first, others[int(rng.integers(len(others)))]])
+        seconds[first] = ["stand_up"] if first == "sit_down" else [others[i] for i in rng.permutation(len(others))]
+    for i in range(sequences):
+        turn, number = divmod(i, len(firsts))
+        first = firsts[number]
+        clips.append([first, seconds[first][turn % len(seconds[first])]])
     return [clips[i] for i in rng.permutation(num_clips)]
 
 
