@@ -4,11 +4,13 @@ over latents of a continuous autoencoder or over the codes of a quantized one ("
 Shapes: B clips, L tokens, C latent width of the autoencoder, d width of a target, Z width of the transformer.
 """
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.DiffMLPs import HEADS, modulate
 from models.errors import ModelError
@@ -72,9 +74,12 @@ class Attention(nn.Module):
         def split(y):  # (B, L, Z) -> (B, heads, L, Z / heads)
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        y = F.scaled_dot_product_attention(
-            split(self.query(x)), split(self.key(x)), split(self.value(x)),
-            attn_mask=~padding_mask[:, None, None], dropout_p=self.dropout if self.training else 0.0)
+        query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        # The CPU's fused attention is slow backwards in bfloat16, several times slower than plain matrix products.
+        plain = query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=~padding_mask[:, None, None],
+                                               dropout_p=self.dropout if self.training else 0.0)
         return self.proj_dropout(self.proj(y.transpose(1, 2).flatten(2)))
 
 

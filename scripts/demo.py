@@ -28,7 +28,9 @@ from utils.motion_process import SKELETONS  # noqa: E402
 from utils.train_utils import code_version, machine  # noqa: E402
 from utils.visualize import contact_sheet  # noqa: E402
 
-AE, GENERATOR = "FSQ_AE_High", "FSQ-MARDM-SiT-S"
+AE, GENERATOR = "FSQ_AE_Model", "FSQ-MARDM-SiT-S"
+# With twelve dimensions and a little root loss 96% of the reconstructed test clips pass the probes; FSQ_AE_High, 86%.
+LEVELS = [7] * 12
 PROMPTS = (
     "a person walks forward",
     "a man strolls in a circle to the left",
@@ -96,8 +98,9 @@ def train_and_evaluate(steps, tiny):
     """Every training and evaluation; ``tiny`` stops each training after a few steps."""
     common = ["--num_workers", 0]
     train = [*common, "--precision", "auto", *(["--max_iter", 20] if tiny else [])]
-    steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--width", 192, "--dropout", 0, "--batch_size", 64,
-          "--lr", 1e-3, "--warm_up_iter", 100, "--milestones", 1100, 1400, "--epoch", 2, "--eval_every", 1, *train)
+    steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--fsq_levels", *LEVELS, "--width", 192, "--dropout", 0,
+          "--batch_size", 64, "--lr", 1e-3, "--warm_up_iter", 100, "--milestones", 1300, 1700, "--aux_loss_root", 0.15,
+          "--epoch", 3, "--max_iter", 1900, "--eval_every", 1, *train)
     steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--lr", 1e-3, "--epoch", 16, "--milestones", 300, *train)
     steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--lr", 3e-4, "--epoch", 8, *train)
     steps("demo_MARDM", "train_MARDM.py", "--name", "demo_MARDM", "--model", GENERATOR, "--ae_name", "demo_AE", "--ae_model", AE,
