@@ -35,7 +35,7 @@ def sample_length(logits, generator=None, mode="sample", min_frames=40):
     """Logits (B, C) -> lengths in frames (B,), int64 on the CPU, multiples of 4 and at least ``min_frames``.
 
     ``mode="sample"`` draws from the predicted distribution, as the reference does; ``"argmax"`` takes its peak; ``"central"``
-    draws from its middle half (between the quartiles), which keeps some variety and leaves out lengths that hardly ever occur.
+    draws from its middle fifth, which keeps some variety and leaves out the lengths of other motions than the one meant.
     Classes shorter than ``min_frames`` are left out before either. ``generator`` is a CPU ``torch.Generator``.
     Raises ValueError for another mode, or where every class is too short.
     """
@@ -49,7 +49,7 @@ def sample_length(logits, generator=None, mode="sample", min_frames=40):
     elif mode == "sample":
         classes = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
     elif mode == "central":
-        quantile = 0.25 + 0.5 * torch.rand(len(logits), 1, generator=generator)
+        quantile = 0.4 + 0.2 * torch.rand(len(logits), 1, generator=generator)
         classes = (logits.softmax(dim=-1).cumsum(dim=-1) < quantile).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
     else:
         raise ValueError(f"mode is {mode!r}, but must be 'sample', 'argmax' or 'central'")
