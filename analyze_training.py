@@ -29,7 +29,8 @@ def parse_args(argv=None):
     parser.add_argument("--names", nargs="+", default=None, help="a name a run; default: the folders' names")
     parser.add_argument("--metric", default="Train/loss", help="tag of the metric that is compared")
     parser.add_argument("--threshold", type=float, default=0.1, help="value of the metric to reach, in its own unit")
-    parser.add_argument("--window", type=options.positive_int, default=200, help="trailing window, in logged values")
+    parser.add_argument("--window", type=options.non_negative_int, default=0,
+                        help="trailing window, in logged values; 0 = a quarter of each run's, 200 at most")
     parser.add_argument("--smooth", type=smoothing, default=0.9,
                         help="weight of the past in the moving average, 0 (none) to below 1, in logged values")
     parser.add_argument("--maximize", nargs="*", default=[], metavar="TAG",
@@ -58,7 +59,7 @@ def analyze(scalars, name, args):
     """All figures of one run, as they go into the JSON file."""
     steps, values = curve(scalars, args.metric, name)
     upwards = more_is_better(args.metric, args.maximize)
-    tail = values[-args.window:]
+    tail = values[-(args.window or min(200, -(-len(values) // 4))):]
     mean, std = float(tail.mean()), float(tail.std())
     metrics = {tag: best_value(*curve(scalars, tag, name), more_is_better(tag, args.maximize))
                for tag in sorted(scalars) if np.isfinite(scalars[tag][1]).any()}
@@ -103,7 +104,7 @@ def report(results, args):
     best = [[tag, name, show(result["metrics"][tag]["best"]), show(result["metrics"][tag]["iteration"]),
              show(result["metrics"][tag]["last"])]
             for tag in tags for name, result in results.items() if tag in result["metrics"]]
-    return (f"{args.metric}: reaching {args.threshold:g}, and the last {args.window} logged values at most\n\n"
+    return (f"{args.metric}: reaching {args.threshold:g}, and the last values of each run\n\n"
             f"{format_table(header, rows)}\n\nBest values\n\n"
             f"{format_table(['metric', 'run', 'best', 'at iteration', 'last'], best, left=2)}")
 
@@ -122,7 +123,8 @@ def plot(curves, results, args, path):
         left.set_title(f"{args.metric}, threshold {args.threshold:g}")
         right.set_xticks(range(len(results)), list(results), rotation=20 if len(results) > 3 else 0)
         right.set_xlim(-0.6, len(results) - 0.4)
-        right.set_title(f"mean \u00b1 std of the last {args.window} values at most")
+        counts = sorted({result["window"]["values"] for result in results.values()})
+        right.set_title(f"mean \u00b1 std of the last {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} values")
         save_figure(figure, path)
 
 

@@ -23,7 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from utils import options
 from utils.errors import UserError, run
 
-FEW = 40  # fewer values than this get a marker each
+FEW = 40  # fewer values than this, as of validation metrics, get a marker each and no smoothed line, which would lag far behind
+CROWD = 5  # more curves than this have their legend beside the axes
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
          "grid.linewidth": 0.6, "axes.axisbelow": True, "font.size": 11, "legend.frameon": False}
@@ -136,23 +137,22 @@ def ema(values, weight):
 # ---- drawing ----
 
 def draw_curves(axes, curves, metric, smooth, log_scale=False):
-    """Each run of curves {name: (steps, values)} as its smoothed line, with the values themselves pale behind it. Where
-    there are few, as of validation metrics, they are marked and stay clear: a smoothed line lags far behind them."""
+    """Each run of curves {name: (steps, values)} as its smoothed line, with the values themselves pale behind it. Few values are
+    marked instead, and the learning rate, which has no noise, is drawn as it is."""
+    exact = metric.endswith("/lr")
     for i, (name, (steps, values)) in enumerate(curves.items()):
-        few = len(values) < FEW
-        colour, marker = f"C{i % 10}", "o" if few else ""
-        label = name if len(curves) > 1 or not smooth else f"smoothed ({smooth:g})"
-        if smooth:
-            axes.plot(steps, values, color=colour, alpha=0.9 if few else 0.28, linewidth=0.8, marker=marker,
-                      markersize=4, label=None if len(curves) > 1 else "as logged")
-        axes.plot(steps, ema(values, smooth), color=colour, linewidth=1.9, label=label,
-                  marker="" if smooth else marker, markersize=4)
+        few, colour = len(values) < FEW, f"C{i % 10}"
+        weight = 0 if few or exact else smooth
+        label = name if len(curves) > 1 or not weight else f"smoothed ({weight:g})"
+        if weight:
+            axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.8, label=None if len(curves) > 1 else "as logged")
+        axes.plot(steps, ema(values, weight), color=colour, linewidth=1.9, label=label, marker="o" if few else "", markersize=4)
     if log_scale and all((values > 0).all() for _, values in curves.values()):
         axes.set_yscale("log")
     axes.set_xlabel("iteration")
     axes.set_ylabel(metric)
     axes.margins(x=0.02)
-    axes.legend()
+    axes.legend(**(dict(loc="upper left", bbox_to_anchor=(1.01, 1.0)) if len(curves) > CROWD else {}))
 
 
 def plot_metric(curves, metric, smooth, log_scale, path):

@@ -72,6 +72,17 @@ def test_one_run(runs):
     assert (runs / "0.png").read_bytes() != (runs / "0.9.png").read_bytes()
 
 
+@pytest.mark.parametrize("metric, count, lines", [("Val/FID", 6, 1), ("Train/lr", 100, 1), ("Train/loss", 100, 2)])
+def test_few_values_and_the_learning_rate_are_not_smoothed(metric, count, lines):
+    figure, axes = plot_loss.plt.subplots()
+    values = np.linspace(3.0, 1.0, count)
+    plot_loss.draw_curves(axes, {"A": (np.arange(count), values)}, metric, 0.9)
+    drawn = [line.get_ydata() for line in axes.lines]
+    plot_loss.plt.close(figure)
+    assert len(drawn) == lines and np.array_equal(drawn[0], values)
+    assert np.array_equal(drawn[-1], values) == (lines == 1)
+
+
 def test_comparison_draws_every_run_under_its_name(runs, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plot_loss, "plot_metric",
@@ -168,6 +179,7 @@ def no_figure(monkeypatch):
 
 def test_analysis_of_a_threshold_that_is_never_reached(runs, capsys, no_figure):
     found = analysis(runs, "--threshold", "0.0001")
+    assert found["runs"]["A"]["window"]["values"] == 50  # of 200, by default
     assert found["runs"]["A"]["reached_at"] is None and found["runs"]["A"]["reached_at_smoothed"] is None
     assert "never" in capsys.readouterr().out
 
