@@ -74,8 +74,9 @@ def test_contrast_network_of_the_reference(name, contrast_model):
         assert relative_error(motion, data["clip_motion_emb"]) < TOLERANCE
 
 
-def test_contrast_text_of_the_reference(contrast_model):
-    data = golden("evaluator_t2m.npz")
+@pytest.mark.parametrize("name", DIMS)
+def test_contrast_text_of_the_reference(name, contrast_model):
+    data = golden(f"evaluator_{name}.npz")
     token_lists = clip_tokens(map(str, data["captions"]))
     tokens = torch.zeros(3, 77, dtype=torch.long)
     for row, numbers in zip(tokens, token_lists):

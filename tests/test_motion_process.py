@@ -96,9 +96,12 @@ def test_turns_agree_but_for_the_sign_fault(side, faulty):
     assert np.abs(features - reference)[~fault, 0].max() <= 1e-5 * scale
     error = np.abs(features - reference)[:, 1:] / scale
     rotations = slice(T2M.essential_dim - 1, T2M.essential_dim - 1 + 6 * 21)
-    # A bone that points almost against its raw axis has a rotation that float32, which the reference used, cannot tell
-    # well. That touches some rotations of up to 4 frames of a clip; everything else agrees everywhere.
-    assert error[:, rotations].max() <= 2e-4 and (error[:, rotations].max(1) > 1e-5).sum() <= 4
+    # The one place where the tolerance of 1e-5 is not kept: 6D rotations in up to 4 of 119 frames, by up to 6.4e-5. There a bone
+    # points almost against its raw axis (1 + cos down to 1.5e-4), where the shortest rotation multiplies an error of the bone's
+    # direction by 2 / sin, about 100, and the reference works in float32. It is rounding and no other formula: the reference's
+    # quaternion arithmetic, repeated in float32 operation by operation, misses these values by up to 4.0e-5 too, in up to 17
+    # places. Ours is float64 and stays; everything else agrees everywhere.
+    assert error[:, rotations].max() <= 1e-4 and (error[:, rotations].max(1) > 1e-5).sum() <= 4
     error[:, rotations] = 0
     assert error.max() <= 1e-5
     moved = retarget(positions.astype(np.float64), T2M, data["target_offsets"])

@@ -8,7 +8,7 @@ from conftest import golden, name_fill, relative_error
 from diffusions import flow
 from diffusions.gaussian import GaussianDiffusion
 from models.AE import AE_models
-from models.MARDM import MARDM_models, mask_schedule
+from models.MARDM import MARDM_models, mask_schedule, padding_mask_of
 
 SINGLE_PASS, CHAIN = 3e-6, 1e-5
 
@@ -54,6 +54,7 @@ def test_generator(name, xl_models):
     data = tensors(golden(f"{name}.npz"))
     model = xl_models(name)
     assert shapes_of(model) == golden_keys(name)
+    assert torch.equal(padding_mask_of(data["m_lens"], data["latents"].shape[1]), data["padding_mask"])
     out = model(data["latents"], data["cond"], data["padding_mask"])
     assert relative_error(out, data["transformer_out"]) < SINGLE_PASS
     out = model(data["latents"], data["cond"], data["padding_mask"], force_mask=True)
@@ -101,6 +102,13 @@ def test_ancestral_steps(xl_models):
                                    "posterior_mean_coef1", "posterior_mean_coef2"])
 def test_noise_schedule(table):
     assert relative_error(getattr(GaussianDiffusion(50), table), golden("MARDM-DDPM-XL.npz")[table]) < 1e-12
+
+
+def test_every_step_of_the_schedule_is_taken():
+    """The reference respaces its steps by ``timestep_map``: all 50 of them here, sampled from the last to the first."""
+    process, seen = GaussianDiffusion(50), []
+    process.sample(lambda x, t: seen.append(t) or 0 * x, torch.zeros(2, 3), lambda: torch.zeros(2, 3))
+    assert [steps.tolist() for steps in seen] == [[int(t)] * 2 for t in golden("MARDM-DDPM-XL.npz")["timestep_map"][::-1]]
 
 
 def test_mask_schedule():
