@@ -4,11 +4,12 @@
         --text_prompt "a person jumps over a puddle"
     python edit.py ... -msec 0,20 100,1.0         # several sections; with a dot fractions of the clip, without frames
 
-The source holds joints (T, J, 3), as sample.py writes them, or features (T, D) that are not normalised, as data sets hold
-them, of 4 to 196 frames. Section a,b is frames a .. b - 1. Tokens (4 frames) that touch a section are generated; the others
+The source holds joints (T, J, 3) in metres, as sample.py writes them, or features (T, D) that are not normalised, as data sets
+hold them, of 4 to 196 frames. Section a,b is frames a .. b - 1. Tokens (4 frames) that touch a section are generated; the others
 are given to the generator as they are. In generation/<name>_<dataset>/ one .npy (joints) and one .mp4 a prompt and repeat:
 outside the sections the source's joints, bit for bit; inside, the generated motion, led to the kept frames on both sides in
 pose, heading and position (utils/stitching.py). Lengths behind a # in --text_path have no meaning here: the source decides.
+A generator trained with --cond_mode action takes --action instead of a prompt; one trained with uncond takes neither.
 """
 import zipfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from models.MARDM import MARDM_models
 from models.pipeline import clip_seed
 from models.TextEncoder import load_text_encoder
 from utils import options
-from utils.clips import SHORTEST, checkpoint_paths, read_prompts, write_clips
+from utils.clips import SHORTEST, checkpoint_paths, read_wanted, write_clips
 from utils.datasets import MAX_LENGTH, get_spec, load_statistics, spec_of_checkpoint
 from utils.errors import UserError, run
 from utils.motion_process import LARGEST, SKELETONS, essential, features_to_joints, joints_to_features
@@ -45,8 +46,10 @@ def parse_args():
     return parser.parse_args()
 
 
-def read_source(path, skeleton):
-    """Joints (T, J, 3) of a .npy file, unchanged, and their essential features (T, D). UserError when it cannot be used."""
+def read_source(path, spec):
+    """Joints (T, J, 3) of a .npy file, unchanged, and their essential features (T, D) in the data set's unit of length. UserError
+    when it cannot be used."""
+    skeleton, unit = SKELETONS[spec.skeleton], spec.metres_per_unit
     path = Path(path)
     if not path.is_file():
         raise UserError(f"--source_motion: no file {path}")
@@ -57,10 +60,10 @@ def read_source(path, skeleton):
     check_source(source, path, skeleton)
     source = source.astype(np.result_type(source, np.float32), copy=False)  # whole numbers and halves keep their values
     if source.ndim == 2:
-        return features_to_joints(source, skeleton.num_joints), essential(source, skeleton).astype(np.float32)
+        return features_to_joints(source, skeleton.num_joints) * unit, essential(source, skeleton).astype(np.float32)
     # Features lose the last frame, as they hold velocities: one frame more, the last pose carried on along the floor.
     ahead = source[-1:] + (source[-1:, :1] - source[-2:-1, :1]) * [1, 0, 1]
-    return source, essential(joints_to_features(np.concatenate([source, ahead]), skeleton), skeleton)
+    return source, essential(joints_to_features(np.concatenate([source, ahead]) / unit, skeleton), skeleton)
 
 
 def check_source(source, path, skeleton):
@@ -98,16 +101,6 @@ def parse_sections(words, frames):
     return edited
 
 
-def read_conditions(args, cond_mode, text_encoder):
-    """[prompt] and their features (P, C); no prompt is needed, and None returned, for a generator without conditions."""
-    if cond_mode == "action":
-        raise UserError("this generator was trained on action labels; edit.py needs one that reads text, or an unconditional one")
-    if cond_mode == "uncond" and args.text_prompt is None and args.text_path is None:
-        return ["unconditional"], None
-    prompts = [prompt for prompt, _ in read_prompts(args.text_prompt, args.text_path)]
-    return prompts, None if cond_mode == "uncond" else load_text_encoder(text_encoder).encode(prompts)
-
-
 def held(rows, count):
     """The first ``count`` rows; the last one is held where there are fewer."""
     return rows[np.minimum(np.arange(count), len(rows) - 1)]
@@ -134,24 +127,33 @@ def regenerate(pipeline, features, edited, cond, seeds, **settings):
     return out
 
 
+def replace_frames(joints, features, motion, edited, spec):
+    """Joints (T, J, 3), metres, with the frames in ``edited`` (T,) from the generated features ``motion`` (T, D)."""
+    out = joints.copy()
+    made = stitch(joints / spec.metres_per_unit, features, motion, edited, SKELETONS[spec.skeleton]) * spec.metres_per_unit
+    out[edited] = made[edited]
+    return out
+
+
 def main():
     args = parse_args()
     pipeline, checkpoint = load_pipeline(
         *checkpoint_paths(args, read_checkpoint), args.model, args.ae_model, device=pick_device(args.device),
         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
     spec = spec_of_checkpoint(checkpoint, args.dataset_name)
-    skeleton = SKELETONS[spec.skeleton]
-    joints, features = read_source(args.source_motion, skeleton)
+    joints, features = read_source(args.source_motion, spec)
     edited = parse_sections(args.mask_edit_section, len(joints))
-    prompts, cond = read_conditions(args, pipeline.generator.cond_mode, spec.text_encoder)
-    jobs = [(row, prompt, repeat) for row, prompt in enumerate(prompts) for repeat in range(args.repeat_times)]
+    mode = pipeline.generator.cond_mode
+    wanted, cond = read_wanted(args, mode, checkpoint, lambda texts: load_text_encoder(spec.text_encoder).encode(texts))
+    settings = options.sampler_settings(args, spec, mode)
+    jobs = [(row, prompt, repeat) for row, (prompt, _) in enumerate(wanted) for repeat in range(args.repeat_times)]
     seeds = [clip_seed(args.seed, prompt, repeat) for _, prompt, repeat in jobs]
     cond = None if cond is None else cond[[row for row, *_ in jobs]]
-    motions = regenerate(pipeline, features, edited, cond, seeds, **options.sampler_settings(args, spec))
+    motions = regenerate(pipeline, features, edited, cond, seeds, **settings)
     shown = " ".join(f"{start}-{stop - 1}" for start, stop in sections_of(edited))
     source = safe_filename(Path(args.source_motion).stem, 30)
     clips = [(f"{row:03d}_{safe_filename(prompt)}_{source}_edit_{safe_filename(shown, 30)}_r{repeat}",
-              stitch(joints, features, motion, edited, skeleton), f"{prompt} (new: frames {shown})")
+              replace_frames(joints, features, motion, edited, spec), f"{prompt} (new: frames {shown})")
              for (row, prompt, repeat), motion in zip(jobs, motions)]
     write_clips(clips, spec, Path(args.output_dir) / f"{args.name}_{args.dataset_name}", args.no_video)
 

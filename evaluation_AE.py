@@ -55,6 +55,7 @@ def judge(judges, ae, pairs, spec, args, device):
     if not judges.released:
         return {"FID": reconstruction_fid(judges.matching, pairs)}, None
     clips = TextClips(spec, args.split, args.num_workers, judges.columns)
+    judges.check_captions(clips.captions)
     scores = evaluate_protocol(
         judges, partial(clips.draw, args.seed), lambda _, drawn: reconstruct_twice(
             ae, drawn.real, clips.store.mean, clips.store.std, device), args.repeats, args.seed)
@@ -86,7 +87,7 @@ def main():
     store = MotionStore(spec, args.split, args.num_workers)
 
     pairs = reconstruct(ae, store, device)
-    figures = reconstruction_errors(pairs, spec.joints)
+    figures = reconstruction_errors(pairs, spec)
     judges, scores = find_judges(args, spec, device), None
     if judges is not None:
         found, scores = judge(judges, ae, pairs, spec, args, device)

@@ -13,17 +13,18 @@ import numpy as np
 from tqdm import tqdm
 
 from models.AE import AE_models
+from models.LengthEstimator import LengthTable
 from models.loading import load_length_estimator, load_pipeline, weights_hash
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import cached_text_features, clip_tokenizer
 from utils import options
-from utils.datasets import MAX_LENGTH, get_spec, load_statistics, read_labels
+from utils.conditions import load_conditions
+from utils.datasets import MAX_LENGTH, get_spec, joints_in_metres, load_statistics, read_labels
 from utils.errors import UserError, run
-from utils.evaluation import evaluate_generation, format_table, mean_foot_skating, write_results
+from utils.evaluation import evaluate_generation, format_table, mean_foot_skating, without_text, write_results
 from utils.judges import add_judges, load_judges
-from utils.motion_process import features_to_joints
-from utils.probes import PROMPTS, check, probe_report
+from utils.probes import PROMPTS, RULES, check, probe_report
 from utils.protocols import MULTIMODAL_SAMPLES, MULTIMODAL_TEXTS, TextClips, evaluate_protocol, score_rows
 from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, pick_device, seed_everything
 
@@ -47,21 +48,19 @@ def parse_args():
 
 
 class Maker:
-    """Makes a clip for each caption of a Drawn, from seeds of its own. ``captions``: all that can be drawn."""
+    """Makes a clip for each one of a Drawn, under its condition, from seeds of its own. ``clips``: TextClips, all of them."""
 
-    def __init__(self, pipeline, captions, encode, args, spec):
-        self.pipeline, self.seed = pipeline, args.seed
-        texts = sorted({caption.text for caption in captions})
-        self.text, self.rows = encode(texts), {text: row for row, text in enumerate(texts)}
-        self.settings = options.sampler_settings(args, spec)
+    def __init__(self, pipeline, clips, conditions, settings, seed):
+        self.pipeline, self.settings, self.seed = pipeline, settings, seed
+        self.conditions = conditions.lookup(clips.store, clips.entries)
 
     def __call__(self, repeat, drawn, rows=None, sample=0, decode=None):
         """Un-normalised motions of ``rows`` (None = all); ``sample`` tells clips of one text apart."""
         rows = range(len(drawn.frames)) if rows is None else rows
-        text = self.text[[self.rows[drawn.captions[row].text] for row in rows]]
+        cond = self.conditions(rows, [drawn.captions[row] for row in rows])
         seeds = [clip_seed(self.seed, repeat, drawn.captions[row].text, row, sample) for row in rows]
         with tqdm(total=len(seeds), desc="generating", unit="clip", leave=False) as progress:
-            return self.pipeline.sample(text, [drawn.frames[row] for row in rows], seeds, progress=progress, decode=decode,
+            return self.pipeline.sample(cond, [drawn.frames[row] for row in rows], seeds, progress=progress, decode=decode,
                                         **self.settings)
 
     def twice(self, repeat, drawn, rows=None, sample=0):
@@ -87,24 +86,34 @@ def score(judges, clips, maker, args, distinct):
     return scores, scores.pop("motions"), drawn.real
 
 
-def run_probes(pipeline, clips, encode, spec, args, real):
-    """Probe rates of generated clips (every prompt ``--probe_repeats`` times, at estimated lengths), of the real test clips
-    under their own labels, and of the real clips under shuffled labels."""
-    path = RunFolder(args.checkpoints_dir, spec.name, args.length_estimator).checkpoint()
-    jobs = [(prompt, actions, repeat) for prompt, actions in PROMPTS for repeat in range(args.probe_repeats)]
-    text = encode([prompt for prompt, _, _ in jobs])
-    lengths = estimate_lengths(load_length_estimator(path)[0], text,
-                               [clip_seed(args.seed, "length", prompt, repeat) for prompt, _, repeat in jobs],
+def probe_jobs(conditions, checkpoint, spec, args):
+    """[(prompt or action, the actions to be seen, repeat)], their conditions (N, C), and what estimates their lengths."""
+    if conditions.mode == "text":
+        jobs = [(prompt, actions, repeat) for prompt, actions in PROMPTS for repeat in range(args.probe_repeats)]
+        path = RunFolder(args.checkpoints_dir, spec.name, args.length_estimator).checkpoint()
+        return jobs, conditions.encode([prompt for prompt, _, _ in jobs]), load_length_estimator(path)[0]
+    names = [name for name in conditions.actions if name in RULES]
+    if not names:
+        raise UserError(f"--probe_repeats: the probes know none of the actions {', '.join(conditions.actions[:5])} ...")
+    jobs = [(name, (name,), repeat) for name in names for repeat in range(args.probe_repeats)]
+    return jobs, conditions.of_actions([name for name, _, _ in jobs]), LengthTable(checkpoint["length_counts"])
+
+
+def run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settings):
+    """Probe rates of generated clips (every prompt, or action, ``--probe_repeats`` times, at estimated lengths), of the real test
+    clips under their own labels, and of the real clips under shuffled labels."""
+    jobs, cond, estimator = probe_jobs(conditions, checkpoint, spec, args)
+    lengths = estimate_lengths(estimator, cond, [clip_seed(args.seed, "length", prompt, repeat) for prompt, _, repeat in jobs],
                                spec.min_frames, MAX_LENGTH)
     seeds = [clip_seed(args.seed, prompt, repeat) for prompt, _, repeat in jobs]
     with tqdm(total=len(jobs), desc="probes", unit="clip") as progress:
-        motions = pipeline.sample(text, lengths, seeds, progress=progress, **options.sampler_settings(args, spec))
-    joints = [features_to_joints(motion, spec.joints).numpy() for motion in motions]
+        motions = pipeline.sample(cond, lengths, seeds, progress=progress, **settings)
+    joints = [joints_in_metres(motion, spec) for motion in motions]
     report = probe_report([(actions, check(actions, clip, spec.fps)) for (_, actions, _), clip in zip(jobs, joints)])
     report["rate"] = report["all"]["share"]
-    labels = read_labels(spec, [clips.store.ids[entry.clip] for entry in clips.entries])
-    if labels is not None:
-        real = [features_to_joints(motion, spec.joints).numpy() for motion in real]
+    known, names = read_labels(spec) or {}, [clips.store.ids[entry.clip] for entry in clips.entries]
+    if all(known.get(name) and set(known[name]) <= set(RULES) for name in names):
+        labels, real = [known[name] for name in names], [joints_in_metres(motion, spec) for motion in real]
         shuffled = np.random.default_rng(args.seed).permutation(len(labels))
         report["real"] = float(np.mean([check(label, clip, spec.fps) for label, clip in zip(labels, real)]))
         report["shuffled"] = float(np.mean([check(labels[i], clip, spec.fps) for i, clip in zip(shuffled, real)]))
@@ -135,9 +144,15 @@ def main():
     encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
     pipeline, checkpoint = load_pipeline(path, RunFolder(args.checkpoints_dir, spec.name, args.ae_name).checkpoint(),
                                          args.model, args.ae_model, lambda: load_statistics(spec), device)
+    mode = pipeline.generator.cond_mode
+    if mode == "uncond" and (args.cal_mm or args.probe_repeats):
+        raise UserError("--cal_mm, --probe_repeats: nothing to measure, this generator was trained without conditions")
+    settings = options.sampler_settings(args, spec, mode)
+    conditions = load_conditions(mode, spec, encode, checkpoint.get("actions", []))
     judges = load_judges(args, spec, encode, clip_tokenizer, device)
-    clips = TextClips(spec, "test", args.num_workers, judges.columns)
-    maker = Maker(pipeline, clips.captions, encode, args, spec)
+    clips = TextClips(spec, "test", args.num_workers, judges.columns, conditions)
+    judges.check_captions(clips.captions)
+    maker = Maker(pipeline, clips, conditions, settings, args.seed)
     scores, motions, real = score(judges, clips, maker, args, spec.distinct_retrieval)
     distinct = spec.distinct_retrieval and not judges.released
     results = {
@@ -145,14 +160,15 @@ def main():
         "split": "test", "clips": len(clips), "clips_scored": scores.pop("scored", len(clips)), "left_out": clips.left_out,
         "retrieval": "batches of 32 without repeated captions" if distinct else "batches of 32, shuffled",
         "model": checkpoint.get("model_name") or args.model, "trained_on": checkpoint.get("trained_on"),
-        "steps": checkpoint.get("total_it"), "sampler": maker.settings, "repeats_asked": args.repeats, "scores": scores,
+        "cond_mode": mode, "steps": checkpoint.get("total_it"), "sampler": settings, "repeats_asked": args.repeats,
+        "scores": without_text(scores) if mode == "uncond" else scores,
         "seed": args.seed, "checkpoint": path.name, "weights": weights_hash(pipeline.generator),
         "autoencoder": {"name": args.ae_name, "weights": weights_hash(pipeline.ae)}, "code_version": code_version(),
         "machine": machine(), "foot_skating": {"generated": mean_foot_skating(motions, spec),
                                                "real": mean_foot_skating(real, spec)},
     }
     if args.probe_repeats:
-        results["probes"] = run_probes(pipeline, clips, encode, spec, args, real)
+        results["probes"] = run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settings)
     results["peak_memory_mb"] = peak_memory_mb()
     write_results(folder.root / "eval", judges.tag("evaluation_MARDM"), results, make_table(results))
 

@@ -58,7 +58,7 @@ def make_loss(args, store, device):
                   "quantizer": out.loss}
         values["loss"] = values["recons"] + args.aux_loss_joints * values["joints"] + out.loss
         if args.aux_loss_root:
-            values["root"] = heading_error(out.motion * std + mean, motion * std + mean)
+            values["root"] = heading_error(out.motion * std + mean, motion * std + mean, store.spec.metres_per_unit)
             values["loss"] = values["loss"] + args.aux_loss_root * values["root"]
         return values
 
@@ -87,7 +87,7 @@ def main():
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:
             return {}
-        errors = reconstruction_errors(reconstruct(model, val_store, device), spec.joints)
+        errors = reconstruction_errors(reconstruct(model, val_store, device), spec)
         return {"Val/MPJPE": errors["MPJPE"], "Val/MPJPE_facing": errors["MPJPE_facing"]}
 
     trainer.fit(loader, make_loss(args, store, device), args.epoch, validate)

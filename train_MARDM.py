@@ -4,6 +4,7 @@
         --dataset_name t2m --batch_size 64 --epoch 500 --need_evaluation
     python train_MARDM.py --name small --ae_name AE --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-S --dataset_name demo \\
         --num_workers 0   # laptop
+    python train_MARDM.py ... --cond_mode action   # told one of the data set's actions (labels.json); uncond: nothing
 
 Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log beside.
 """
@@ -17,6 +18,7 @@ from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features
 from utils import options
+from utils.conditions import COND_MODES, load_conditions
 from utils.datasets import (
     MAX_LENGTH,
     caption_groups,
@@ -26,7 +28,7 @@ from utils.datasets import (
     make_loader,
 )
 from utils.errors import run
-from utils.evaluation import evaluate_generation
+from utils.evaluation import evaluate_generation, without_text
 from utils.judges import add_judges, load_judges
 from utils.train_utils import EMA, RunFolder, make_trainer, pick_device, seed_everything
 
@@ -41,6 +43,8 @@ def parse_args():
     parser.add_argument("--model", choices=list(MARDM_models), default="MARDM-SiT-XL", help="generator of the zoo")
     parser.add_argument("--ae_name", default="AE", help="the --name under which the autoencoder was trained")
     parser.add_argument("--ae_model", choices=list(AE_models), default="AE_Model", help="the autoencoder's zoo name")
+    parser.add_argument("--cond_mode", choices=COND_MODES, default="text",
+                        help="what the generator is told of a clip: its text, its action (labels.json), or nothing")
     parser.add_argument("--need_evaluation", action="store_true",
                         help="FID and R-precision on the validation split while training; the best FID is kept")
     add_judges(parser)
@@ -49,7 +53,7 @@ def parse_args():
     parser.add_argument("--unit_length", type=options.positive_int, default=4, help="frames a token (fixed by the autoencoder)")
     parser.add_argument("--diffmlps_batch_mul", type=options.positive_int, default=4,
                         help="(noise, time) pairs a masked token sees in a step")
-    parser.add_argument("--cond_drop_prob", type=options.fraction, default=0.1, help="share of texts dropped, for guidance")
+    parser.add_argument("--cond_drop_prob", type=options.fraction, default=0.1, help="share of conditions dropped, for guidance")
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the transformer")
     parser.add_argument("--ema_decay", type=options.fraction, default=0.9999, help="decay of the weights' average")
     args = parser.parse_args()
@@ -110,20 +114,23 @@ def validation_loss(model, loss_fn, loader):
 
 
 def make_generation_check(judges, spec, data, ae, ema, args, device):
-    """A function that scores the averaged model's clips for one caption of each validation clip."""
+    """A function that scores the averaged model's clips for one caption (or the action) of each validation clip."""
     captions = judges.check_captions([entry.captions[0] for entry in data.entries])
-    text = torch.stack([data.features[rows[0]] for rows in data.caption_rows])
+    told = args.cond_mode != "uncond"
+    cond = torch.stack([data.features[rows[0]] for rows in data.caption_rows]) if told else None
+    cfg = spec.cfg if told else 1.0
     frames = [min(int(length), args.max_motion_length, MAX_LENGTH) // 4 * 4 for length in data.lengths]
     real = judges.rebuilt([data.store.frames(e.clip, e.start, e.start + count) for e, count in zip(data.entries, frames)])
     seeds = [clip_seed(args.seed, caption.text, index) for index, caption in enumerate(captions)]
     pipeline = Pipeline(ema.model, ae, data.store.mean, data.store.std, device)
 
     def generate(repeat):
-        return judges.rebuilt(pipeline.sample(text, frames, seeds, cfg=spec.cfg, ode_steps=10))
+        return judges.rebuilt(pipeline.sample(cond, frames, seeds, cfg=cfg, ode_steps=10))
 
     def check():
         scores = evaluate_generation(judges.matching, captions, real, generate, caption_groups(data.entries), repeats=1,
                                      seed=args.seed, distinct=spec.distinct_retrieval)["generated"]
+        scores = scores if told else without_text(scores)
         return {judges.tag(f"Val/{key}"): value["mean"] for key, value in scores.items()}
 
     return check
@@ -135,24 +142,27 @@ def main():
     check_pair(args.model, args.ae_model)
     spec = get_spec(args.dataset_name, args.dataset_dir)
     encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
+    conditions = load_conditions(args.cond_mode, spec, encode)
     judges = load_judges(args, spec, encode, device=device) if args.need_evaluation else None
     ae_folder = RunFolder(args.checkpoints_dir, spec.name, args.ae_name)
     ae, ae_checkpoint = load_autoencoder(ae_folder.checkpoint(), args.ae_model)
     ae = ae.to(device).requires_grad_(False)
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
     folder.prepare(args.is_continue)
-    data, val_data = (load_text_motion(spec, split, encode, args.num_workers, args.max_motion_length)
+    data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, args.max_motion_length)
                       for split in ("train", "val"))
 
     seed_everything(args.seed)
-    kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": "text", "cond_dim": data.features.shape[1],
-              "dropout": args.dropout, "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul}
+    kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
+              "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions), "dropout": args.dropout,
+              "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul}
     model = MARDM_models[args.model](**kwargs).to(device)
     ema = EMA(model, args.ema_decay)
     describe = {"kind": "mardm", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std),
                 "levels": list(ae.levels) if ae.levels else None,
-                "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)}}
+                "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)},
+                **conditions.describe(data.store, data.entries, args.max_motion_length)}
     trainer = make_trainer(args, folder, "mardm", model, describe, judges.tag("Val/FID") if judges else "Val/loss", ema)
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))

@@ -14,6 +14,7 @@ import torch
 from models.loading import read_checkpoint
 from models.TextEncoder import cached_text_features
 from utils import options
+from utils.conditions import Conditions
 from utils.datasets import (
     caption_groups,
     collate_clips,
@@ -54,7 +55,7 @@ def main():
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
     folder.prepare(args.is_continue)
     encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
-    data, val_data = (load_text_motion(spec, split, encode, args.num_workers) for split in ("train", "val"))
+    data, val_data = (load_text_motion(spec, split, Conditions("text", encode), args.num_workers) for split in ("train", "val"))
     seed_everything(args.seed)
     kwargs = {"feature_dim": spec.feature_dim, "text_dim": data.features.shape[1], "width": args.width}
     model = ContrastiveEvaluator(**kwargs).to(device)

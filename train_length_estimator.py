@@ -13,11 +13,10 @@ from models.LengthEstimator import LengthEstimator
 from models.loading import read_checkpoint
 from models.TextEncoder import cached_text_features
 from utils import options
+from utils.conditions import LENGTH_CLASSES
 from utils.datasets import MotionStore, all_captions, get_spec, make_loader, report_skipped, text_clips
 from utils.errors import run
 from utils.train_utils import RunFolder, make_trainer, pick_device, seed_everything
-
-CLASSES = 50  # lengths of 0 .. 49 tokens of 4 frames
 
 
 class LengthDataset(Dataset):
@@ -28,7 +27,7 @@ class LengthDataset(Dataset):
         report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
         self.features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)], spec.root)
         classes = [(entry.end - entry.start) // spec.unit_length for entry in entries for _ in entry.captions]
-        self.classes = torch.tensor(classes).clamp(max=CLASSES - 1)
+        self.classes = torch.tensor(classes).clamp(max=LENGTH_CLASSES - 1)
 
     def __len__(self):
         return len(self.classes)
@@ -53,7 +52,7 @@ def main():
     folder.prepare(args.is_continue)
     data, val_data = (LengthDataset(spec, split, args.num_workers) for split in ("train", "val"))
     seed_everything(args.seed)
-    model = LengthEstimator(data.features.shape[1], CLASSES).to(device)
+    model = LengthEstimator(data.features.shape[1], LENGTH_CLASSES).to(device)
     trainer = make_trainer(args, folder, "estimator", model, {"kind": "length_estimator", "dataset": spec.describe()})
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))

@@ -31,6 +31,19 @@ class LengthEstimator(nn.Module):
         return self.output(text_features)
 
 
+class LengthTable:
+    """For generators without text: how often each length occurred in training. counts (A, C): a row an action, or one row.
+
+    Called with one-hot actions (B, A), or ones (B, 1), it answers as a LengthEstimator does: logits (B, C).
+    """
+
+    def __init__(self, counts):
+        self.counts = counts.float()
+
+    def __call__(self, one_hot):
+        return (one_hot @ self.counts).log()  # -inf where a length never occurred
+
+
 def sample_length(logits, generator=None, mode="sample", min_frames=40):
     """Logits (B, C) -> lengths in frames (B,), int64 on the CPU, multiples of 4 and at least ``min_frames``.
 

@@ -4,6 +4,7 @@
     python scripts/doctor.py --quick    # 200 clips a data set, and one checkpoint a run
 
 Every line is ok, warning, missing (with where it comes from) or damaged (with what to do). Nothing is downloaded or repaired.
+Files are looked for where the scripts do, from the current folder; a command is said to work when all that it reads was read.
 Exit code: 0 when nothing is damaged, 1 when something is, 2 for bad flags.
 """
 import sys
@@ -23,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from models import TextEncoder, loading  # noqa: E402
 from models.MARDM import MARDM_models, check_pair  # noqa: E402
-from utils import datasets, evaluation, evaluators, options, train_utils, word_vectorizer  # noqa: E402
+from utils import conditions, datasets, evaluation, evaluators, judges, options, train_utils, word_vectorizer  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.motion_process import SKELETONS  # noqa: E402
 
@@ -31,8 +32,7 @@ QUICK = {"train": 120, "val": 40, "test": 40}  # clips of each split that --quic
 WINDOW = 64  # frames of train_AE.py's default window
 KNOWN_NAN = {"t2m": {"007975", "M007975"}}  # clips that are NaN as published
 SOURCES = {"t2m": "made by the instructions at github.com/EricGuo5513/HumanML3D", "kit": "from the same place as HumanML3D",
-           "demo": "nothing to do: it is made on first use",
-           "essential": "among the downloads of MARDM's code", "standard": "among those of HumanML3D's text-to-motion code"}
+           "demo": "nothing to do: it is made on first use"}
 FOLDERS = {name: known["folder"] for name, known in datasets.KNOWN.items()} | {"demo": "demo"}
 KINDS = {"ae": ("autoencoder", loading.load_autoencoder), "ema_mardm": ("generator", loading.load_generator),
          "mardm": ("generator", loading.load_generator), "estimator": ("length estimator", loading.load_length_estimator),
@@ -82,7 +82,7 @@ def check_dataset(folder, quick):
     spec, reason = attempt(datasets.get_spec, name, folder.parent)
     if reason:
         return [(damaged if (folder / "dataset.json").exists() else missing)(reason)], None
-    data = SimpleNamespace(spec=spec, quick=quick, root=folder, splits={}, entries={})
+    data = SimpleNamespace(spec=spec, quick=quick, root=folder, splits={}, entries={}, stores={})
     return [line for check in (check_clips, check_statistics, check_captions) for line in check(data)], data
 
 
@@ -96,7 +96,7 @@ def read_clip(name, spec):
     if reason or not fits:
         return SimpleNamespace(reason=reason or f"has {width} columns, skeleton {spec.skeleton} {skeleton.feature_dim}")
     part = features[:, : spec.feature_dim].astype(np.float64)
-    return SimpleNamespace(reason=None, frames=len(part), mean=part.mean(0), square=(part**2).mean(0))
+    return SimpleNamespace(reason=None, frames=len(part), width=width, mean=part.mean(0), square=(part**2).mean(0))
 
 
 def check_clips(data):
@@ -158,7 +158,7 @@ def check_captions(data):
             reasons.setdefault(datasets.read_captions(data.root / "texts" / f"{name}.txt")[1], []).append(name)
         store = SimpleNamespace(spec=data.spec, split=split, ids=ids, lengths=[data.clips[name].frames for name in ids])
         entries, _ = attempt(datasets.text_clips, store) if ids else (None, None)  # it raises where none is left
-        data.entries[split] = entries[0] if entries else []
+        data.stores[split], data.entries[split] = store, entries[0] if entries else []
     advice = "text-to-motion passes over them; a line of texts/ID.txt is `caption` or `caption#word/POS ...#start#end`"
     counts = ", ".join(f"{split} {len(entries)}" for split, entries in data.entries.items())
     text = f"for text-to-motion ({data.spec.min_frames} to {data.spec.max_frames} frames, with captions): {counts} clips"
@@ -168,7 +168,7 @@ def check_captions(data):
 
 def check_runs(folder, quick):
     """Findings on checkpoints/<dataset>/, and its runs that load, each generator with its autoencoder (``ae``) or None."""
-    names = sorted(path.parent.name for path in folder.glob("*/model") if not path.parent.name.startswith("text_mot_match"))
+    names = sorted(path.parent.name for path in folder.glob("*/model") if path.parent.name not in judges.RELEASED_FOLDERS)
     found, runs = [], []
     for name in tqdm(names, f"reading {folder}", unit="run", leave=False, mininterval=1):
         files, result = train_utils.RunFolder(folder.parent, folder.name, name), None
@@ -199,8 +199,10 @@ def open_run(path, name):
     parts = (f"{name}/{path.name}: {kind}", model_name, not spec and "a released file, by its keys",
              "total_it" in content and f"{content['total_it']} steps", code and f"weights {code}",
              best.get("epoch", -1) >= 0 and f"best {best['metric']} {best['value']:.4g}")
+    mode = (content.get("model_kwargs") or {}).get("cond_mode", "text")
     return SimpleNamespace(text=", ".join(filter(None, parts)), name=name, kind=kind, model=model_name, hash=code, ae=None,
-                           released=not spec, trained_on=content.get("trained_on"), text_encoder=spec.get("text_encoder"))
+                           released=not spec, trained_on=content.get("trained_on"), text_encoder=spec.get("text_encoder"),
+                           cond_mode=mode, actions=content.get("actions"), curves=any(path.parent.glob("events.out.tfevents.*")))
 
 
 def find_autoencoder(generator, autoencoders):
@@ -233,23 +235,23 @@ def released_width(path):
     return [evaluators.build(getattr(evaluators, f"make_{key}"), state[key], path) for key in keys][-1].main[0].in_channels
 
 
-def check_released(name, folder):
-    """The released evaluators and their statistics, where the published code keeps them."""
+def check_released(name, args):
+    """The released evaluators and their statistics, at the places where the evaluation scripts look for them."""
     skeleton, found = SKELETONS[datasets.KNOWN[name]["skeleton"]], []
-    essential, standard = {skeleton.essential_dim: "essential"}, {skeleton.feature_dim: "standard"}
-    places = {folder / "text_mot_match/model/finest.tar": essential | {skeleton.feature_dim - 4: "standard"},
-              folder / "text_mot_match_clip/model/finest.tar": essential}
-    for part in ("mean", "std"):
-        places[ROOT / "utils/eval_mean_std" / name / f"eval_{part}.npy"] = essential
-        places[folder / "Comp_v6_KLD005/meta" / f"{part}.npy"] = standard
-    for path, protocols in places.items():
-        width, reason = attempt(released_width, path) if path.is_file() else (None, None)
-        if width and width not in protocols:
-            reason = f"it is for {width} features, not {' or '.join(map(str, protocols))}"
-        source = "; ".join(f"{protocol} protocol: {SOURCES[protocol]}" for protocol in protocols.values())
-        found.append(damaged(f"{path}: {reason}", f"fetch it again ({source})") if reason
-                     else missing(f"expected at {path}", source) if width is None
-                     else ok(f"{path}: {width} features, {protocols[width]} protocol"))
+    widths = {"essential": (skeleton.essential_dim,) * 2, "standard": (skeleton.feature_dim - 4, skeleton.feature_dim)}
+    for protocol, (of_networks, of_statistics) in widths.items():
+        for what, places in judges.released_places(judges.default_flags(args.checkpoints_dir), protocol, name).items():
+            source, files = f"{protocol} protocol: {judges.SOURCE[protocol]}", judges.first_place(places)
+            if files is None:
+                shown = " or ".join(" and ".join(map(str, group)) for group in places)
+                found.append(missing(f"{protocol} {what}: expected at {shown}", source))
+            for path in files or ():
+                width, reason = attempt(released_width, path)
+                if width not in (None, of_statistics if what == "statistics" else of_networks):
+                    reason = f"it is for {width} features, the {protocol} protocol has {of_networks}"
+                other = width in {width for pair in widths.values() for width in pair}  # no damage, but the other protocol's
+                found.append((missing if other else damaged)(f"{path}: {reason}", f"fetch it again ({source})") if reason
+                             else ok(f"{path}: {width} features, {protocol} protocol"))
     return found
 
 
@@ -260,40 +262,128 @@ def check_glove(folder):
     return [(missing if reason.startswith("no ") else damaged)(reason) if reason else ok(f"{len(words)} words in {folder}")]
 
 
-def check_commands(name, data, runs, encoders):
-    """Which scripts will work on a data set; else "missing", with the first thing that stands in the way."""
-    first = {result.kind: result for result in reversed(runs)}
-    ae, judge, generator = first.get("autoencoder"), first.get("evaluator"), next((run for run in runs if run.ae), None)
-    no_ae, no_judge, no_generator = (None if there else f"no {what} makes one" for there, what in (
-        (ae, "autoencoder works; train_AE.py"), (judge, "evaluator works; train_evaluator.py"),
-        (generator, "generator works with its autoencoder; train_MARDM.py")))
-    fitting = next(model for model in MARDM_models if ae is None or not attempt(check_pair, model, ae.model)[1])
-    pair = f"--name {generator.name} --ae_name {generator.ae.name}" if generator else ""
-    encoder = (generator and generator.text_encoder) or datasets.KNOWN.get(name, {}).get("text_encoder")
+def check_commands(name, data, runs, encoders, args):
+    """Which commands will work on a data set; else "missing", with the first thing that stands in the way."""
+    found = {kind: next((run for run in runs if run.kind == kind and run.name in ("evaluator", "length_estimator")),
+                        next((run for run in runs if run.kind == kind), None)) for kind, _ in KINDS.values()}
+    found["generator"] = next((run for run in runs if run.ae), None)
+    rows = [*training_commands(data, found, encoders, args), *evaluation_commands(name, data, found, encoders, args),
+            *generation_commands(name, data, found, encoders)]
+    rows += [(f"plot_loss.py --log_dir {args.checkpoints_dir / name / run.name}", None) for run in runs if run.curves][:1]
+    for command, reason in rows:
+        script, _, flags = command.partition(" ")
+        command = f"{script} --dataset_name {name} {flags}".strip() if script != "plot_loss.py" else command
+        yield missing(f"{command} will not work", reason) if reason else ok(command)
+
+
+def training_commands(data, found, encoders, args):
+    """[(command, why not, or None)] of the training scripts."""
+    ae, training = found["autoencoder"], obstacle(data, ("train", "val"), encoders)
     longest = max((data.clips[clip].frames for clip in data.usable["train"]), default=0) if data else 0
     short = None if longest >= WINDOW else f"no training clip has {WINDOW} frames; pass a smaller --window_size"
-    training = obstacle(data, ("train", "val"), encoders)
-    rows = [("train_AE.py", "", obstacle(data, ("train", "val")) or short), ("train_length_estimator.py", "", training),
-            ("train_MARDM.py", ae and f"--ae_name {ae.name} --ae_model {ae.model} --model {fitting}", no_ae or training),
-            ("evaluation_AE.py", ae and f"--name {ae.name} --model {ae.model}", no_ae or obstacle(data, ("test",))),
-            ("evaluation_MARDM.py", judge and f"{pair} --evaluator {judge.name}",
-             no_generator or no_judge or obstacle(data, ("test",), encoders, evaluation.RETRIEVAL)),
-            ("sample.py", pair + ("" if "length estimator" in first else " --motion_length FRAMES"),
-             no_generator or (generator.released and generator.ae.released and obstacle(data, ())) or encoders.get(encoder))]
-    return [missing(f"{script} --dataset_name {name} will not work", reason) if reason
-            else ok(f"{script} --dataset_name {name} {flags}".strip()) for script, flags, reason in rows]
+    fitting = next(model for model in MARDM_models if ae is None or not attempt(check_pair, model, ae.model)[1])
+    pair = f" --ae_name {ae.name} --ae_model {ae.model} --model {fitting}" if ae else ""
+    no_ae = None if ae else "no autoencoder works; train_AE.py makes one"
+    judged = training or judging(data, found, data.spec.protocol, args, "val")[1]
+    rows = [("train_AE.py --name NEW", obstacle(data, ("train", "val")) or short),
+            ("train_length_estimator.py --name NEW", training), ("train_evaluator.py --name NEW", training),
+            (f"train_MARDM.py --name NEW{pair}", no_ae or training),
+            (f"train_MARDM.py --name NEW{pair} --need_evaluation", no_ae or judged)]
+    if data and (data.root / "labels.json").is_file():
+        reason = obstacle(data, ("train", "val"), {}) or no_actions(data, ("train", "val"))
+        rows.append((f"train_MARDM.py --name NEW{pair} --cond_mode action", no_ae or reason))
+    return rows
+
+
+def no_actions(data, splits, actions=None, least=1):
+    """Why a generator by actions cannot use the splits, or None."""
+    chosen, reason = attempt(conditions.load_conditions, "action", data.spec, None, actions)
+    for split in () if reason else splits:
+        kept, reason = attempt(chosen.select, data.stores[split], data.entries[split], {})
+        if kept and len(kept[0]) < least and not data.quick:
+            reason = f"{split} has {len(kept[0])} clips of one action, needed are {least}"
+        if reason:
+            break
+    return reason
+
+
+def evaluation_commands(name, data, found, encoders, args):
+    """[(command, why not, or None)] of both evaluation scripts, by every protocol that could be meant."""
+    ae, generator, evaluator = found["autoencoder"], found["generator"], found["evaluator"]
+    no_ae = None if ae else "no autoencoder works; train_AE.py makes one"
+    no_generator = None if generator else "no generator works with its autoencoder; train_MARDM.py makes one"
+    released = ("essential", "standard") if name in datasets.KNOWN else ()
+    default = data.spec.protocol if data else "trained"
+    for protocol in dict.fromkeys((default, *released, *(("trained",) if evaluator else ()))):
+        flags = f" --protocol {protocol}" if protocol != default else ""
+        flags += f" --evaluator {evaluator.name}" if protocol == "trained" and evaluator else ""
+        absent, unfit = judging(data, found, protocol, args) if data else (None, None)
+        no_clips = obstacle(data, ("test",)) or (unfit if protocol != default or not absent else None)
+        yield f"evaluation_AE.py --name {ae.name if ae else 'AE'}{flags}", no_ae or no_clips
+        pair = f" --name {generator.name} --ae_name {generator.ae.name}" if generator else ""
+        yield f"evaluation_MARDM.py{pair}{flags}", no_generator or evaluating(data, found, protocol, encoders, args)
+
+
+def generation_commands(name, data, found, encoders):
+    """[(command, why not, or None)] of sample.py and edit.py."""
+    generator, estimator = found["generator"], found["length estimator"]
+    if generator is None:
+        reason = "no generator works with its autoencoder; train_MARDM.py makes one"
+        return [("sample.py", reason), ("edit.py", reason)]
+    encoder = generator.text_encoder or datasets.KNOWN.get(name, {}).get("text_encoder")
+    reason = (generator.released and generator.ae.released and obstacle(data, ())) or None  # they lack the statistics
+    what = {"text": ' --text_prompt "a person walks"', "action": " --action all", "uncond": ""}[generator.cond_mode]
+    length = " --motion_length 120" if estimator is None else f" --length_estimator {estimator.name}"
+    if generator.cond_mode != "text" or estimator and estimator.name == "length_estimator":
+        length = ""
+    if generator.cond_mode == "text":
+        reason = reason or encoders.get(encoder)
+    pair = f"--name {generator.name} --ae_name {generator.ae.name}{what}"
+    return [(f"sample.py {pair}{length}", reason), (f"edit.py {pair} --source_motion FILE.npy -msec 0.3,0.6", reason)]
+
+
+def judging(data, found, protocol, args, split="test", tokenizer=None):
+    """(why the judges of a protocol cannot be loaded, why clips of a split cannot be judged, the former included): None = can."""
+    if data is None:
+        return "there is no data set that can be read", "there is no data set that can be read"
+    evaluator = found["evaluator"].name if found["evaluator"] else "evaluator"
+    flags = judges.default_flags(args.checkpoints_dir, protocol=protocol, evaluator=evaluator, glove_dir=args.glove_dir)
+    judge, absent = attempt(judges.load_judges, flags, data.spec, None, tokenizer)
+    if absent:
+        return absent, absent
+    if protocol == "trained" and split == "test" and tokenizer is None:  # evaluation_AE.py: FID only
+        return None, obstacle(data, (split,), None, 2)
+    entries = [entry for entry in data.entries[split]
+               if data.clips[data.stores[split].ids[entry.clip]].width >= judge.columns]
+    distinct = data.spec.distinct_retrieval and protocol == "trained"
+    count, needed = len(set(datasets.caption_groups(entries))) if distinct else len(entries), evaluation.RETRIEVAL
+    few = None if count >= needed or data.quick else f"{split} has {count} clips that can be judged, needed are {needed}"
+    captions = datasets.all_captions(entries) if split == "test" else [entry.captions[0] for entry in entries]
+    return None, few or attempt(judge.check_captions, captions)[1]
+
+
+def evaluating(data, found, protocol, encoders, args):
+    """Why evaluation_MARDM.py will not work by a protocol, or None."""
+    generator = found["generator"]
+    needs_encoder = generator.cond_mode == "text" or protocol == "trained"
+    problem = obstacle(data, ("test",), encoders if needs_encoder else {}, evaluation.RETRIEVAL)
+    if problem is None and generator.cond_mode == "action":
+        problem = no_actions(data, ("test",), generator.actions or [], evaluation.RETRIEVAL)
+    return problem or judging(data, found, protocol, args, tokenizer=TextEncoder.clip_tokenizer)[1]
 
 
 def obstacle(data, splits, encoders=None, least=1):
-    """Why the splits cannot be used (for text-to-motion, when the state of the text encoders is given), or None."""
+    """Why the splits cannot be used (for text-to-motion, when the state of the text encoders is given; {} = none is needed), or
+    None."""
     if data is None or data.problem:
         return data.problem if data else "there is no data set that can be read"
     for split in splits:
-        clips = data.entries[split] if encoders else data.usable[split]
+        clips = data.usable[split] if encoders is None else data.entries[split]
         count = len(data.splits[split]) if data.quick and clips else len(clips)  # --quick has read some of them only
         if count < least:
-            return f"{split} has {count} clips that can be used{' for text-to-motion' if encoders else ''}, needed are {least}"
-    if encoders is None:
+            purpose = "" if encoders is None else " for text-to-motion"
+            return f"{split} has {count} clips that can be used{purpose}, needed are {least}"
+    if not encoders:
         return None
     kept, _ = TextEncoder.read_feature_file(data.root / "text_features" / f"{data.spec.text_encoder}.pt", None)
     texts = {caption.text for split in splits for caption in datasets.all_captions(data.entries[split])}
@@ -311,10 +401,11 @@ def examine(args):
     sections["other data sets"] = [missing(f"{name}: expected at {path}", SOURCES[name]) for name, path in absent.items()]
     for folder in sorted({path.parents[1] for path in args.checkpoints_dir.glob("*/*/model")}):
         sections[f"runs in {folder}"], runs[folder.name] = check_runs(folder, args.quick)
-    sections |= {f"released evaluators of {name}": check_released(name, args.checkpoints_dir / name) for name in datasets.KNOWN}
+    sections |= {f"released evaluators of {name}": check_released(name, args) for name in datasets.KNOWN}
     sections["word vectors of the released evaluators"] = check_glove(args.glove_dir)
     for name in sorted(set(data) | {name for name in runs if runs[name]}):
-        sections[f"commands on {name}"] = check_commands(name, data.get(name), runs.get(name, []), encoders)
+        sections[f"commands on {name}"] = list(check_commands(name, data.get(name), runs.get(name, []),
+                                                             encoders, args))
     return {title: findings for title, findings in sections.items() if findings}
 
 

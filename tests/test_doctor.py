@@ -29,7 +29,6 @@ def work(tmp_path, monkeypatch):
     monkeypatch.setattr(TextEncoder, "load_text_encoder", lambda name: object())
     monkeypatch.setattr(TextEncoder, "find_clip_weights", lambda weights: "somewhere")
     monkeypatch.setattr(TextEncoder, "import_openai_clip", lambda: None)
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -77,6 +76,12 @@ def level_of(findings, text):
     return found[0].level
 
 
+def says(findings, command):
+    """What is said of exactly this command: "ok" or "missing"."""
+    found = {f.what: f.level for f in findings}
+    return found.get(command) or found[f"{command} will not work"]
+
+
 def save(content, dataset, name, file="latest.tar"):
     path = doctor.Path("checkpoints") / dataset / name / "model" / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +116,10 @@ def make_runs():
 def test_an_empty_folder_is_not_damaged_and_says_where_things_come_from(capsys):
     code, findings, out = examine(capsys)
     assert code == 0 and not [f for f in findings if f.level == "damaged"]
-    for place in ("datasets/HumanML3D", "datasets/KIT-ML", "checkpoints/t2m/text_mot_match/model/finest.tar",
-                  "checkpoints/kit/text_mot_match_clip/model/finest.tar", "checkpoints/t2m/Comp_v6_KLD005/meta/std.npy"):
-        found = [f for f in findings if f.what.endswith(f"expected at {place}")]
+    for place in ("datasets/HumanML3D", "datasets/KIT-ML", "checkpoints/kit/text_mot_match_clip/model/finest.tar",
+                  "checkpoints/t2m/text_mot_match_standard/model/finest.tar", "checkpoints/t2m/Comp_v6_KLD005/meta/std.npy",
+                  "utils/eval_mean_std/t2m/eval_mean.npy"):
+        found = [f for f in findings if "expected at" in f.what and place in f.what]
         assert [f.level for f in found] == ["missing"] and found[0].advice, place
     assert level_of(findings, "our_vab_data.npy") == "missing"
     assert "0 damaged" in out.out and "text encoder minilm" in out.out
@@ -126,9 +132,9 @@ def test_published_layouts_are_fine(capsys, name):
     assert code == 0
     assert level_of(findings, "Mean.npy and Std.npy fit 24 training clips") == "ok"
     assert level_of(findings, "train 24, val 6, test 40 clips") == "ok"
-    assert level_of(findings, f"train_AE.py --dataset_name {name}") == "ok"
-    assert level_of(findings, f"train_length_estimator.py --dataset_name {name}") == "ok"
-    assert level_of(findings, f"train_MARDM.py --dataset_name {name} will not work") == "missing"
+    assert says(findings, f"train_AE.py --dataset_name {name} --name NEW") == "ok"
+    assert says(findings, f"train_length_estimator.py --dataset_name {name} --name NEW") == "ok"
+    assert says(findings, f"train_MARDM.py --dataset_name {name} --name NEW") == "missing"
 
 
 def test_every_fault_of_a_data_set_is_named(capsys):
@@ -195,7 +201,7 @@ def test_what_training_needs(capsys, break_it, level, says, reason):
     code, findings, _ = examine(capsys)
     assert code == (level == "damaged")
     assert says in " ".join(f.what for f in findings if f.level == level)
-    refused = [f for f in findings if f.what == "train_AE.py --dataset_name own will not work"]
+    refused = [f for f in findings if f.what == "train_AE.py --dataset_name own --name NEW will not work"]
     assert len(refused) == 1 and reason in refused[0].advice
 
 
@@ -212,7 +218,7 @@ def test_quick_reads_a_sample(capsys):
         patch.setattr(doctor, "QUICK", {"train": 10, "val": 2, "test": 3})
         code, findings, _ = examine(capsys, "--quick")
         assert code == 0 and level_of(findings, "15 of 15 clips read") == "ok"
-        assert level_of(findings, "train_AE.py --dataset_name own") == "ok"
+        assert says(findings, "train_AE.py --dataset_name own --name NEW") == "ok"
     (clips / "000001.npy").write_bytes(b"")  # 120 of 24 reads them all
     assert examine(capsys, "--quick")[0] == 1
 
@@ -224,11 +230,15 @@ def test_good_runs_make_all_commands_work(capsys):
     assert code == 0
     assert "weights" in next(f.what for f in findings if "ae/latest.tar: autoencoder, FSQ_AE_High, 12 steps, " in f.what)
     assert "best Val/loss 0.5" in next(f.what for f in findings if "mardm/latest.tar: generator, FSQ-MARDM-SiT-S" in f.what)
-    for command in ("train_MARDM.py --dataset_name own --ae_name ae --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-",
-                    "evaluation_AE.py --dataset_name own --name ae --model FSQ_AE_High", "train_AE.py --dataset_name own",
+    generator = '--dataset_name own --name mardm --ae_name ae --text_prompt "a person walks"'
+    for command in ("train_MARDM.py --dataset_name own --name NEW --ae_name ae --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-S",
+                    "evaluation_AE.py --dataset_name own --name ae --evaluator evaluator", f"sample.py {generator}",
                     "evaluation_MARDM.py --dataset_name own --name mardm --ae_name ae --evaluator evaluator",
-                    "sample.py --dataset_name own --name mardm --ae_name ae", "train_length_estimator.py --dataset_name own"):
-        assert level_of(findings, command) == "ok", command
+                    f"edit.py {generator} --source_motion FILE.npy -msec 0.3,0.6", "train_AE.py --dataset_name own --name NEW",
+                    "train_length_estimator.py --dataset_name own --name NEW"):
+        assert says(findings, command) == "ok", command
+    few = [f for f in findings if "--need_evaluation will not work" in f.what]
+    assert len(few) == 1 and "val has 6 clips that can be judged, needed are 32" in few[0].advice
     assert not any("--motion_length" in f.what for f in findings)
 
 
@@ -280,7 +290,8 @@ def test_released_files_are_recognised_by_their_keys(capsys):
     save({"ae": state, "ep": 1}, "t2m", "AE")  # its shapes tell its size
     code, findings, _ = examine(capsys)
     assert code == 0 and level_of(findings, "AE/latest.tar: autoencoder, AE_Model, a released file") == "ok"
-    assert level_of(findings, "evaluation_AE.py --dataset_name t2m --name AE --model AE_Model") == "ok"
+    assert says(findings, "evaluation_AE.py --dataset_name t2m --name AE") == "ok"  # without FID
+    assert says(findings, "evaluation_AE.py --dataset_name t2m --name AE --protocol standard") == "missing"
 
 
 def test_released_evaluators_are_checked_for_width(capsys):
@@ -297,12 +308,13 @@ def test_released_evaluators_are_checked_for_width(capsys):
     np.save(meta / "std.npy", np.zeros(263))
     code, findings, _ = examine(capsys)
     assert level_of(findings, "t2m/text_mot_match/model/finest.tar: 67 features, essential protocol") == "ok"
+    assert level_of(findings, "t2m/text_mot_match/model/finest.tar: it is for 67 features, the standard") == "missing"
     assert level_of(findings, "kit/text_mot_match/model/finest.tar: 247 features, standard protocol") == "ok"
     assert level_of(findings, "meta/mean.npy: 263 features, standard protocol") == "ok"
     assert level_of(findings, "meta/std.npy: it must hold finite numbers") == "damaged" and code == 1
     write(64, "t2m")
     code, findings, _ = examine(capsys)
-    assert code == 1 and level_of(findings, "it is for 64 features, not 67 or 259") == "damaged"
+    assert code == 1 and level_of(findings, "it is for 64 features, the essential protocol has 67") == "damaged"
 
 
 def test_glove(capsys):
@@ -333,12 +345,12 @@ def test_a_missing_text_encoder_stops_what_needs_it(capsys, monkeypatch):
     assert code == 0
     assert level_of(findings, "text encoder clip: CLIP's weights are missing") == "missing"
     assert level_of(findings, "text encoder minilm: minilm's weights are missing") == "missing"
-    assert level_of(findings, "train_length_estimator.py --dataset_name own will not work") == "missing"
-    assert level_of(findings, "train_AE.py --dataset_name own") == "ok"
+    assert says(findings, "train_length_estimator.py --dataset_name own --name NEW") == "missing"
+    assert says(findings, "train_AE.py --dataset_name own --name NEW") == "ok"
     captions = [f"clip {i:06d}" for i in range(70)]  # features that are kept need no encoder
     (root / "text_features").mkdir()
     torch.save({"captions": captions, "features": torch.zeros(70, 384)}, root / "text_features" / "minilm.pt")
-    assert level_of(examine(capsys)[1], "train_length_estimator.py --dataset_name own") == "ok"
+    assert says(examine(capsys)[1], "train_length_estimator.py --dataset_name own --name NEW") == "ok"
 
 
 @pytest.mark.parametrize("flags", [["--nonsense"], ["--dataset_dir", "file"], ["--glove_dir", "file"], ["--json", "no/x.json"]])

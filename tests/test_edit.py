@@ -107,23 +107,25 @@ def test_facing_frames_are_found():
 # ---- the script --------------------------------------------------------------------------------------------------
 
 
-def write_checkpoints(root, name, skeleton, cond_mode="text", ae_model="FSQ_AE_High"):
+def write_checkpoints(root, name, skeleton, cond_mode="text", ae_model="FSQ_AE_High", unit=1.0):
     """A tiny untrained autoencoder and generator, with the statistics of a walk, as training writes them."""
     torch.manual_seed(0)
-    spec = DatasetSpec(name=name, root="", skeleton=skeleton.name, fps=20.0, min_frames=40, max_frames=196, text_encoder="minilm")
+    spec = DatasetSpec(name=name, root="", skeleton=skeleton.name, fps=20.0, min_frames=40, max_frames=196, text_encoder="minilm",
+                       metres_per_unit=unit)
     kwargs = {"input_width": skeleton.essential_dim, "width": 32, "latent_dim": 32}
     ae = AE_models[ae_model](**kwargs).eval()
-    features = features_of(walk(skeleton, 100), skeleton)
+    features = features_of(walk(skeleton, 100) / unit, skeleton)
     ae_file = {"ae": ae.state_dict(), "model_name": ae_model, "model_kwargs": kwargs, "dataset": spec.describe(),
-               "mean": torch.tensor(features.mean(0)), "std": torch.tensor(features.std(0) + 0.01)}
+               "mean": torch.tensor(features.mean(0)), "std": torch.tensor(features.std(0) + 0.01 / unit)}
     kind = {"FSQ_AE_High": "FSQ-MARDM-SiT-S", "AE_Model": "MARDM-SiT-S"}[ae_model]
-    kwargs = {"ae_dim": 32, "target_dim": ae.target_dim, "cond_mode": cond_mode, "cond_dim": 16, "width": 32, "ff": 32,
-              "layers": 1, "heads": 2, "head_width": 32, "head_depth": 1}
+    kwargs = {"ae_dim": 32, "target_dim": ae.target_dim, "cond_mode": cond_mode, "cond_dim": 16, "num_actions": 2,
+              "width": 32, "ff": 32, "layers": 1, "heads": 2, "head_width": 32, "head_depth": 1}
     mardm = MARDM_models[kind](**kwargs)
     with torch.no_grad():  # adaLN-zero starts with dead branches
         for parameter in mardm.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     mardm_file = {"mardm": mardm.state_dict(), "model_name": kind, "model_kwargs": kwargs, "dataset": spec.describe(),
+                  "actions": ["bow", "jump"],
                   "trained_on": {"name": "ae", "model_name": ae_model, "hash": weights_hash(ae)}}
     for run_name, content in [("ae", ae_file), ("mardm", mardm_file)]:
         folder = root / "checkpoints" / name / run_name / "model"
@@ -144,6 +146,7 @@ def runs(tmp_path_factory):
     write_checkpoints(root, "continuous", SKELETONS["t2m"], ae_model="AE_Model")
     write_checkpoints(root, "free", SKELETONS["t2m"], cond_mode="uncond")
     write_checkpoints(root, "labels", SKELETONS["t2m"], cond_mode="action")
+    write_checkpoints(root, "millimetres", SKELETONS["kit"], unit=0.001)
     return root
 
 
@@ -184,10 +187,11 @@ def edit_clip(work, source, sections, *flags, dataset="body22", prompt=("--text_
     ("body22", 4, ["1,2"], [(1, 2)]),
     ("body22", 196, ["0,196"], [(0, 196)]),
     ("body21", 50, ["20,40"], [(20, 40)]),
+    ("millimetres", 50, ["20,40"], [(20, 40)]),  # the source is in metres all the same
     ("continuous", 50, ["20,40"], [(20, 40)]),
 ])
 def test_frames_outside_the_sections_are_the_source(work, dataset, frames, sections, edited):
-    skeleton = SKELETONS["kit" if dataset == "body21" else "t2m"]
+    skeleton = SKELETONS["kit" if dataset in ("body21", "millimetres") else "t2m"]
     source = walk(skeleton, frames)
     one, two = edit_clip(work, source, sections, "--repeat_times", 2, dataset=dataset)
     inside = np.zeros(frames, bool)
@@ -249,7 +253,12 @@ def test_video_and_safe_names(work):
 
 
 def test_unconditional_generators_need_no_prompt(work):
-    assert len(edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], dataset="free", prompt=())) == 1
+    assert len(edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], "--cfg", 1, dataset="free", prompt=())) == 1
+
+
+def test_generators_by_action(work):
+    jump, bow = edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], dataset="labels", prompt=("--action", "jump", "bow"))
+    assert not np.array_equal(jump, bow)
 
 
 def test_help(capsys):
@@ -304,7 +313,12 @@ def test_mistakes_get_one_line(work, capsys, source, sections, message):
     (["--dataset_name", "body22", "--text_prompt", " "], "prompt is empty"),
     (["--dataset_name", "body22", "--text_path", "clip.npy"], "not a text"),
     (["--dataset_name", "absent", "--text_prompt", "sit"], "no checkpoint at"),
-    (["--dataset_name", "labels", "--text_prompt", "sit"], "action labels"),
+    (["--dataset_name", "labels", "--text_prompt", "sit"], "was trained on actions; pass --action"),
+    (["--dataset_name", "labels"], "pass --action NAME"),
+    (["--dataset_name", "labels", "--action", "fly"], "--action fly: unknown; the generator's actions are bow, jump"),
+    (["--dataset_name", "body22", "--action", "bow", "--text_prompt", "sit"], "was trained on texts"),
+    (["--dataset_name", "free", "--text_prompt", "sit"], "was trained without conditions"),
+    (["--dataset_name", "free"], "guidance needs conditions"),
 ])
 def test_mistakes_in_the_prompt_or_the_run(work, capsys, flags, message):
     np.save(work / "clip.npy", GOOD)

@@ -1,17 +1,21 @@
 """Files in the published formats, with random weights: they load at any size, and both published protocols run on them."""
 import json
 import pickle
+import shlex
 import shutil
 from argparse import Namespace
 from collections import namedtuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from test_scripts import call
 
+import edit
 import evaluation_MARDM
 import sample
+from models import TextEncoder
 from models.AE import AE
 from models.LengthEstimator import LengthEstimator
 from models.loading import generator_sizes, load_generator
@@ -193,6 +197,74 @@ def test_sampling(here, monkeypatch, capsys, name):
     assert np.load(files[0]).shape == (44, joints, 3) and np.load(files[1]).shape[0] % 4 == 0
 
 
+def test_kit_plays_at_its_own_rate(here, monkeypatch, capsys):
+    Encoder = namedtuple("Encoder", "encode")
+    monkeypatch.setattr(sample, "load_text_encoder", lambda which: Encoder(lambda texts: torch.zeros(len(texts), 512)))
+    flags = [*MODEL, *ON["kit"], "--text_prompt", "a walk", "--motion_length", "24", "--output_dir", "film", *FAST[:6]]
+    assert call("sample", *flags, "--device", "cpu") == 0, capsys.readouterr().err
+    film, = (here / "film/MARDM_kit").glob("*.mp4")
+    video = cv2.VideoCapture(str(film))
+    assert abs(video.get(cv2.CAP_PROP_FPS) - 12.5) < 0.01 and video.get(cv2.CAP_PROP_FRAME_COUNT) == 24
+
+
+@pytest.mark.parametrize("more", (["--solver", "dopri5"], ["--model", "MARDM-DDPM-XL", "--temperature", "0.7"],
+                                  ["--cfg", "1", "--hard_pseudo_reorder", "--sampler", "reference"]))
+def test_the_published_samplers(own_copy, capsys, more):
+    """Adaptive solver and DDPM head, which reads files of the same shapes, on released files: what was asked for is recorded."""
+    assert call("evaluation_MARDM", *MODEL, *ON["kit"], *FAST, "--repeats", "1", *more) == 0, capsys.readouterr().err
+    results = result("kit", "MARDM", "evaluation_MARDM", "essential")
+    asked = dict(zip(more[::2], more[1::2])) if len(more) % 2 == 0 else {"--cfg": "1", "--sampler": "reference"}
+    recorded = results["sampler"] | {"model": results["model"]}
+    assert all(str(recorded[flag[2:]]).removesuffix(".0") == value for flag, value in asked.items())
+    assert np.isfinite(results["scores"]["generated"]["FID_essential"]["mean"])
+
+
+DOCTORED = {
+    "nothing": lambda root: None,
+    "MotionCLIP": lambda root: (root / "checkpoints/t2m/text_mot_match_clip/model/finest.tar").unlink(),
+    "standard evaluator": lambda root: shutil.rmtree(root / "checkpoints/t2m/text_mot_match_standard"),
+    "standard statistics": lambda root: np.save(root / "checkpoints/t2m/Comp_v6_KLD005/meta/std.npy", np.zeros(263)),
+    "essential statistics": lambda root: shutil.rmtree(root / "utils"),
+    "word vectors": lambda root: shutil.rmtree(root / "glove"),
+    "tokens of one caption": lambda root: (root / "datasets/HumanML3D/texts/000003.txt").write_text("he jumps\n"),
+    "most test clips": lambda root: (root / "datasets/HumanML3D/test.txt").write_text("000000 000001 000002"),
+    "validation split": lambda root: (root / "datasets/HumanML3D/val.txt").unlink(),
+    "feature statistics": lambda root: (root / "datasets/HumanML3D/Std.npy").unlink(),
+    "generator": lambda root: (root / "checkpoints/t2m/MARDM/model/latest.tar").write_bytes(b"PK"),
+    "length estimator": lambda root: shutil.rmtree(root / "checkpoints/t2m/length_estimator"),
+}
+TINY = ["--num_workers", "0", "--max_iter", "1", "--batch_size", "8"]
+SMALL = {"train_AE": [*TINY, "--width", "16"], "train_MARDM": [*TINY, "--model", "MARDM-SiT-S"], "train_evaluator": TINY,
+         "train_length_estimator": TINY, "evaluation_AE": FAST[6:], "evaluation_MARDM": FAST, "sample": [*FAST[:6], "--no_video"],
+         "edit": [*FAST[:6], "--no_video"]}
+
+
+@pytest.mark.parametrize("lacking", DOCTORED)
+def test_the_doctor_is_right_about_every_command(own_copy, monkeypatch, capsys, lacking):
+    """Each command that it prints is run: it works if and only if the doctor said so."""
+    encoder = namedtuple("Encoder", "encode")(lambda texts: torch.ones(len(texts), 512))
+    for module in (TextEncoder, sample, edit):
+        monkeypatch.setattr(module, "load_text_encoder", lambda name: encoder)
+    monkeypatch.setattr(TextEncoder, "find_clip_weights", lambda weights: "somewhere")
+    quick = {"time_steps": 1, "ode_steps": 1}
+    monkeypatch.setattr(Pipeline, "sample", lambda *args, whole=Pipeline.sample, **settings: whole(*args, **settings | quick))
+    for folder in ("datasets/KIT-ML", "checkpoints/kit"):
+        shutil.rmtree(folder)
+    np.save("FILE.npy", walk(SKELETONS["t2m"], 60, np.random.default_rng(0)).astype(np.float32))
+    DOCTORED[lacking](own_copy)
+    call("scripts.doctor", "--json", "report.json")
+    rows = json.loads(open("report.json").read())["sections"]["commands on t2m"]
+    assert len(rows) >= 11
+    for number, row in enumerate(rows):
+        command = row["what"].removesuffix(" will not work").replace("NEW", f"new{number}")
+        script, *flags = shlex.split(command)
+        if script.startswith("train") and lacking not in ("nothing", "validation split", "feature statistics"):
+            continue
+        capsys.readouterr()
+        code = call(script[:-3], *flags, *SMALL[script[:-3]], *(["--device", "cpu"] if "--device" not in flags else []))
+        assert code == (0 if row["level"] == "ok" else 2), (command, row, capsys.readouterr().err)
+
+
 def test_validation_by_released_evaluators(own_copy, monkeypatch, capsys):
     quick = {"time_steps": 1, "ode_steps": 1}
     monkeypatch.setattr(Pipeline, "sample", lambda *args, whole=Pipeline.sample, **settings: whole(*args, **settings | quick))
@@ -276,8 +348,8 @@ def test_the_published_tail(here):
 
 
 def test_figures_of_two_protocols_do_not_meet(tmp_path):
-    def write(file, protocol, kind="generation", split="test", judge="aa"):
-        content = {"kind": f"{kind}_{protocol}", "protocol": protocol, "dataset": "t2m", "split": split,
+    def write(file, protocol, kind="generation", split="test", judge="aa", clips=40):
+        content = {"kind": f"{kind}_{protocol}", "protocol": protocol, "dataset": "t2m", "split": split, "clips": clips,
                    "judge": {"files": {"finest.tar": judge}},
                    "scores": {"generated": {f"FID_{protocol}": {"mean": 0.1, "interval": 0.01}}}}
         (tmp_path / file).write_text(json.dumps(content))
@@ -286,7 +358,7 @@ def test_figures_of_two_protocols_do_not_meet(tmp_path):
     first = write("a.json", "essential")
     assert compare_results([first, write("b.json", "essential")])[1][1:] == ("FID_essential", 0.1, 0.01)
     for other in (dict(protocol="standard"), dict(protocol="essential", split="val"), dict(protocol="essential", judge="bb"),
-                  dict(protocol="essential", kind="reconstruction")):
+                  dict(protocol="essential", clips=39), dict(protocol="essential", kind="reconstruction")):
         with pytest.raises(UserError, match="one table"):
             compare_results([first, write("c.json", **other)])
     assert call("scripts.compare_evaluations", first, write("d.json", "standard")) == 2

@@ -107,6 +107,91 @@ def test_sample_needs_no_data_set(work, tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "generation" / "mardm_demo").glob("*.mp4"))) == 1
 
 
+@pytest.fixture(scope="session")
+def by_mode(trained):
+    """Tiny generators that are told an action, and nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained)
+        for name, mode in (("by_action", "action"), ("free", "uncond")):
+            assert call("train_MARDM", "--name", name, *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1", "--cond_mode", mode) == 0
+    return trained
+
+
+def npy_files(folder):
+    return [np.load(file) for file in sorted(folder.glob("*.npy"))]
+
+
+def test_other_conditions_end_to_end(by_mode, work, tmp_path, monkeypatch, capsys):
+    kept = {}
+    for name, mode in (("by_action", "action"), ("free", "uncond")):
+        content = torch.load(f"checkpoints/demo/{name}/model/latest.tar", weights_only=True)
+        assert content["model_kwargs"]["cond_mode"] == mode and content["length_counts"].sum() > 100
+        kept[name] = content
+    actions = kept["by_action"]["actions"]
+    assert "jump" in actions and kept["by_action"]["mardm"]["cond_emb.weight"].shape[1] == len(actions)
+    labels = json.loads(open("datasets/demo/labels.json").read())
+    alone = sum(len(labels[name]["actions"]) == 1 for name in open("datasets/demo/train.txt").read().split())
+    assert kept["by_action"]["length_counts"].sum() == alone < kept["free"]["length_counts"].sum()
+
+    (tmp_path / "checkpoints").symlink_to(work / "checkpoints")
+    monkeypatch.chdir(tmp_path)  # neither a data set nor a text encoder is needed
+    monkeypatch.setattr("sample.load_text_encoder", None)
+    flags = [*ON_DEMO, "--no_video", "--time_steps", "2", "--ode_steps", "1"]
+    assert call("sample", "--name", "by_action", "--action", "jump", "bow", "--repeat_times", "2", *flags) == 0
+    made = npy_files(tmp_path / "generation/by_action_demo")
+    assert len(made) == 4 and not np.array_equal(made[0][:40], made[2][:40])
+    assert call("sample", "--name", "by_action", "--action", "all", "--motion_length", "44", "--output_dir", "all", *flags) == 0
+    assert {clip.shape for clip in npy_files(tmp_path / "all/by_action_demo")} == {(44, 22, 3)}
+    assert len(npy_files(tmp_path / "all/by_action_demo")) == len(actions)
+    assert call("sample", "--name", "free", "--repeat_times", "3", *flags) == 0
+    clips = npy_files(tmp_path / "generation/free_demo")
+    assert len(clips) == 3 and all(40 <= len(clip) <= 196 and len(clip) % 4 == 0 for clip in clips)
+
+
+@pytest.mark.parametrize("name, mode", [("by_action", "action"), ("free", "uncond")])
+def test_evaluation_of_other_conditions(by_mode, work, capsys, name, mode):
+    test = work / "datasets/demo/test.txt"
+    before = test.read_text()
+    try:
+        test.write_text((work / "datasets/demo/train.txt").read_text())  # 32 clips of one action are needed
+        flags = ["--name", name, "--ae_name", "ae", *ON_DEMO, "--num_workers", "0", "--repeats", "1", "--time_steps", "1",
+                 "--ode_steps", "1"]
+        assert call("evaluation_MARDM", *flags, *(["--probe_repeats", "1"] if mode == "action" else [])) == 0
+    finally:
+        test.write_text(before)
+    results = json.loads((work / f"checkpoints/demo/{name}/eval/evaluation_MARDM.json").read_text())
+    assert results["cond_mode"] == mode and results["scores"]["generated"]["FID"]["mean"] > 0
+    assert ("R3" in results["scores"]["generated"]) == (mode == "action") == ("R3" in capsys.readouterr().out)
+    if mode == "action":
+        labels = json.loads((work / "datasets/demo/labels.json").read_text())
+        names = (work / "datasets/demo/train.txt").read_text().split()
+        assert results["clips"] == sum(len(labels[name]["actions"]) == 1 for name in names)
+        assert results["probes"]["all"]["total"] == results["probes"]["single"]["total"] > 20
+        assert results["sampler"]["cfg"] == 3
+    else:
+        assert results["clips"] == 192 and results["sampler"]["cfg"] == 1
+
+
+@pytest.mark.parametrize("script, flags, message", [
+    ("sample", ["--name", "by_action", "--text_prompt", "jump"], "trained on actions; pass --action"),
+    ("sample", ["--name", "by_action"], "pass --action NAME ..., or --action all"),
+    ("sample", ["--name", "by_action", "--action", "fly"], "--action fly: unknown; the generator's actions are bow"),
+    ("sample", ["--name", "free", "--text_prompt", "jump"], "trained without conditions"),
+    ("sample", ["--name", "free", "--action", "jump"], "trained without conditions"),
+    ("sample", ["--name", "free", "--cfg", "2"], "guidance needs conditions"),
+    ("sample", ["--name", "free", "--motion_length", "500"], "outside 4..196"),
+    ("sample", ["--name", "mardm", "--action", "jump"], "trained on texts"),
+    ("evaluation_MARDM", ["--name", "free", "--ae_name", "ae", "--cal_mm"], "without conditions"),
+    ("evaluation_MARDM", ["--name", "by_action", "--ae_name", "ae", "--cfg", "1"], "retrieval needs 32 clips"),
+    ("train_MARDM", ["--name", "by_action", *GENERATOR, *TRAIN, "--is_continue"], "other model settings"),
+])
+def test_conditions_that_do_not_fit(by_mode, work, capsys, script, flags, message):
+    capsys.readouterr()
+    assert call(script, *flags, *ON_DEMO) == 2
+    err = capsys.readouterr().err
+    assert message in err and len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+
+
 def test_resume_of_a_finished_run(work):
     before = torch.load(work / "checkpoints/demo/ae/model/latest.tar", weights_only=True)
     assert call("train_AE", "--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue") == 0

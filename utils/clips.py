@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.conditions import Conditions
 from utils.datasets import MAX_LENGTH
 from utils.errors import UserError
 from utils.motion_process import SKELETONS
@@ -28,9 +29,41 @@ def read_prompts(text_prompt, text_path, motion_length=0):
     for (prompt, frames), place in zip(prompts, where):
         if not prompt:
             raise UserError(f"{place}: the prompt is empty; describe a motion, for example 'a person walks forward'")
-        if frames and not SHORTEST <= frames <= MAX_LENGTH:
-            raise UserError(f"{place}: a length of {frames} frames is outside {SHORTEST}..{MAX_LENGTH}")
+        check_length(frames, place)
     return prompts
+
+
+def check_length(frames, place):
+    """UserError unless it is 0 (to be estimated) or a length that can be made."""
+    if frames and not SHORTEST <= frames <= MAX_LENGTH:
+        raise UserError(f"{place}: a length of {frames} frames is outside {SHORTEST}..{MAX_LENGTH}")
+
+
+def read_wanted(args, mode, checkpoint, encode, motion_length=0):
+    """What a command line asks a generator for: [(what to show, frames or 0)], and their conditions (N, C), None without any.
+
+    mode: the generator's cond_mode; checkpoint: its dict, which names its actions; encode: list of str -> (N, C).
+    UserError where the flags do not fit the generator.
+    """
+    trained = {"text": "on texts", "action": "on actions", "uncond": "without conditions"}[mode]
+    if mode != "text" and (args.text_prompt is not None or args.text_path is not None):
+        raise UserError(f"--text_prompt, --text_path: this generator was trained {trained}"
+                        + ("; pass --action NAME ..., or --action all" if mode == "action" else ""))
+    if mode != "action" and args.action:
+        raise UserError(f"--action: this generator was trained {trained}")
+    if mode == "text":
+        prompts = read_prompts(args.text_prompt, args.text_path, motion_length)
+        return prompts, encode([prompt for prompt, _ in prompts])
+    check_length(motion_length, "--motion_length")
+    if mode == "uncond":
+        return [("unconditional", motion_length)], None
+    actions = checkpoint.get("actions") or []
+    names = actions if args.action == ["all"] else args.action or []
+    unknown = [name for name in names if name not in actions]
+    if unknown or not names:
+        problem = f"--action {unknown[0]}: unknown" if unknown else "pass --action NAME ..., or --action all"
+        raise UserError(f"{problem}; the generator's actions are {', '.join(actions)}")
+    return [(name, motion_length) for name in names], Conditions("action", actions=actions).of_actions(names)
 
 
 def read_lines(path):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.motion_process import SKELETONS
+from utils.motion_process import SKELETONS, features_to_joints
 
 TAG_RATE = 20  # captions' start and end tags are seconds; the published rule multiplies by 20 for every data set
 MAX_LENGTH = 196
@@ -27,7 +27,8 @@ MAX_LENGTH = 196
 class DatasetSpec:
     """One data set. ``fps`` frames a second; clips of ``min_frames`` .. ``max_frames`` take part in text-to-motion;
     ``distinct_retrieval``: many clips share a caption, so retrieval batches hold every caption once at most;
-    ``protocol``: how it is judged unless --protocol says otherwise (utils/judges.py)."""
+    ``protocol``: how it is judged unless --protocol says otherwise (utils/judges.py); ``metres_per_unit``: the length unit of
+    its joints (KIT's are millimetres)."""
 
     name: str
     root: str
@@ -40,6 +41,7 @@ class DatasetSpec:
     unit_length: int = 4
     distinct_retrieval: bool = False
     protocol: str = "trained"
+    metres_per_unit: float = 1.0
 
     @property
     def joints(self):
@@ -59,7 +61,7 @@ KNOWN = {
     "t2m": dict(folder="HumanML3D", skeleton="t2m", fps=20.0, min_frames=40, max_frames=199, text_encoder="clip",
                 protocol="essential"),
     "kit": dict(folder="KIT-ML", skeleton="kit", fps=12.5, min_frames=24, max_frames=199, text_encoder="clip", cfg=2.5,
-                protocol="essential"),
+                protocol="essential", metres_per_unit=0.001),
 }
 
 
@@ -258,13 +260,16 @@ def _clips_of(clip, length, captions, spec):
     return segments + ([TextClip(clip, 0, length, tuple(whole))] if whole else [])
 
 
-def read_labels(spec, ids):
-    """The action ids of clips, where the data set has a labels.json ({id: {"actions": [...]}}) that knows them all; else None."""
+def read_labels(spec):
+    """{id: [action]} of the data set's labels.json ({id: {"actions": [...]}}), None without one. UserError for a damaged one."""
     path = Path(spec.root) / "labels.json"
     if not path.is_file():
         return None
-    labels = json.loads(path.read_text())
-    return [labels[name]["actions"] for name in ids] if all(name in labels for name in ids) else None
+    try:
+        return {name: list(map(str, label["actions"])) for name, label in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f'{path} is not JSON of the form {{ID: {{"actions": [NAME, ...]}}}} ({type(error).__name__}: {error})'
+                        ) from error
 
 
 def caption_groups(entries):
@@ -315,7 +320,7 @@ class TextMotionDataset(Dataset):
     """Clips with text. ``self[index, seed]`` draws a caption and a crop as the published data set does: the length is cut to
     a multiple of 4, in one of three draws by one more unit, and the start is random within what is left.
 
-    ``features``: text features (number of captions, C); ``caption_rows[i]`` are the rows of entry i.
+    ``features``: conditions (number of captions, C), text features as a rule; ``caption_rows[i]`` are the rows of entry i.
     """
 
     def __init__(self, store, entries, features, max_length=MAX_LENGTH):
@@ -352,12 +357,13 @@ def all_captions(entries):
     return [caption for entry in entries for caption in entry.captions]
 
 
-def load_text_motion(spec, split, encode, num_workers=0, max_length=MAX_LENGTH):
-    """The TextMotionDataset of a split; ``encode`` (list of str -> (N, C)) gives its text features. What is left out is said."""
+def load_text_motion(spec, split, conditions, num_workers=0, max_length=MAX_LENGTH):
+    """The TextMotionDataset of a split; ``conditions`` (utils/conditions.py) says which clips take part and what a model is told
+    about them. What is left out is said."""
     store = MotionStore(spec, split, num_workers)
-    entries, dropped = text_clips(store)
+    entries, dropped = conditions.select(store, *text_clips(store))
     report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
-    return TextMotionDataset(store, entries, encode([c.text for c in all_captions(entries)]), max_length)
+    return TextMotionDataset(store, entries, conditions.features(store, entries), max_length)
 
 
 def collate_clips(samples):
@@ -404,6 +410,11 @@ def make_loader(dataset, batch_size, seed, num_workers=0, lengths=None, collate_
     sampler = SeededBatches(len(dataset), batch_size, seed, lengths)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn,
                       persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available())
+
+
+def joints_in_metres(features, spec):
+    """Joints (T, J, 3) numpy, metres, of un-normalised features (T, D) of a data set."""
+    return features_to_joints(torch.as_tensor(features), spec.joints).numpy() * spec.metres_per_unit
 
 
 def spec_of_checkpoint(checkpoint, dataset_name):

@@ -138,14 +138,14 @@ def acceleration_error(gt_joints, pred_joints):
     return np.linalg.norm(np.diff(gt, 2, axis=0) - np.diff(pred, 2, axis=0), axis=-1).mean(-1)
 
 
-def foot_skating(joints, fps, skeleton, metres_per_unit=1.0):
+def foot_skating(joints, fps, skeleton):
     """Mean horizontal speed of feet while they stand, metres per second; 0 is ideal, nan if no foot ever stands.
 
-    joints: (T, J, 3), Y up, in metres (``metres_per_unit`` converts others; KIT's are millimetres). skeleton: has
+    joints: (T, J, 3), Y up, in metres. skeleton: has
     ``left_feet`` and ``right_feet``, joint numbers of ankles and toes. Each is measured against the lowest place it
     reaches itself, since an ankle stands higher than a toe.
     """
-    feet = np.asarray(joints, np.float64)[:, [*skeleton.left_feet, *skeleton.right_feet]] * metres_per_unit  # (T, 4, 3)
+    feet = np.asarray(joints, np.float64)[:, [*skeleton.left_feet, *skeleton.right_feet]]  # (T, 4, 3)
     speed = np.diff(feet, axis=0) * fps  # (T-1, 4, 3)
     height = (feet[1:, :, 1] + feet[:-1, :, 1]) / 2 - feet[:, :, 1].min(0)
     contact = (height < CONTACT_HEIGHT) & (np.abs(speed[..., 1]) < CONTACT_SPEED)

@@ -6,6 +6,7 @@ Shapes: T frames, D features, J joints, N clips, E embedding.
 """
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils.datasets import joints_in_metres
 from utils.errors import UserError
 from utils.eval_utils import (
     acceleration_error,
@@ -30,18 +32,19 @@ from utils.eval_utils import (
 from utils.motion_process import SKELETONS, facing_joints, features_to_joints, recover_root
 
 RETRIEVAL = 32  # clips a retrieval batch
+TEXT_METRICS = re.compile(r"(R[123]|matching|clip_score)(_.*)?")  # how well clips fit their texts, under any protocol's name
 DIVERSITY_PAIRS, DIVERSITY_PAIRS_SMALL = 300, 100
 
 
 # ---- reconstruction ----------------------------------------------------------------------------------------------
 
 
-def heading_error(motion, target):
+def heading_error(motion, target, metres_per_unit=1.0):
     """Mean absolute error () of the accumulated heading (radians, half yaw) plus that of the root path (metres), of un-normalised
     features (B, T, D). Differentiable."""
     heading = (motion[..., 0].cumsum(1) - target[..., 0].cumsum(1)).abs().mean()
     path = (recover_root(motion)[1] - recover_root(target)[1])[..., [0, 2]].abs().mean()
-    return heading + path
+    return heading + path * metres_per_unit
 
 
 @torch.no_grad()
@@ -81,9 +84,9 @@ def reconstruct_twice(ae, motions, mean, std, device="cpu", batch_size=32, frame
     return pairs
 
 
-def reconstruction_errors(pairs, num_joints):
+def reconstruction_errors(pairs, spec):
     """{"MPJPE", "MPJPE_facing" (mm, mean over frames), "acceleration_error" (mm / frame^2)} of reconstruct's pairs."""
-    totals, frames = np.zeros(3), 0
+    totals, frames, num_joints = np.zeros(3), 0, spec.joints
     for original, made in pairs:
         real, fake = (features_to_joints(x, num_joints).numpy() for x in (original, made))
         real_facing, fake_facing = (facing_joints(x, num_joints).numpy() for x in (original, made))
@@ -91,12 +94,14 @@ def reconstruction_errors(pairs, num_joints):
             np.mean(calculate_mpjpe(real, fake)), np.mean(calculate_mpjpe(real_facing, fake_facing)),
             float(np.mean(acceleration_error(real, fake))) if len(real) > 2 else 0.0])
         frames += len(real)
-    protocol, facing, acceleration = (totals / frames * 1000).tolist()
+    protocol, facing, acceleration = (totals / frames * 1000 * spec.metres_per_unit).tolist()
     return {"MPJPE": protocol, "MPJPE_facing": facing, "acceleration_error": acceleration}
 
 
 def reconstruction_fid(evaluator, pairs):
-    """FID of the reconstructions against the originals."""
+    """FID of the reconstructions against the originals. UserError for fewer than two."""
+    if len(pairs) < 2:
+        raise UserError(f"FID needs 2 clips or more, the split has {len(pairs)} that can be used")
     real, made = (embed_all(evaluator, motions) for motions in zip(*pairs))
     return float(calculate_frechet_distance(*calculate_activation_statistics(real), *calculate_activation_statistics(made)))
 
@@ -204,11 +209,19 @@ def summarise(rows):
             for key in rows[0]}
 
 
+def without_text(scores):
+    """Scores, nested in any way, without the figures that mean nothing for a generator which is told nothing."""
+    if isinstance(scores, list):
+        return [without_text(row) for row in scores]
+    if not isinstance(scores, dict):
+        return scores
+    return {key: without_text(value) for key, value in scores.items() if not TEXT_METRICS.fullmatch(key)}
+
+
 def mean_foot_skating(motions, spec):
     """Mean horizontal speed (m/s) of feet in contact, over clips of un-normalised features."""
     skeleton = SKELETONS[spec.skeleton]
-    values = [foot_skating(features_to_joints(torch.as_tensor(m), spec.joints).numpy(), spec.fps, skeleton) for m in motions]
-    return float(np.nanmean(values))
+    return float(np.nanmean([foot_skating(joints_in_metres(motion, spec), spec.fps, skeleton) for motion in motions]))
 
 
 # ---- output ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 Names of metrics, of result files and their ``kind`` carry the protocol, except that of ``trained``.
 Shapes: N clips, T frames, D features, E embedding.
 """
+import argparse
 import hashlib
 from pathlib import Path
 
@@ -24,12 +25,15 @@ from utils.evaluators import (
 )
 from utils.motion_process import SKELETONS, features_to_standard
 from utils.train_utils import RunFolder
-from utils.word_vectorizer import WordVectorizer
+from utils.word_vectorizer import FILES, WordVectorizer
 
 PROTOCOLS = ("essential", "standard", "trained")
 TAIL = 4  # frames behind a clip's end that reach the published evaluator's last token (it sees 3)
 SOURCE = {"essential": "it is among the evaluators that the README of MARDM tells how to download",
           "standard": "it is among the downloads of HumanML3D's text-to-motion code (Guo et al.), and of MoMask"}
+# Folders in checkpoints/<dataset>/ that hold released evaluators, and no runs.
+RELEASED_FOLDERS = ("text_mot_match", "text_mot_match_standard", "text_mot_match_clip", "Comp_v6_KLD005", "Comp_v6_KLD01")
+FLAGS = {"matching": "--matching_evaluator", "contrast": "--contrast_evaluator", "statistics": "--eval_statistics"}
 OWN = "or judge by an evaluator of your own: train_evaluator.py, then --protocol trained"
 
 
@@ -47,6 +51,13 @@ def add_judges(parser):
                         help="mean and std of the released evaluator; default: utils/eval_mean_std/<dataset> (essential), meta "
                         "beside the evaluator's model folder or in Comp_v6_KLD005 (standard)")
     parser.add_argument("--glove_dir", default="./glove", help="word vectors of the released evaluators")
+
+
+def default_flags(checkpoints_dir, **changes):
+    """What ``load_judges`` reads of a command line that has none of the flags of ``add_judges`` but the ``changes``."""
+    parser = argparse.ArgumentParser()
+    add_judges(parser)
+    return argparse.Namespace(**(vars(parser.parse_args([])) | {"checkpoints_dir": checkpoints_dir} | changes))
 
 
 class Judges:
@@ -122,54 +133,57 @@ def load_judges(args, spec, text_features, make_tokenizer=None, device="cpu"):
     if protocol == "trained":
         path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
         return Judges(protocol, skeleton, TrainedEvaluator.load(path, text_features, device), files=[path])
-    folder = Path(args.checkpoints_dir) / spec.name
-    path = matching_path(args, protocol, folder)
+    files = {what: find_released(args, protocol, spec.name, what) for what in ("matching", "statistics")}
+    path = files["matching"][0]
     check_features(matching_features(path), path, protocol, skeleton)
-    statistics = statistics_paths(args, protocol, folder, spec.name, path)
-    mean, std = (read_statistics(file, protocol, skeleton) for file in statistics)
-    matching = MatchingEvaluator.load(path, mean, std, WordVectorizer(args.glove_dir), device)
-    contrast, files = None, [path, *statistics]
+    mean, std = (read_statistics(file, protocol, skeleton) for file in files["statistics"])
+    matching, contrast = MatchingEvaluator.load(path, mean, std, WordVectorizer(args.glove_dir), device), None
     if protocol == "essential" and make_tokenizer is not None:
-        contrast_path = Path(args.contrast_evaluator or folder / "text_mot_match_clip" / "model" / "finest.tar")
-        need(contrast_path, protocol, "MotionCLIP, for the CLIP-score", "--contrast_evaluator")
-        contrast = ContrastEvaluator.load(contrast_path, mean, std, make_tokenizer(), device)
-        check_features(contrast.model.motion_encoder.embed_motion.in_features, contrast_path, protocol, skeleton)
-        files.append(contrast_path)
-    return Judges(protocol, skeleton, matching, contrast, files)
+        path, = files["contrast"] = find_released(args, protocol, spec.name, "contrast")
+        contrast = ContrastEvaluator.load(path, mean, std, make_tokenizer(), device)
+        check_features(contrast.model.motion_encoder.embed_motion.in_features, path, protocol, skeleton)
+    files["words"] = [Path(args.glove_dir) / name for name in FILES]
+    return Judges(protocol, skeleton, matching, contrast, [file for group in files.values() for file in group])
 
 
-def need(path, protocol, what, flag):
-    if not path.is_file():
-        raise UserError(f"no {path} ({what}): {SOURCE[protocol]}; put it there, or pass {flag}; {OWN}")
+def released_places(args, protocol, dataset):
+    """{"matching", "contrast" (essential only), "statistics": [(file, ...)]}: where the files of a released protocol are looked
+    for, from the current folder. The first place that has all its files counts (``first_place``)."""
+    folder = Path(args.checkpoints_dir) / dataset
+
+    def networks(flag, *names):
+        return [(Path(flag),)] if flag else [(folder / name / "model" / "finest.tar",) for name in names]
+
+    def statistics(where, name="{}.npy"):
+        return tuple(Path(where) / name.format(part) for part in ("mean", "std"))
+
+    # Both releases call their folder text_mot_match, so the standard one may be kept apart.
+    names = ("text_mot_match_standard", "text_mot_match") if protocol == "standard" else ("text_mot_match",)
+    places = {"matching": networks(args.matching_evaluator, *names)}
+    beside = statistics((first_place(places["matching"]) or places["matching"][0])[0].parent.parent / "meta")
+    if protocol == "standard":
+        found = [beside, *(statistics(folder / name / "meta") for name in ("Comp_v6_KLD005", "Comp_v6_KLD01"))]
+    else:
+        places["contrast"] = networks(args.contrast_evaluator, "text_mot_match_clip")
+        found = [statistics(Path("utils/eval_mean_std") / dataset, "eval_{}.npy"), beside]
+    given = args.eval_statistics
+    return places | {"statistics": [statistics(given, "eval_{}.npy"), statistics(given)] if given else found}
 
 
-def matching_path(args, protocol, folder):
-    """The matching networks' file. Both releases call their folder text_mot_match, so the standard one may be kept apart."""
-    path = folder / "text_mot_match" / "model" / "finest.tar"
-    apart = folder / "text_mot_match_standard" / "model" / "finest.tar"
-    if protocol == "standard" and apart.is_file():
-        path = apart
-    path = Path(args.matching_evaluator or path)
-    need(path, protocol, f"the {protocol} protocol's matching networks", "--matching_evaluator")
-    return path
+def first_place(places):
+    """The first tuple of files that all exist, or None."""
+    return next((files for files in places if all(file.is_file() for file in files)), None)
 
 
-def statistics_paths(args, protocol, folder, dataset, evaluator):
-    """(mean, std) files: --eval_statistics, or the first place that has both."""
-    published = (Path("utils/eval_mean_std") / dataset, "eval_{}.npy")
-    beside = (evaluator.parents[1] / "meta", "{}.npy")
-    places = {"essential": [published, beside],
-              "standard": [beside, *((folder / name / "meta", "{}.npy") for name in ("Comp_v6_KLD005", "Comp_v6_KLD01"))],
-              }[protocol]
-    if args.eval_statistics:
-        places = [(Path(args.eval_statistics), name) for name in ("eval_{}.npy", "{}.npy")]
-    for place, name in places:
-        paths = [place / name.format(part) for part in ("mean", "std")]
-        if all(path.is_file() for path in paths):
-            return paths
-    shown = " or ".join(str(place / name.format("mean")) for place, name in places)
-    raise UserError(f"no {shown} with its std (statistics of the {protocol} protocol's evaluator): {SOURCE[protocol]}; put it "
-                    f"there, or pass --eval_statistics; {OWN}")
+def find_released(args, protocol, dataset, what):
+    """The files of one part of a released protocol. Raises UserError, which says where they come from."""
+    places = released_places(args, protocol, dataset)[what]
+    files = first_place(places)
+    if files is None:
+        shown = " or ".join(" and ".join(map(str, files)) for files in places)
+        raise UserError(f"no {shown} ({what} of the {protocol} protocol's evaluator): {SOURCE[protocol]}; put it there, or pass "
+                        f"{FLAGS[what]}; {OWN}")
+    return files
 
 
 def read_statistics(path, protocol, skeleton):

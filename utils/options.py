@@ -1,6 +1,8 @@
 """Argument parsers: what several scripts share is said once. Help texts state default and unit."""
 import argparse
 
+from utils.errors import UserError
+
 
 def make_parser(doc):
     """A parser whose description is the script's docstring, with defaults shown."""
@@ -78,7 +80,10 @@ def add_generator(parser, ae_models, generators):
     parser.add_argument("--model", choices=list(generators), default=None, help="the generator's zoo name; default: as trained")
     parser.add_argument("--text_prompt", default=None, help="one prompt")
     parser.add_argument("--text_path", default=None, help="file with a prompt a line, optionally prompt#frames or prompt#NA")
-    parser.add_argument("--repeat_times", type=positive_int, default=1, help="clips a prompt")
+    parser.add_argument("--action", nargs="+", default=None, metavar="NAME",
+                        help="for a generator trained with --cond_mode action: what to show, or all")
+    parser.add_argument("--repeat_times", type=positive_int, default=1,
+                        help="clips a prompt or action; in all, for a generator without conditions")
     parser.add_argument("--output_dir", default="./generation", help="folder of the results")
     parser.add_argument("--no_video", action="store_true", help="write the .npy files only")
 
@@ -99,8 +104,13 @@ def add_sampler(parser, time_steps=18):
                         help="put known tokens before masked ones inside the transformer (changes rounding only)")
 
 
-def sampler_settings(args, spec):
-    """The generator's keyword arguments of a parsed command line; ``spec``: the DatasetSpec, for what was left open."""
+def sampler_settings(args, spec, cond_mode="text"):
+    """The generator's keyword arguments of a parsed command line; ``spec``: the DatasetSpec, for what was left open. UserError
+    for guidance of a generator that has no conditions."""
     names = ("time_steps", "cfg", "temperature", "solver", "ode_steps", "sampler", "hard_pseudo_reorder")
     settings = {name: getattr(args, name) for name in names}
+    if cond_mode == "uncond":
+        if args.cfg not in (None, 1):
+            raise UserError(f"--cfg {args.cfg:g}: guidance needs conditions, this generator was trained without; leave it out")
+        return settings | {"cfg": 1.0}
     return settings | {"cfg": spec.cfg if args.cfg is None else args.cfg}

@@ -30,11 +30,14 @@ class Drawn(NamedTuple):
 
 
 class TextClips:
-    """The text-to-motion clips of a split. ``columns``: features of a real frame; None = the essential ones."""
+    """The text-to-motion clips of a split. ``columns``: features of a real frame; None = the essential ones. ``conditions``:
+    only clips that have one of these (utils/conditions.py)."""
 
-    def __init__(self, spec, split="test", num_workers=0, columns=None):
+    def __init__(self, spec, split="test", num_workers=0, columns=None, conditions=None):
         self.store = MotionStore(spec, split, num_workers, columns)
         self.entries, dropped = text_clips(self.store)
+        if conditions is not None:
+            self.entries, dropped = conditions.select(self.store, self.entries, dropped)
         report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
         self.left_out = len(dropped) + len(self.store.skipped)
         self.dataset = TextMotionDataset(self.store, self.entries, None)
@@ -121,7 +124,7 @@ def score_rows(scores):
 
 def compare_results(paths):
     """Rows (file, metric, mean, interval) of several results of one kind. UserError where two differ in what makes figures
-    comparable: kind, protocol, data set, split, or the judges' files."""
+    comparable: kind, protocol, data set, split, number of clips, or the judges' files."""
     rows, first = [], None
     for path in map(Path, paths):
         identity, generated = read_result(path)
@@ -138,7 +141,7 @@ def read_result(path):
     """What makes a result comparable, and its {metric: {"mean", "interval"}}. UserError for another file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        identity = {name: content[name] for name in ("protocol", "kind", "dataset", "split")}
+        identity = {name: content[name] for name in ("protocol", "kind", "dataset", "split", "clips")}
         identity["judge"] = sorted(content["judge"]["files"].values())
         return identity, content["scores"]["generated"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
