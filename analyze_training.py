@@ -124,7 +124,7 @@ def plot(curves, results, args, path):
         right.set_xticks(range(len(results)), list(results), rotation=20 if len(results) > 3 else 0)
         right.set_xlim(-0.6, len(results) - 0.4)
         counts = sorted({result["window"]["values"] for result in results.values()})
-        right.set_title(f"mean \u00b1 std of the last {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} values")
+        right.set_title(f"mean \u00b1 std, last {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} values")
         save_figure(figure, path)
 
 
