@@ -104,6 +104,22 @@ def test_facing_frames_are_found():
     assert sections_of(np.array([1, 1, 0, 0, 1], bool)) == [(0, 2), (4, 5)] and skeleton.num_joints == 22
 
 
+def test_sources_in_metres_for_a_generator_in_millimetres(tmp_path):
+    """Features are in the data set's unit, joints in metres on both sides: a clip's own features give the clip back."""
+    source = walk(SKELETONS["kit"], 60)
+    np.save(tmp_path / "clip.npy", source)
+    settings = dict(name="kit", root="", skeleton="kit", fps=12.5, min_frames=24, max_frames=199, text_encoder="clip")
+    spec = DatasetSpec(**settings, metres_per_unit=0.001)
+    joints, features = edit.read_source(tmp_path / "clip.npy", spec)
+    _, metres = edit.read_source(tmp_path / "clip.npy", DatasetSpec(**settings))
+    assert np.array_equal(joints, source) and np.allclose(features[:, 1:], 1000 * metres[:, 1:], rtol=1e-4, atol=0.01)
+    edited = (np.arange(60) >= 20) & (np.arange(60) < 40)
+    out = edit.replace_frames(joints, features, features, edited, spec)
+    assert np.array_equal(out[~edited], source[~edited]) and np.abs(out - source).max() < 1e-3
+    np.save(tmp_path / "features.npy", features)
+    assert np.abs(np.diff(edit.read_source(tmp_path / "features.npy", spec)[0], axis=0)).max() < 0.2  # metres again
+
+
 # ---- the script --------------------------------------------------------------------------------------------------
 
 
