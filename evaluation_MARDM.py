@@ -17,7 +17,7 @@ from models.loading import load_length_estimator, load_pipeline, weights_hash
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import cached_text_features, clip_tokenizer
-from utils import options
+from utils import options, parallel
 from utils.datasets import MAX_LENGTH, get_spec, load_statistics, read_labels
 from utils.errors import UserError, run
 from utils.evaluation import evaluate_generation, format_table, mean_foot_skating, write_results
@@ -25,7 +25,7 @@ from utils.judges import add_judges, load_judges
 from utils.motion_process import features_to_joints
 from utils.probes import PROMPTS, check, probe_report
 from utils.protocols import MULTIMODAL_SAMPLES, MULTIMODAL_TEXTS, TextClips, evaluate_protocol, score_rows
-from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, pick_device, seed_everything
+from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, seed_everything, start
 
 
 def parse_args():
@@ -46,6 +46,12 @@ def parse_args():
     return parser.parse_args()
 
 
+def generate(pipeline, text, frames, seeds, what, **settings):
+    """Un-normalised motions of ``pipeline.sample``, whose batches the processes share among them."""
+    with tqdm(total=len(parallel.turns(seeds)), desc=what, unit="clip", leave=False, disable=not parallel.is_first()) as progress:
+        return parallel.merge(pipeline.sample(text, frames, seeds, progress=progress, turns=parallel.turns, **settings))
+
+
 class Maker:
     """Makes a clip for each caption of a Drawn, from seeds of its own. ``captions``: all that can be drawn."""
 
@@ -60,9 +66,8 @@ class Maker:
         rows = range(len(drawn.frames)) if rows is None else rows
         text = self.text[[self.rows[drawn.captions[row].text] for row in rows]]
         seeds = [clip_seed(self.seed, repeat, drawn.captions[row].text, row, sample) for row in rows]
-        with tqdm(total=len(seeds), desc="generating", unit="clip", leave=False) as progress:
-            return self.pipeline.sample(text, [drawn.frames[row] for row in rows], seeds, progress=progress, decode=decode,
-                                        **self.settings)
+        return generate(self.pipeline, text, [drawn.frames[row] for row in rows], seeds, "generating", decode=decode,
+                        **self.settings)
 
     def twice(self, repeat, drawn, rows=None, sample=0):
         """Pairs (clip, clip with the published tail)."""
@@ -97,8 +102,7 @@ def run_probes(pipeline, clips, encode, spec, args, real):
                                [clip_seed(args.seed, "length", prompt, repeat) for prompt, _, repeat in jobs],
                                spec.min_frames, MAX_LENGTH)
     seeds = [clip_seed(args.seed, prompt, repeat) for prompt, _, repeat in jobs]
-    with tqdm(total=len(jobs), desc="probes", unit="clip") as progress:
-        motions = pipeline.sample(text, lengths, seeds, progress=progress, **options.sampler_settings(args, spec))
+    motions = generate(pipeline, text, lengths, seeds, "probes", **options.sampler_settings(args, spec))
     joints = [features_to_joints(motion, spec.joints).numpy() for motion in motions]
     report = probe_report([(actions, check(actions, clip, spec.fps)) for (_, actions, _), clip in zip(jobs, joints)])
     report["rate"] = report["all"]["share"]
@@ -125,9 +129,10 @@ def make_table(results):
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = start(args.device)
     seed_everything(args.seed)
-    spec = get_spec(args.dataset_name, args.dataset_dir)
+    with parallel.first_goes_ahead():
+        spec = get_spec(args.dataset_name, args.dataset_dir)
     if args.probe_repeats and spec.skeleton != "t2m":
         raise UserError(f"--probe_repeats: the probes know the 22-joint skeleton, {spec.name} has '{spec.skeleton}'")
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
@@ -135,9 +140,10 @@ def main():
     encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
     pipeline, checkpoint = load_pipeline(path, RunFolder(args.checkpoints_dir, spec.name, args.ae_name).checkpoint(),
                                          args.model, args.ae_model, lambda: load_statistics(spec), device)
-    judges = load_judges(args, spec, encode, clip_tokenizer, device)
-    clips = TextClips(spec, "test", args.num_workers, judges.columns)
-    maker = Maker(pipeline, clips.captions, encode, args, spec)
+    with parallel.first_goes_ahead():
+        judges = load_judges(args, spec, encode, clip_tokenizer, device)
+        clips = TextClips(spec, "test", args.num_workers, judges.columns)
+        maker = Maker(pipeline, clips.captions, encode, args, spec)
     scores, motions, real = score(judges, clips, maker, args, spec.distinct_retrieval)
     distinct = spec.distinct_retrieval and not judges.released
     results = {

@@ -4,7 +4,6 @@ A data set is a folder in HumanML3D's layout (new_joint_vecs/, texts/, train.txt
 Shapes: T frames, D essential features (67 for 22 joints), B clips.
 """
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from utils import parallel
 from utils.errors import UserError
 from utils.motion_process import SKELETONS
 
@@ -70,7 +70,7 @@ def get_spec(name, dataset_dir="./datasets"):
     if name == "demo" and not root.exists():
         from utils.demo_dataset import build_demo  # needs nothing but numpy; imported late to keep start-up quick
 
-        print(f"making the data set 'demo' in {root} (once)", file=sys.stderr)
+        parallel.say(f"making the data set 'demo' in {root} (once)")
         build_demo(root)
     if not root.is_dir():
         raise UserError(f"no data set '{name}' at {root}; put it there, or make one with scripts/prepare_dataset.py")
@@ -199,7 +199,7 @@ def report_skipped(skipped, what, most=5):
     if skipped:
         shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:most])
         more = f"; and {len(skipped) - most} more" if len(skipped) > most else ""
-        print(f"warning: {len(skipped)} clips of {what} are left out: {shown}{more}", file=sys.stderr)
+        parallel.say(f"warning: {len(skipped)} clips of {what} are left out: {shown}{more}")
 
 
 def parse_caption(line):
@@ -373,12 +373,17 @@ class SeededBatches(Sampler):
     """Batches of (index, seed) pairs, a pure function of (seed, epoch): a run can be repeated, and resumed anywhere.
 
     ``lengths``: batches hold clips of similar length, so little is spent on padding (shuffled first, then sorted in chunks).
+    ``part``: (rank, n) yields the rank-th of n equal parts of each batch; a data set smaller than a batch gives one that can be
+    parted.
     """
 
-    def __init__(self, size, batch_size, seed, lengths=None, chunk=8):
-        if size < 1 or batch_size < 1:
-            raise UserError(f"cannot make batches of {batch_size} from {size} samples")
-        self.size, self.batch_size, self.seed, self.lengths, self.chunk = size, min(batch_size, size), seed, lengths, chunk
+    def __init__(self, size, batch_size, seed, lengths=None, chunk=8, part=(0, 1)):
+        if size < part[1] or batch_size < part[1]:
+            raise UserError(f"cannot make batches of {batch_size} from {size} samples for {part[1]} process(es)")
+        self.batch_size = min(batch_size, size) // part[1] * part[1]
+        self.size, self.seed, self.lengths, self.chunk = size, seed, lengths, chunk
+        own = self.batch_size // part[1]
+        self.rows = slice(own * part[0], own * (part[0] + 1))
         self.epoch = self.start = 0
 
     def __len__(self):
@@ -396,12 +401,14 @@ class SeededBatches(Sampler):
         if self.lengths is not None:
             rng.shuffle(batches)
         for batch in batches[self.start :]:
-            yield [(int(index), int(seeds[index])) for index in batch]
+            yield [(int(index), int(seeds[index])) for index in batch[self.rows]]
 
 
-def make_loader(dataset, batch_size, seed, num_workers=0, lengths=None, collate_fn=None):
-    """A DataLoader over SeededBatches (``loader.batch_sampler``)."""
-    sampler = SeededBatches(len(dataset), batch_size, seed, lengths)
+def make_loader(dataset, batch_size, seed, num_workers=0, lengths=None, collate_fn=None, whole=False):
+    """A DataLoader over SeededBatches (``loader.batch_sampler``). Of several processes each gets ``batch_size`` samples of a
+    batch; ``whole``: all get the same batches."""
+    sampler = (SeededBatches(len(dataset), batch_size, seed, lengths) if whole else
+               SeededBatches(len(dataset), batch_size * parallel.size(), seed, lengths, part=(parallel.rank(), parallel.size())))
     return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn,
                       persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available())
 

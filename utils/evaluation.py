@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils import parallel
 from utils.errors import UserError
 from utils.eval_utils import (
     acceleration_error,
@@ -51,16 +52,16 @@ def reconstruct(ae, store, device="cpu", batch_size=32, max_frames=400):
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
     lengths = np.minimum(store.lengths, max_frames) // 4 * 4
     usable = [clip for clip in np.argsort(lengths, kind="stable") if lengths[clip] > 0]
-    pairs = []
-    for first in range(0, len(usable), batch_size):
+    pairs = [None] * len(usable)
+    for first in parallel.turns(range(0, len(usable), batch_size)):
         clips = usable[first : first + batch_size]
         real = [torch.from_numpy(store.frames(clip, 0, lengths[clip])) for clip in clips]
         batch = torch.nn.utils.rnn.pad_sequence(real, batch_first=True).to(device)
         frames = torch.as_tensor(lengths[clips], device=device)
         _, targets = ae.encode_targets((batch - mean) / std, frames)
         made = ae.decode_targets(targets, frames) * std + mean
-        pairs += [(original, motion[: len(original)].cpu()) for original, motion in zip(real, made)]
-    return pairs
+        pairs[first : first + len(clips)] = [(original, motion[: len(original)]) for original, motion in zip(real, made.cpu())]
+    return parallel.merge(pairs)
 
 
 @torch.no_grad()
@@ -68,8 +69,8 @@ def reconstruct_twice(ae, motions, mean, std, device="cpu", batch_size=32, frame
     """[(reconstruction (T, D) of the clip alone, and (T + tail, D) as the published evaluation makes it: the clip is encoded and
     decoded with zeros behind its end, up to ``frames``)] of un-normalised motions (T, D or more), each a multiple of 4 frames."""
     mean, std = (torch.as_tensor(value, device=device) for value in (mean, std))
-    pairs = []
-    for first in range(0, len(motions), batch_size):
+    pairs = [None] * len(motions)
+    for first in parallel.turns(range(0, len(motions), batch_size)):
         part = motions[first : first + batch_size]
         lengths = torch.tensor([len(motion) for motion in part], device=device)
         x = torch.zeros(len(part), frames, len(mean), device=device)
@@ -77,8 +78,9 @@ def reconstruct_twice(ae, motions, mean, std, device="cpu", batch_size=32, frame
             row[: len(motion)] = (motion[:, : len(mean)].to(device) - mean) / std
         alone, padded = (ae.decode_targets(ae.encode_targets(x, ends)[1], ends) * std + mean for ends in (lengths, None))
         padded = torch.nn.functional.pad(padded, (0, 0, 0, tail)).cpu()
-        pairs += [(clip[:count].cpu(), long[: count + tail]) for clip, long, count in zip(alone, padded, lengths.tolist())]
-    return pairs
+        pairs[first : first + len(part)] = [(clip[:count], long[: count + tail])
+                                            for clip, long, count in zip(alone.cpu(), padded, lengths.tolist())]
+    return parallel.merge(pairs)
 
 
 def reconstruction_errors(pairs, num_joints):
@@ -126,14 +128,14 @@ def embed_all(evaluator, motions, batch_size=64, tail=0):
     frames at each one's end lie behind the clip (MatchingEvaluator.embed_motion)."""
     order = sorted(range(len(motions)), key=lambda i: len(motions[i]))
     out = [None] * len(motions)
-    for first in range(0, len(order), batch_size):
+    for first in parallel.turns(range(0, len(order), batch_size)):
         rows = order[first : first + batch_size]
         batch = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(motions[row]) for row in rows], batch_first=True)
         lengths = torch.tensor([len(motions[row]) - tail for row in rows])
         found = evaluator.embed_motion(batch, lengths, tail) if tail else evaluator.embed_motion(batch, lengths)
         for row, embedding in zip(rows, found.double().cpu().numpy()):
             out[row] = embedding
-    return np.stack(out)
+    return np.stack(parallel.merge(out))
 
 
 def retrieval_scores(text, motion, batches):
@@ -179,7 +181,7 @@ def evaluate_generation(evaluator, captions, real, generate, groups, repeats, se
     text = evaluator.embed_text(captions).double().cpu().numpy()
     real_embeddings = embed_all(evaluator, real)
     rows, real_rows, motions = [], [], []
-    for repeat in tqdm(range(repeats), desc="repeats", unit="repeat"):
+    for repeat in tqdm(range(repeats), desc="repeats", unit="repeat", disable=not parallel.is_first()):
         rng = np.random.default_rng([seed, repeat])
         motions = generate(repeat)
         made = embed_all(evaluator, motions)
@@ -223,7 +225,10 @@ def format_table(rows, header):
 
 
 def write_results(folder, name, results, table):
-    """Print a table, append it to eval.log, and write the dict to <name>.json (atomically), both under ``folder``."""
+    """Print a table, append it to eval.log, and write the dict to <name>.json (atomically), both under ``folder``; once for all
+    processes."""
+    if not parallel.is_first():
+        return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     print(table)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils import parallel
 from utils.datasets import MAX_LENGTH, MotionStore, TextMotionDataset, all_captions, caption_groups, report_skipped, text_clips
 from utils.errors import UserError
 from utils.eval_utils import calculate_multimodality
@@ -74,7 +75,7 @@ def evaluate_protocol(judges, draw, generate, repeats, seed, multimodal=None):
     "scored": clips that the published rule keeps, "clips": the clips of the last repeat}. Metrics are named by ``judges.tag``.
     """
     rows = []
-    for repeat in tqdm(range(repeats), desc="repeats", unit="repeat"):
+    for repeat in tqdm(range(repeats), desc="repeats", unit="repeat", disable=not parallel.is_first()):
         rng, drawn = np.random.default_rng([seed, repeat]), draw(repeat)
         made = generate(repeat, drawn)
         row = score_repeat(judges, drawn, made, rng)
