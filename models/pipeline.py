@@ -43,8 +43,8 @@ class Pipeline:
     def sample(self, cond, frames, seeds, batch_size=32, progress=None, decode=None, turns=list, **settings):
         """Un-normalised features, a list of (T_i, D) CPU tensors, for conditions (B, C), ``frames`` (ints, rounded down to a
         multiple of 4) and ``seeds`` (ints). Clips of similar length run together; a clip does not depend on its batch.
-        ``decode``: function (targets, frames) -> what is made of each clip; None = ``self.decode``. ``turns``: function that picks
-        the batches to make (each named by its first place in the order of lengths); the clips of others are None."""
+        ``decode``: function (targets, frames) -> what is made of each clip; None = ``self.decode``. ``turns``: function that
+        picks the batches to make (each named by its first place in the order of lengths); the clips of others are None."""
         lengths = torch.tensor([int(count) // UNIT for count in frames])
         order = lengths.argsort(stable=True).tolist()
         out = [None] * len(order)
