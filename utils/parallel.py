@@ -193,6 +193,13 @@ def merge(found):
     if _group.size == 1:
         return found
     parts = [None] * _group.size
-    dist.all_gather_object(parts, {place: value for place, value in enumerate(found) if value is not None})
+    dist.all_gather_object(parts, {place: _compact(value) for place, value in enumerate(found) if value is not None})
     merged = {place: value for part in parts for place, value in part.items()}
     return [merged[place] for place in range(len(found))]
+
+
+def _compact(value):
+    """A tensor, or tuple of tensors, without the rest of the storage that it is a view of: that would be sent along."""
+    if torch.is_tensor(value):
+        return value.clone()
+    return tuple(map(_compact, value)) if isinstance(value, tuple) else value
