@@ -66,7 +66,8 @@ def test_a_process_that_breaks_down_ends_all(tmp_path):
 
 def test_a_mistake_is_told_once(tmp_path):
     code, output = torchrun(tmp_path, "mistake")
-    assert code != 0 and output.count("error: a mistake that all processes meet") == 1
+    assert code != 0 and output.count("error: a mistake that the first process meets") == 1
+    assert "[rank0]: Traceback" not in output and "[rank1]: Traceback" not in output
 
 
 def test_parts_make_the_batch():

@@ -22,6 +22,8 @@ def run(main):
         sys.exit(130)
     except Exception as error:
         if not getattr(error, "is_user_error", False):
+            if parallel.claimed("error"):  # this process only lost those that a mistake has ended
+                sys.exit(2)
             raise
         if parallel.claim("error"):
             print(f"error: {error}", file=sys.stderr)

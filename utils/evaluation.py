@@ -49,8 +49,8 @@ def heading_error(motion, target):
 def padded_batches(store, lengths, device, batch_size):
     """Batches of a store's clips, from their first frame on, in the order of their ``lengths`` (frames; 0 leaves a clip out).
 
-    Returns how many clips that is, and this process' turns of the batches: (first place in that order, clip numbers, un-normalised
-    motion (B, T, D) with zeros behind each end, frames (B,)), the latter two on ``device``."""
+    Returns how many clips that is, and this process' turns of the batches: (first place in that order, clip numbers,
+    un-normalised motion (B, T, D) with zeros behind each end, frames (B,)), the latter two on ``device``."""
     usable = [clip for clip in np.argsort(lengths, kind="stable") if lengths[clip] > 0]
 
     def batches():

@@ -80,6 +80,11 @@ def claim(what):
     return _group.store is None or _group.store.add(what, 1) == 1
 
 
+def claimed(what):
+    """Whether a process has claimed ``what``."""
+    return _group.store is not None and _group.store.add(what, 0) > 0
+
+
 def say(*lines):
     """Print on stderr, from the first process only."""
     if is_first():
