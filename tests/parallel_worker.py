@@ -85,8 +85,9 @@ def train(folder, key, at_step=None):
     run_folder = RunFolder(folder, "numbers", key)
     going_on = run_folder.latest.is_file()
     run_folder.prepare(going_on)
-    trainer = Trainer(run_folder, key, model, torch.optim.AdamW(model.parameters(), 1e-2), lambda step: 1e-2, {}, seed=3,
-                      ema=EMA(model, 0.9), log_every=2, clip_grad=1.0, max_iter=STEPS)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.9)  # AdamW would not notice a loss of the wrong size
+    trainer = Trainer(run_folder, key, model, optimizer, lambda step: 1e-2, {}, seed=3, ema=EMA(model, 0.9), log_every=2,
+                      max_iter=STEPS)
     if going_on:
         trainer.resume(read_checkpoint(run_folder.latest))
 
