@@ -10,7 +10,7 @@ from functools import partial
 from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash
 from models.TextEncoder import cached_text_features
-from utils import options
+from utils import options, parallel
 from utils.datasets import MotionStore, get_spec
 from utils.errors import UserError, run
 from utils.evaluation import (
@@ -24,7 +24,7 @@ from utils.evaluation import (
 )
 from utils.judges import add_judges, load_judges
 from utils.protocols import TextClips, evaluate_protocol, score_rows
-from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, pick_device, seed_everything
+from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, seed_everything, start
 
 
 def parse_args():
@@ -46,7 +46,8 @@ def find_judges(args, spec, device):
     except UserError as error:
         if args.protocol:
             raise
-        print(f"no FID: {error}")
+        if parallel.is_first():
+            print(f"no FID: {error}")
         return None
 
 
@@ -77,14 +78,15 @@ def make_table(results):
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = start(args.device)
     seed_everything(args.seed)
-    spec = get_spec(args.dataset_name, args.dataset_dir)
-    folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
-    path = folder.checkpoint(args.which)
-    ae, checkpoint = load_autoencoder(path, args.model)
-    ae = ae.to(device)
-    store = MotionStore(spec, args.split, args.num_workers)
+    with parallel.first_goes_ahead():
+        spec = get_spec(args.dataset_name, args.dataset_dir)
+        folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+        path = folder.checkpoint(args.which)
+        ae, checkpoint = load_autoencoder(path, args.model)
+        ae = ae.to(device)
+        store = MotionStore(spec, args.split, args.num_workers)
 
     pairs = reconstruct(ae, store, device)
     figures = reconstruction_errors(pairs, spec)

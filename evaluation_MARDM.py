@@ -18,7 +18,7 @@ from models.loading import load_length_estimator, load_pipeline, weights_hash
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import cached_text_features, clip_tokenizer
-from utils import options
+from utils import options, parallel
 from utils.conditions import load_conditions
 from utils.datasets import MAX_LENGTH, get_spec, joints_in_metres, load_statistics, read_labels
 from utils.errors import UserError, run
@@ -26,7 +26,7 @@ from utils.evaluation import evaluate_generation, format_table, mean_foot_skatin
 from utils.judges import add_judges, load_judges
 from utils.probes import PROMPTS, RULES, check, probe_report
 from utils.protocols import MULTIMODAL_SAMPLES, MULTIMODAL_TEXTS, TextClips, evaluate_protocol, score_rows
-from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, pick_device, seed_everything
+from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, seed_everything, start
 
 
 def parse_args():
@@ -47,6 +47,12 @@ def parse_args():
     return parser.parse_args()
 
 
+def generate(pipeline, cond, frames, seeds, what, **settings):
+    """Un-normalised motions of ``pipeline.sample``, whose batches the processes share among them."""
+    with tqdm(total=len(parallel.turns(seeds)), desc=what, unit="clip", leave=False, disable=not parallel.is_first()) as progress:
+        return parallel.merge(pipeline.sample(cond, frames, seeds, progress=progress, turns=parallel.turns, **settings))
+
+
 class Maker:
     """Makes a clip for each one of a Drawn, under its condition, from seeds of its own. ``clips``: TextClips, all of them."""
 
@@ -59,9 +65,8 @@ class Maker:
         rows = range(len(drawn.frames)) if rows is None else rows
         cond = self.conditions(rows, [drawn.captions[row] for row in rows])
         seeds = [clip_seed(self.seed, repeat, drawn.captions[row].text, row, sample) for row in rows]
-        with tqdm(total=len(seeds), desc="generating", unit="clip", leave=False) as progress:
-            return self.pipeline.sample(cond, [drawn.frames[row] for row in rows], seeds, progress=progress, decode=decode,
-                                        **self.settings)
+        return generate(self.pipeline, cond, [drawn.frames[row] for row in rows], seeds, "generating", decode=decode,
+                        **self.settings)
 
     def twice(self, repeat, drawn, rows=None, sample=0):
         """Pairs (clip, clip with the published tail)."""
@@ -106,8 +111,7 @@ def run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settin
     lengths = estimate_lengths(estimator, cond, [clip_seed(args.seed, "length", prompt, repeat) for prompt, _, repeat in jobs],
                                spec.min_frames, MAX_LENGTH)
     seeds = [clip_seed(args.seed, prompt, repeat) for prompt, _, repeat in jobs]
-    with tqdm(total=len(jobs), desc="probes", unit="clip") as progress:
-        motions = pipeline.sample(cond, lengths, seeds, progress=progress, **settings)
+    motions = generate(pipeline, cond, lengths, seeds, "probes", **settings)
     joints = [joints_in_metres(motion, spec) for motion in motions]
     report = probe_report([(actions, check(actions, clip, spec.fps)) for (_, actions, _), clip in zip(jobs, joints)])
     report["rate"] = report["all"]["share"]
@@ -134,9 +138,10 @@ def make_table(results):
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = start(args.device)
     seed_everything(args.seed)
-    spec = get_spec(args.dataset_name, args.dataset_dir)
+    with parallel.first_goes_ahead():
+        spec = get_spec(args.dataset_name, args.dataset_dir)
     if args.probe_repeats and spec.skeleton != "t2m":
         raise UserError(f"--probe_repeats: the probes know the 22-joint skeleton, {spec.name} has '{spec.skeleton}'")
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
@@ -149,10 +154,11 @@ def main():
         raise UserError("--cal_mm, --probe_repeats: nothing to measure, this generator was trained without conditions")
     settings = options.sampler_settings(args, spec, mode)
     conditions = load_conditions(mode, spec, encode, checkpoint.get("actions", []))
-    judges = load_judges(args, spec, encode, clip_tokenizer, device)
-    clips = TextClips(spec, "test", args.num_workers, judges.columns, conditions)
-    judges.check_captions(clips.captions)
-    maker = Maker(pipeline, clips, conditions, settings, args.seed)
+    with parallel.first_goes_ahead():
+        judges = load_judges(args, spec, encode, clip_tokenizer, device)
+        clips = TextClips(spec, "test", args.num_workers, judges.columns, conditions)
+        judges.check_captions(clips.captions)
+        maker = Maker(pipeline, clips, conditions, settings, args.seed)
     scores, motions, real = score(judges, clips, maker, args, spec.distinct_retrieval)
     distinct = spec.distinct_retrieval and not judges.released
     results = {

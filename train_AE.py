@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from models.AE import AE_models
 from models.loading import read_checkpoint
-from utils import options
+from utils import options, parallel
 from utils.datasets import MotionStore, WindowDataset, get_spec, make_loader
 from utils.errors import UserError, run
 from utils.evaluation import heading_error, reconstruct, reconstruction_errors
-from utils.train_utils import RunFolder, make_trainer, pick_device, seed_everything
+from utils.train_utils import RunFolder, make_trainer, seed_everything, start
 
 
 def parse_args():
@@ -67,16 +67,17 @@ def make_loss(args, store, device):
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = start(args.device)
     if args.window_size % 4:
         raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
-    spec = get_spec(args.dataset_name, args.dataset_dir)
-    kwargs = model_kwargs(args, spec.feature_dim)
-    seed_everything(args.seed)
-    model = AE_models[args.model](**kwargs).to(device)
-    folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
-    folder.prepare(args.is_continue)
-    store, val_store = (MotionStore(spec, split, args.num_workers) for split in ("train", "val"))
+    with parallel.first_goes_ahead():
+        spec = get_spec(args.dataset_name, args.dataset_dir)
+        kwargs = model_kwargs(args, spec.feature_dim)
+        seed_everything(args.seed)
+        model = AE_models[args.model](**kwargs).to(device)
+        folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+        folder.prepare(args.is_continue)
+        store, val_store = (MotionStore(spec, split, args.num_workers) for split in ("train", "val"))
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
     describe = {"kind": "ae", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std)}

@@ -11,13 +11,14 @@ Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from models.AE import AE_models
 from models.loading import load_autoencoder, read_checkpoint, weights_hash
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features
-from utils import options
+from utils import options, parallel
 from utils.conditions import COND_MODES, load_conditions
 from utils.datasets import (
     MAX_LENGTH,
@@ -30,7 +31,7 @@ from utils.datasets import (
 from utils.errors import run
 from utils.evaluation import evaluate_generation, without_text
 from utils.judges import add_judges, load_judges
-from utils.train_utils import EMA, RunFolder, make_trainer, pick_device, seed_everything
+from utils.train_utils import EMA, RunFolder, make_trainer, seed_everything, start
 
 CACHE_BYTES = 2**30
 
@@ -93,13 +94,16 @@ class TargetCache:
 
 
 def make_loss(ae, device):
+    """The loss function of a batch, or of this process' rows of one; ``whole``: all processes hold the same batch."""
     cache = TargetCache(ae, device)
 
-    def loss_fn(model, batch):
+    def loss_fn(model, batch, whole=False):
+        rows, generator = parallel.Share() if whole else parallel.share(len(batch["lengths"]), device)
+        lengths = (batch["lengths"] if whole else parallel.gather_rows(batch["lengths"])) // 4  # of all processes' clips
         targets = cache(batch)
+        targets = F.pad(targets, (0, 0, 0, int(lengths.max()) - targets.shape[1]))
         latents = ae.embed_targets(targets)
-        lengths = batch["lengths"].to(device) // 4
-        return {"loss": model.loss(latents, targets, batch["text"].to(device), lengths)}
+        return {"loss": model.loss(latents, targets, batch["text"].to(device), lengths.to(device), rows, generator)}
 
     return loss_fn
 
@@ -109,7 +113,7 @@ def validation_loss(model, loss_fn, loader):
     """Mean loss over a loader, with the same masks, noise and times at every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        values = [float(loss_fn(model, batch)["loss"]) for batch in loader]
+        values = [float(loss_fn(model, batch, whole=True)["loss"]) for batch in loader]
     return sum(values) / len(values)
 
 
@@ -125,7 +129,8 @@ def make_generation_check(judges, spec, data, ae, ema, args, device):
     pipeline = Pipeline(ema.model, ae, data.store.mean, data.store.std, device)
 
     def generate(repeat):
-        return judges.rebuilt(pipeline.sample(cond, frames, seeds, cfg=cfg, ode_steps=10))
+        made = pipeline.sample(cond, frames, seeds, turns=parallel.turns, cfg=cfg, ode_steps=10)
+        return judges.rebuilt(parallel.merge(made))
 
     def check():
         scores = evaluate_generation(judges.matching, captions, real, generate, caption_groups(data.entries), repeats=1,
@@ -138,19 +143,20 @@ def make_generation_check(judges, spec, data, ae, ema, args, device):
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = start(args.device)
     check_pair(args.model, args.ae_model)
-    spec = get_spec(args.dataset_name, args.dataset_dir)
-    encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
-    conditions = load_conditions(args.cond_mode, spec, encode)
-    judges = load_judges(args, spec, encode, device=device) if args.need_evaluation else None
-    ae_folder = RunFolder(args.checkpoints_dir, spec.name, args.ae_name)
-    ae, ae_checkpoint = load_autoencoder(ae_folder.checkpoint(), args.ae_model)
-    ae = ae.to(device).requires_grad_(False)
-    folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
-    folder.prepare(args.is_continue)
-    data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, args.max_motion_length)
-                      for split in ("train", "val"))
+    with parallel.first_goes_ahead():
+        spec = get_spec(args.dataset_name, args.dataset_dir)
+        encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
+        conditions = load_conditions(args.cond_mode, spec, encode)
+        judges = load_judges(args, spec, encode, device=device) if args.need_evaluation else None
+        ae_folder = RunFolder(args.checkpoints_dir, spec.name, args.ae_name)
+        ae, ae_checkpoint = load_autoencoder(ae_folder.checkpoint(), args.ae_model)
+        ae = ae.to(device).requires_grad_(False)
+        folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+        folder.prepare(args.is_continue)
+        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, args.max_motion_length)
+                          for split in ("train", "val"))
 
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
@@ -169,7 +175,7 @@ def main():
 
     loss_fn = make_loss(ae, device)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
-    val_loader = make_loader(val_data, min(args.batch_size, len(val_data)), 0, 0, val_data.lengths, collate_clips)
+    val_loader = make_loader(val_data, min(args.batch_size, len(val_data)), 0, 0, val_data.lengths, collate_clips, whole=True)
     check = make_generation_check(judges, spec, val_data, ae, ema, args, device) if judges else dict
 
     def validate(epoch, last):

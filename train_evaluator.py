@@ -13,7 +13,7 @@ import torch
 
 from models.loading import read_checkpoint
 from models.TextEncoder import cached_text_features
-from utils import options
+from utils import options, parallel
 from utils.conditions import Conditions
 from utils.datasets import (
     caption_groups,
@@ -25,7 +25,7 @@ from utils.datasets import (
 from utils.errors import run
 from utils.evaluation import draw_batches, embed_all, retrieval_scores
 from utils.evaluators import ContrastiveEvaluator, TrainedEvaluator
-from utils.train_utils import RunFolder, make_trainer, pick_device, seed_everything
+from utils.train_utils import RunFolder, make_trainer, seed_everything, start
 
 
 def parse_args():
@@ -50,12 +50,14 @@ def retrieval_check(evaluator, data, seed):
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
-    spec = get_spec(args.dataset_name, args.dataset_dir)
-    folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
-    folder.prepare(args.is_continue)
-    encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
-    data, val_data = (load_text_motion(spec, split, Conditions("text", encode), args.num_workers) for split in ("train", "val"))
+    device = start(args.device)
+    with parallel.first_goes_ahead():
+        spec = get_spec(args.dataset_name, args.dataset_dir)
+        folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+        folder.prepare(args.is_continue)
+        encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
+        conditions = Conditions("text", encode)
+        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers) for split in ("train", "val"))
     seed_everything(args.seed)
     kwargs = {"feature_dim": spec.feature_dim, "text_dim": data.features.shape[1], "width": args.width}
     model = ContrastiveEvaluator(**kwargs).to(device)
@@ -67,7 +69,7 @@ def main():
     groups = torch.as_tensor(caption_groups(data.entries))
 
     def loss_fn(model, batch):
-        rows = groups[batch["index"]].to(device)
+        rows = groups[parallel.gather_rows(batch["index"])].to(device)
         loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["text"].to(device),
                           rows[:, None] == rows)
         return {"loss": loss}

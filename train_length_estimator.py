@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from models.LengthEstimator import LengthEstimator
 from models.loading import read_checkpoint
 from models.TextEncoder import cached_text_features
-from utils import options
+from utils import options, parallel
 from utils.conditions import LENGTH_CLASSES
 from utils.datasets import MotionStore, all_captions, get_spec, make_loader, report_skipped, text_clips
 from utils.errors import run
-from utils.train_utils import RunFolder, make_trainer, pick_device, seed_everything
+from utils.train_utils import RunFolder, make_trainer, seed_everything, start
 
 
 class LengthDataset(Dataset):
@@ -46,11 +46,12 @@ def parse_args():
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
-    spec = get_spec(args.dataset_name, args.dataset_dir)
-    folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
-    folder.prepare(args.is_continue)
-    data, val_data = (LengthDataset(spec, split, args.num_workers) for split in ("train", "val"))
+    device = start(args.device)
+    with parallel.first_goes_ahead():
+        spec = get_spec(args.dataset_name, args.dataset_dir)
+        folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+        folder.prepare(args.is_continue)
+        data, val_data = (LengthDataset(spec, split, args.num_workers) for split in ("train", "val"))
     seed_everything(args.seed)
     model = LengthEstimator(data.features.shape[1], LENGTH_CLASSES).to(device)
     trainer = make_trainer(args, folder, "estimator", model, {"kind": "length_estimator", "dataset": spec.describe()})

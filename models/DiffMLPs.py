@@ -125,13 +125,22 @@ class DiffHead(nn.Module):
             t = t.to(x.dtype)
         return t.expand(count) if t.dim() == 0 else t.repeat(count // len(t))
 
-    def loss(self, target, z, t=None, noise=None, generator=None):
-        """Mean training loss () of targets (N, d) under conditions z (N, Z); t and noise are drawn unless given."""
+    def loss(self, target, z, t=None, noise=None, generator=None, share=None):
+        """Mean training loss () of targets (N, d) under conditions z (N, Z); t and noise are drawn unless given.
+
+        ``share`` (M,) bool: these N are the true ones of M rows, for all of which t and noise are drawn; the loss is then what
+        they add to the mean over all M."""
+        count = len(target) if share is None else len(share)
         if t is None:
-            t = self.process.draw_time(len(target), target.device, generator)
+            t = self.process.draw_time(count, target.device, generator)
         if noise is None:
-            noise = torch.randn(target.shape, device=target.device, generator=generator)
-        return self.process.training_loss(lambda x, time: self.net(x, time, z), target, t, noise)
+            noise = torch.randn(count, target.shape[1], device=target.device, generator=generator)
+        if share is None:
+            return self.process.training_loss(lambda x, time: self.net(x, time, z), target, t, noise)
+        t, noise = t[share], noise[share]
+        if not len(target):
+            return self.net(target, t, z).sum()  # 0, with a gradient of 0 for every weight
+        return self.process.training_loss(lambda x, time: self.net(x, time, z), target, t, noise) * (len(target) / count)
 
 
 class SiTHead(DiffHead):

@@ -160,7 +160,9 @@ class MARDM(nn.Module):
         """latents (B, L, C), cond (B, cond_dim; ignored when unconditional), padding_mask (B, L; true = padding)
         -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) reorders known tokens before masked ones inside
         ("hard pseudo reorder"); attention does not see the order, so only rounding changes."""
-        cond = self.cond_emb(self.mask_cond(cond, latents, force_mask))
+        if force_mask or self.cond_mode == "uncond":
+            cond = latents.new_zeros(len(latents), self.cond_dim)
+        cond = self.cond_emb(cond)
         x = self.position_enc(self.input_process(latents), padding_mask if self.count_from_end else None)
         if mask is not None:
             order = mask.long().argsort(dim=1, stable=True)
@@ -169,43 +171,55 @@ class MARDM(nn.Module):
             x = block(x, cond, padding_mask)
         return x if mask is None else _reorder(x, order.argsort(dim=1))
 
-    def mask_cond(self, cond, latents, force_mask):
-        """The condition with none, a random share (in training) or all (``force_mask``) of its rows zeroed."""
-        if force_mask or self.cond_mode == "uncond":
-            return latents.new_zeros(len(latents), self.cond_dim)
-        if self.training and self.cond_drop_prob > 0:
-            keep = torch.rand(len(cond), 1, device=cond.device) >= self.cond_drop_prob
-            return cond * keep
-        return cond
-
     # ---- training ----------------------------------------------------------------------------------------------
 
-    def loss(self, latents, targets, cond, lengths):
+    def loss(self, latents, targets, cond, lengths, rows=slice(None), generator=None):
         """Mean head loss () over the masked tokens. latents (B, L, C), targets (B, L, d), cond (B, cond_dim), lengths (B,)
-        in tokens. The number of masked tokens follows the cosine of a uniform draw a clip, over the padded length."""
-        padding = padding_mask_of(lengths, latents.shape[1])
-        mask = self.draw_mask(padding)
-        z = self(self.corrupt(latents, mask), cond, padding)[mask]
-        times = self.diffmlps_batch_mul
-        return self.DiffMLPs.loss(targets[mask].repeat(times, 1), z.repeat(times, 1))
+        in tokens. The number of masked tokens follows the cosine of a uniform draw a clip, over the padded length.
 
-    def draw_mask(self, padding):
+        A process that holds some ``rows`` of a larger batch passes the larger batch's ``lengths``, its own rows of all else, and
+        a ``generator`` that is alike in all processes: everything is drawn for the whole batch. The mean of the processes'
+        losses is then the loss of the whole batch, whatever number of masked tokens each has.
+        """
+        padding = padding_mask_of(lengths, latents.shape[1])
+        mask = self.draw_mask(padding, generator)
+        latents = self.corrupt(latents, mask, rows, generator)
+        cond = self.drop_cond(cond, len(mask), rows, generator)
+        z = self(latents, cond, padding[rows])[mask[rows]]
+        times, share = self.diffmlps_batch_mul, None
+        if generator is not None:
+            share = torch.zeros_like(mask)
+            share[rows] = True
+            share = share[mask].repeat(times)
+        loss = self.DiffMLPs.loss(targets[mask[rows]].repeat(times, 1), z.repeat(times, 1), generator=generator, share=share)
+        return loss * (len(lengths) / len(latents))
+
+    def drop_cond(self, cond, batch, rows=slice(None), generator=None):
+        """The condition of ``rows`` of a batch, a random share of them zeroed in training."""
+        if self.cond_mode == "uncond" or not self.training or self.cond_drop_prob == 0:
+            return cond
+        keep = torch.rand(batch, 1, device=cond.device, generator=generator) >= self.cond_drop_prob
+        return cond * keep[rows]
+
+    def draw_mask(self, padding, generator=None):
         """Training mask (B, L) bool; never a padded token, and never empty for the batch as a whole."""
         batch, num_tokens = padding.shape
-        ratio = torch.cos(torch.rand(batch, 1, device=padding.device) * math.pi * 0.5)
+        ratio = torch.cos(torch.rand(batch, 1, device=padding.device, generator=generator) * math.pi * 0.5)
         count = (ratio * num_tokens).round().clamp(min=1)
-        ranks = torch.rand(padding.shape, device=padding.device).argsort(dim=1)
+        ranks = torch.rand(padding.shape, device=padding.device, generator=generator).argsort(dim=1)
         mask = (ranks < count) & ~padding
         mask[0, 0] |= ~mask.any()
         return mask
 
-    def corrupt(self, latents, mask):
-        """Of the masked tokens of (B, L, C) some become noise, most the mask token, a few stay as they are."""
-        draw = torch.rand(2, *mask.shape, device=mask.device)
+    def corrupt(self, latents, mask, rows=slice(None), generator=None):
+        """Of the masked tokens of ``rows`` (latents (b, L, C); mask (B, L) of the whole batch) some become noise, most the mask
+        token, a few stay as they are."""
+        draw = torch.rand(2, *mask.shape, device=mask.device, generator=generator)
         noised = mask & (draw[0] < NOISED)
         hidden = mask & ~noised & (draw[1] < MASKED)
-        latents = torch.where(noised[..., None], torch.randn_like(latents), latents)
-        return torch.where(hidden[..., None], self.mask_latent.to(latents.dtype), latents)
+        noise = torch.randn(*mask.shape, latents.shape[2], dtype=latents.dtype, device=mask.device, generator=generator)
+        latents = torch.where(noised[rows, :, None], noise[rows], latents)
+        return torch.where(hidden[rows, :, None], self.mask_latent.to(latents.dtype), latents)
 
     # ---- generation --------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Vector quantization (van den Oord et al. 2017, arXiv 1711.00937): the control for FSQ, behind the same interface."""
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -41,9 +42,15 @@ class VQ(nn.Module):
 
     @torch.no_grad()
     def _seed(self, vectors):
+        if dist.is_initialized():  # every process trains the same codebook: that of the first, from the vectors of all
+            parts = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, vectors.contiguous())
+            vectors = torch.cat(parts)
         picks = torch.randint(len(vectors), (self.codebook_size,), device=vectors.device)
         spread = vectors.std(0, unbiased=False) * 0.01  # two picks of one vector must not stay the same code
         self.codebook.copy_(vectors[picks] + spread * torch.randn_like(vectors[picks]))
+        if dist.is_initialized():
+            dist.broadcast(self.codebook.data, 0)
         self.seeded.fill_(True)
 
     @torch.no_grad()

@@ -40,14 +40,15 @@ class Pipeline:
         self.mean, self.std = (torch.as_tensor(value, device=self.device) for value in (mean, std))
 
     @torch.no_grad()
-    def sample(self, cond, frames, seeds, batch_size=32, progress=None, decode=None, **settings):
+    def sample(self, cond, frames, seeds, batch_size=32, progress=None, decode=None, turns=list, **settings):
         """Un-normalised features, a list of (T_i, D) CPU tensors, for conditions (B, C), ``frames`` (ints, rounded down to a
         multiple of 4) and ``seeds`` (ints). Clips of similar length run together; a clip does not depend on its batch.
-        ``decode``: function (targets, frames) -> what is made of each clip; None = ``self.decode``."""
+        ``decode``: function (targets, frames) -> what is made of each clip; None = ``self.decode``. ``turns``: function that
+        picks the batches to make (each named by its first place in the order of lengths); the clips of others are None."""
         lengths = torch.tensor([int(count) // UNIT for count in frames])
         order = lengths.argsort(stable=True).tolist()
         out = [None] * len(order)
-        for first in range(0, len(order), batch_size):
+        for first in turns(range(0, len(order), batch_size)):
             rows = order[first : first + batch_size]
             part = None if cond is None else cond[rows].to(self.device)
             targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows], **settings)

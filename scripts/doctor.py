@@ -24,7 +24,17 @@ sys.path.insert(0, str(ROOT))
 
 from models import TextEncoder, loading  # noqa: E402
 from models.MARDM import MARDM_models, check_pair  # noqa: E402
-from utils import conditions, datasets, evaluation, evaluators, judges, options, train_utils, word_vectorizer  # noqa: E402
+from utils import (  # noqa: E402
+    conditions,
+    datasets,
+    evaluation,
+    evaluators,
+    judges,
+    options,
+    packing,
+    train_utils,
+    word_vectorizer,
+)
 from utils.errors import UserError, run  # noqa: E402
 from utils.motion_process import SKELETONS  # noqa: E402
 
@@ -92,7 +102,7 @@ def read_clip(name, spec):
     header, _ = attempt(partial(np.load, mmap_mode="r"), path)  # read_features says what is wrong with a file
     width = header.shape[-1] if getattr(header, "ndim", 0) == 2 else None
     fits = width in (skeleton.feature_dim, skeleton.essential_dim)
-    features, reason = datasets.read_features(path, width if fits else spec.feature_dim)
+    features, reason = packing.read_features(path, width if fits else spec.feature_dim)
     if reason or not fits:
         return SimpleNamespace(reason=reason or f"has {width} columns, skeleton {spec.skeleton} {skeleton.feature_dim}")
     part = features[:, : spec.feature_dim].astype(np.float64)
@@ -151,12 +161,17 @@ def check_statistics(data):
             damaged(f"Mean.npy and Std.npy do not fit {text}", f"they belong to other features; {source}")]
 
 
+def read_captions(data, name):
+    return datasets.read_captions(data.root / "texts" / f"{name}.txt")
+
+
 def check_captions(data):
     reasons = {}
     for split, ids in data.usable.items():
         for name in ids:
-            reasons.setdefault(datasets.read_captions(data.root / "texts" / f"{name}.txt")[1], []).append(name)
-        store = SimpleNamespace(spec=data.spec, split=split, ids=ids, lengths=[data.clips[name].frames for name in ids])
+            reasons.setdefault(read_captions(data, name)[1], []).append(name)
+        store = SimpleNamespace(spec=data.spec, split=split, ids=ids, lengths=[data.clips[name].frames for name in ids],
+                                captions=lambda clip, ids=ids: read_captions(data, ids[clip]))
         entries, _ = attempt(datasets.text_clips, store) if ids else (None, None)  # it raises where none is left
         data.stores[split], data.entries[split] = store, entries[0] if entries else []
     advice = "text-to-motion passes over them; a line of texts/ID.txt is `caption` or `caption#word/POS ...#start#end`"

@@ -1,12 +1,15 @@
 """Which clips a data set yields, and that what is left out is named."""
 import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from conftest import golden
 
-from utils import datasets
+from utils import datasets, packing
 from utils.datasets import DatasetSpec, MotionStore, TextMotionDataset, WindowDataset, get_spec, text_clips
 from utils.errors import UserError
 
@@ -90,6 +93,97 @@ def test_nothing_vanishes_silently(tmp_path, capsys):
     entries, dropped = text_clips(store)
     assert [store.ids[e.clip] for e in entries] == ["good"]
     assert set(dropped) == {"untold", "short"} and "no text" in dropped["untold"] and "39 frames" in dropped["short"]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A data set of three clips of 50, 51 and 52 frames, one of which holds NaN, and a function that opens it."""
+    for place, name in enumerate(("one", "two", "three")):
+        motion = np.random.default_rng(place).standard_normal((50 + place, 263)).astype(np.float32)
+        motion[3] = np.nan if name == "two" else motion[3]
+        write_clip(tmp_path, name, motion)
+    write_statistics(tmp_path)
+    (tmp_path / "train.txt").write_text("one\ntwo\nthree\n")
+    spec = DatasetSpec("own", str(tmp_path), "t2m", min_frames=40, max_frames=199, **RULES)
+    return tmp_path, lambda **options: MotionStore(spec, "train", **options)
+
+
+def content(store):
+    """All that a store tells."""
+    return (store.ids, store.skipped, store.lengths.tolist(), store.data.tolist(),
+            [store.captions(clip) for clip in range(len(store.ids))])
+
+
+def test_a_second_opening_reads_the_packed_file_alone(own, monkeypatch, capsys):
+    root, open_store = own
+    first, told = open_store(), capsys.readouterr().err
+    expected = np.concatenate([np.load(root / "new_joint_vecs" / f"{name}.npy")[:, :67] for name in first.ids])
+    assert np.array_equal(first.data, expected) and first.ids == ["one", "three"] and "two.npy holds NaN" in told
+    assert open_store(columns=263).data.shape == (102, 263)  # a file of its own
+    monkeypatch.setattr(packing, "read_clip", None)  # reading a source would fail now
+    assert content(open_store()) == content(first) and "two.npy holds NaN" in capsys.readouterr().err
+    copy = pickle.dumps(first)
+    assert len(copy) < 2000 and content(pickle.loads(copy)) == content(first)
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1  # the size of the index
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("change", [
+    lambda root, packed: np.save(root / "new_joint_vecs" / "one.npy", np.ones((50, 263), np.float32)),  # of the same size
+    lambda root, packed: write_clip(root, "two", np.zeros((45, 263), np.float32)),
+    lambda root, packed: (root / "new_joint_vecs" / "one.npy").unlink(),
+    lambda root, packed: (root / "texts" / "one.txt").write_text("someone runs#run/VERB#0.0#0.0"),
+    lambda root, packed: (root / "texts" / "one.txt").unlink(),
+    lambda root, packed: (root / "train.txt").write_text("three\none\n"),
+    lambda root, packed: damage(packed),
+    lambda root, packed: packed.write_bytes(packed.read_bytes()[:1000]),
+    lambda root, packed: packed.write_bytes(b""),
+])
+def test_the_packed_file_follows_its_sources(own, change):
+    root, open_store = own
+    open_store()
+    (packed,) = (root / "packed").iterdir()
+    for path in root.glob("*/*.*"):  # a clock of coarse ticks must not hide the change
+        os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**9))
+    open_store()
+    change(root, packed)
+    found = content(open_store())
+    packed.unlink(missing_ok=True)
+    assert found == content(open_store())
+
+
+def test_a_folder_that_cannot_be_written_to(own, capsys):
+    root, open_store = own
+    expected = content(open_store())
+    (root / "packed" / "train_67.bin").unlink()
+    (root / "packed").rmdir()
+    (root / "packed").write_text("in the way")
+    capsys.readouterr()
+    assert content(open_store()) == expected
+    assert "read anew at every start" in capsys.readouterr().err and (root / "packed").is_file()
+
+
+def test_packing_at_once_and_packing_that_is_cut_off(own, monkeypatch):
+    root, open_store = own
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda _: content(open_store()), range(4)))
+    assert all(store == stores[0] for store in stores)
+    (packed,) = (root / "packed").iterdir()
+    before = packed.read_bytes()
+    (root / "texts" / "one.txt").write_text("something else")
+
+    def cut_off(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(packing.json, "dumps", cut_off)
+        open_store()
+    assert list((root / "packed").iterdir()) == [packed] and packed.read_bytes() == before
+    assert open_store().captions(0)[0][0][0].text == "something else"
 
 
 def test_draws_follow_the_published_rule(tmp_path):

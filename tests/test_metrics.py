@@ -61,8 +61,27 @@ def test_distances_and_ranking():
     assert np.allclose(metrics.euclidean_distance_matrix(a, b), [[0, 3, 5], [5, 4, np.sqrt(10)]])
     same = np.full((4, 8), 1e4) + np.random.default_rng(0).standard_normal((4, 8)) * 1e-6
     assert np.isfinite(metrics.euclidean_distance_matrix(same, same)).all()
-    ranking = np.array([[0, 1, 2], [2, 1, 0], [0, 1, 2]])
-    assert metrics.calculate_top_k(ranking, 3).tolist() == [[True] * 3, [False, True, True], [False, False, True]]
+    distances = np.array([[1.0, 2, 3], [3, 2, 1], [1, 2, 3]])
+    expected = [[True] * 3, [False, True, True], [False, False, True]]
+    assert metrics.top_k_hits(distances, 3).tolist() == expected
+    assert metrics.top_k_hits(np.stack([distances, distances]), 3).tolist() == [expected, expected]
+
+
+def test_hits_are_those_of_a_stable_sort():
+    distances = np.random.default_rng(2).integers(0, 6, (40, 32, 32)).astype(float)  # many are equal
+    for table in distances:
+        ranking = np.argsort(table, axis=1, kind="stable")
+        right = np.maximum.accumulate(ranking[:, :3] == np.arange(32)[:, None], axis=1)
+        assert np.array_equal(metrics.top_k_hits(table, 3), right)
+
+
+def test_joint_metrics_of_clips_together_are_those_of_each():
+    real, made = np.random.default_rng(5).standard_normal((2, 4, 12, 22, 3))
+    real[:, :, FEET.left_feet + FEET.right_feet, 1] *= 0.01
+    for metric in (metrics.calculate_mpjpe, metrics.acceleration_error):
+        assert np.allclose(metric(real, made), [metric(*pair) for pair in zip(real, made)], rtol=1e-12)
+    assert np.allclose(metrics.foot_skating(real, 20.0, FEET), [metrics.foot_skating(clip, 20.0, FEET) for clip in real])
+    assert metrics.foot_skating(real, 20.0, FEET).min() > 0
 
 
 def test_wrong_shapes_are_named():

@@ -4,20 +4,18 @@ A data set is a folder in HumanML3D's layout (new_joint_vecs/, texts/, train.txt
 Shapes: T frames, D essential features (67 for 22 joints), B clips.
 """
 import json
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
+from utils import parallel
 from utils.errors import UserError
 from utils.motion_process import SKELETONS, features_to_joints
+from utils.packing import open_packed, read_text
 
 TAG_RATE = 20  # captions' start and end tags are seconds; the published rule multiplies by 20 for every data set
 MAX_LENGTH = 196
@@ -72,7 +70,7 @@ def get_spec(name, dataset_dir="./datasets"):
     if name == "demo" and not root.exists():
         from utils.demo_dataset import build_demo  # needs nothing but numpy; imported late to keep start-up quick
 
-        print(f"making the data set 'demo' in {root} (once)", file=sys.stderr)
+        parallel.say(f"making the data set 'demo' in {root} (once)")
         build_demo(root)
     if not root.is_dir():
         raise UserError(f"no data set '{name}' at {root}; put it there, or make one with scripts/prepare_dataset.py")
@@ -148,45 +146,33 @@ def load_statistics(spec):
     return out[0], out[1]
 
 
-def read_features(path, dim):
-    """Features (T, dim) float32 of one clip, and None; or None and the reason why the file cannot be used."""
-    try:
-        features = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        return None, "file is missing"
-    except (ValueError, OSError, EOFError) as error:
-        return None, f"cannot be read ({str(error).splitlines()[0][:80]})"
-    if features.ndim != 2 or features.shape[1] < dim or len(features) == 0:
-        return None, f"has shape {features.shape}, expected (frames, {dim} or more)"
-    features = features[:, :dim].astype(np.float32)
-    return (features, None) if np.isfinite(features).all() else (None, "holds NaN or infinite values")
-
-
 class MotionStore:
-    """All clips of a split in one array. ``data`` (sum of T, D) un-normalised; clip i is rows offsets[i]:offsets[i+1].
-    ``skipped`` says why a listed id is not in it. ``columns``: features to keep of each frame; None = the essential ones."""
+    """All clips of a split in one array, which lies in a file (utils/packing.py). ``data`` (sum of T, D) un-normalised; clip i is
+    rows offsets[i]:offsets[i+1]. ``skipped`` says why a listed id is not in it. ``columns``: features to keep of each frame;
+    None = the essential ones."""
 
     def __init__(self, spec, split, num_workers=0, columns=None):
-        self.spec, self.split = spec, split
+        self.spec, self.split, self.columns = spec, split, columns or spec.feature_dim
         self.mean, self.std = load_statistics(spec)
-        self.ids, self.skipped, clips = [], {}, []
         names = read_split(spec, split)
-        paths = [Path(spec.root) / "new_joint_vecs" / f"{name}.npy" for name in names]
-        with ThreadPoolExecutor(max(1, num_workers)) as pool:  # threads: reading waits for the disk
-            results = pool.map(partial(read_features, dim=columns or spec.feature_dim), paths)
-            progress = tqdm(results, f"reading {spec.name}/{split}", len(names), unit="clip", leave=False, mininterval=1)
-            for name, path, (features, reason) in zip(names, paths, progress):
-                if reason:
-                    self.skipped[name] = f"{path.name} {reason}"
-                    continue
-                self.ids.append(name)
-                clips.append(features)
-        if not clips:
+        packed = open_packed(spec.root, split, names, self.columns, num_workers)
+        self.skipped = {name: f"{name}.npy {reason}" for name, reason in zip(names, packed.reasons) if reason}
+        used = [place for place, reason in enumerate(packed.reasons) if not reason]
+        if not used:
             raise UserError(f"no clip of {spec.root}/{split}.txt can be used; the first: {next(iter(self.skipped.values()))}")
-        self.lengths = np.array([len(clip) for clip in clips])
+        self.ids, self.texts = [names[place] for place in used], [packed.texts[place] for place in used]
+        self.lengths = np.array(packed.lengths)[used]
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.data = np.concatenate(clips)
+        self.data = packed.data
         report_skipped(self.skipped, f"{spec.name}/{split}")
+
+    def __reduce__(self):  # workers that do not begin as a copy of this process map the file again
+        return MotionStore, (self.spec, self.split, 0, self.columns)
+
+    def captions(self, clip):
+        """As ``read_captions``."""
+        text, reason = self.texts[clip]
+        return ([], reason) if reason else parse_captions(text)
 
     def frames(self, clip, start, end):
         """Un-normalised features (end - start, D or columns) of a clip."""
@@ -201,7 +187,7 @@ def report_skipped(skipped, what, most=5):
     if skipped:
         shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:most])
         more = f"; and {len(skipped) - most} more" if len(skipped) > most else ""
-        print(f"warning: {len(skipped)} clips of {what} are left out: {shown}{more}", file=sys.stderr)
+        parallel.say(f"warning: {len(skipped)} clips of {what} are left out: {shown}{more}")
 
 
 def parse_caption(line):
@@ -215,17 +201,20 @@ def parse_caption(line):
     return Caption(parts[0].strip(), tokens), tuple(tags)
 
 
-def read_captions(path):
-    """[(Caption, (start, end))] of a text file, and None; or an empty list and the reason."""
+def parse_captions(text):
+    """[(Caption, (start, end))] of a text file's content, and None; or an empty list and the reason."""
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        captions = [parse_caption(line) for line in lines]
-    except FileNotFoundError:
-        return [], "has no text file"
-    except (UnicodeDecodeError, ValueError) as error:
+        captions = [parse_caption(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
         return [], f"has a text file that cannot be read ({error})"
     captions = [item for item in captions if item[0].text]
     return captions, None if captions else "has no caption"
+
+
+def read_captions(path):
+    """[(Caption, (start, end))] of a text file, and None; or an empty list and the reason."""
+    text, reason = read_text(path)
+    return ([], reason) if reason else parse_captions(text)
 
 
 def text_clips(store):
@@ -237,7 +226,7 @@ def text_clips(store):
         if not spec.min_frames <= length <= spec.max_frames:
             dropped[name] = f"{length} frames, outside {spec.min_frames}..{spec.max_frames}"
             continue
-        captions, reason = read_captions(Path(spec.root) / "texts" / f"{name}.txt")
+        captions, reason = store.captions(clip)
         found = _clips_of(clip, length, captions, spec)
         if not found:
             dropped[name] = reason or "its tagged segments are outside the length rule"
@@ -379,12 +368,17 @@ class SeededBatches(Sampler):
     """Batches of (index, seed) pairs, a pure function of (seed, epoch): a run can be repeated, and resumed anywhere.
 
     ``lengths``: batches hold clips of similar length, so little is spent on padding (shuffled first, then sorted in chunks).
+    ``part``: (rank, n) yields the rank-th of n equal parts of each batch; a data set smaller than a batch gives one that can be
+    parted.
     """
 
-    def __init__(self, size, batch_size, seed, lengths=None, chunk=8):
-        if size < 1 or batch_size < 1:
-            raise UserError(f"cannot make batches of {batch_size} from {size} samples")
-        self.size, self.batch_size, self.seed, self.lengths, self.chunk = size, min(batch_size, size), seed, lengths, chunk
+    def __init__(self, size, batch_size, seed, lengths=None, chunk=8, part=(0, 1)):
+        if size < part[1] or batch_size < part[1]:
+            raise UserError(f"cannot make batches of {batch_size} from {size} samples for {part[1]} process(es)")
+        self.batch_size = min(batch_size, size) // part[1] * part[1]
+        self.size, self.seed, self.lengths, self.chunk = size, seed, lengths, chunk
+        own = self.batch_size // part[1]
+        self.rows = slice(own * part[0], own * (part[0] + 1))
         self.epoch = self.start = 0
 
     def __len__(self):
@@ -402,12 +396,14 @@ class SeededBatches(Sampler):
         if self.lengths is not None:
             rng.shuffle(batches)
         for batch in batches[self.start :]:
-            yield [(int(index), int(seeds[index])) for index in batch]
+            yield [(int(index), int(seeds[index])) for index in batch[self.rows]]
 
 
-def make_loader(dataset, batch_size, seed, num_workers=0, lengths=None, collate_fn=None):
-    """A DataLoader over SeededBatches (``loader.batch_sampler``)."""
-    sampler = SeededBatches(len(dataset), batch_size, seed, lengths)
+def make_loader(dataset, batch_size, seed, num_workers=0, lengths=None, collate_fn=None, whole=False):
+    """A DataLoader over SeededBatches (``loader.batch_sampler``). Of several processes each gets ``batch_size`` samples of a
+    batch; ``whole``: all get the same batches."""
+    sampler = (SeededBatches(len(dataset), batch_size, seed, lengths) if whole else
+               SeededBatches(len(dataset), batch_size * parallel.size(), seed, lengths, part=(parallel.rank(), parallel.size())))
     return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn,
                       persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available())
 

@@ -10,14 +10,21 @@ class UserError(ValueError):
 
 def run(main):
     """Call ``main()``. An exception that carries ``is_user_error`` becomes ``error: ...`` and exit code 2; every
-    other one keeps its traceback, because it is a fault of ours. Ctrl-C ends with 130, as shells expect."""
+    other one keeps its traceback, because it is a fault of ours. Ctrl-C ends with 130, as shells expect. Of several
+    processes (torchrun) only one says what has stopped them all."""
+    from utils import parallel  # late: it raises UserError itself
+
     try:
         main()
+        parallel.leave()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        parallel.say("interrupted")
         sys.exit(130)
     except Exception as error:
         if not getattr(error, "is_user_error", False):
+            if parallel.claimed("error"):  # this process only lost those that a mistake has ended
+                sys.exit(2)
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if parallel.claim("error"):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

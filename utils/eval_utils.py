@@ -15,26 +15,26 @@ CONTACT_SPEED = 0.2  # metres per second, vertical
 
 
 def euclidean_distance_matrix(matrix1, matrix2):
-    """(N, E), (M, E) -> distances (N, M) between every two rows."""
+    """(..., N, E), (..., M, E) -> distances (..., N, M) between every two rows."""
     a, b = np.asarray(matrix1, np.float64), np.asarray(matrix2, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+    if a.ndim < 2 or a.ndim != b.ndim or a.shape[-1] != b.shape[-1]:
         raise ValueError(f"embeddings must be (N, E) and (M, E), got {a.shape} and {b.shape}")
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    squares = (a**2).sum(-1)[..., :, None] + (b**2).sum(-1)[..., None, :] - 2 * a @ b.swapaxes(-1, -2)
     return np.sqrt(np.maximum(squares, 0))  # rounding can leave a tiny negative square
 
 
-def calculate_top_k(ranking, top_k):
-    """Ranking (N, N), row i lists the candidates for i from best to worst, i being right -> hits (N, top_k), bool:
-    whether i is among the first 1, 2 ... top_k."""
-    right = ranking == np.arange(len(ranking))[:, None]
-    return np.maximum.accumulate(right[:, :top_k], axis=1)
+def top_k_hits(distances, top_k):
+    """Distances (..., N, N) of each row to the candidates, i being right for row i -> hits (..., N, top_k), bool: whether i is
+    among the nearest 1, 2 ... top_k. Of equally near candidates the first comes first."""
+    right = np.diagonal(distances, axis1=-2, axis2=-1)[..., None]
+    ahead = (distances < right).sum(-1) + np.tril(distances == right, -1).sum(-1)
+    return ahead[..., None] < np.arange(1, top_k + 1)
 
 
 def calculate_R_precision(embedding1, embedding2, top_k, sum_all=False):
     """Hits (N, top_k) when each row of ``embedding1`` (N, E) looks for its partner among the N rows of ``embedding2``;
     ``sum_all``: the counts (top_k,)."""
-    ranking = np.argsort(euclidean_distance_matrix(embedding1, embedding2), axis=1, kind="stable")
-    hits = calculate_top_k(ranking, top_k)
+    hits = top_k_hits(euclidean_distance_matrix(embedding1, embedding2), top_k)
     return hits.sum(0) if sum_all else hits
 
 
@@ -126,37 +126,37 @@ def confidence_interval(values):
 
 
 def calculate_mpjpe(gt_joints, pred_joints):
-    """Mean distance of joints after aligning the root (joint 0) of each pose: (T, J, 3) twice -> (T,), in their unit."""
+    """Mean distance of joints after aligning the root (joint 0) of each pose: (..., T, J, 3) twice -> (..., T), in their unit."""
     gt, pred = same_joints(gt_joints, pred_joints)
-    return np.linalg.norm((gt - gt[:, :1]) - (pred - pred[:, :1]), axis=-1).mean(-1)
+    return np.linalg.norm((gt - gt[..., :1, :]) - (pred - pred[..., :1, :]), axis=-1).mean(-1)
 
 
 def acceleration_error(gt_joints, pred_joints):
-    """Mean difference of the joints' accelerations, not aligned: (T, J, 3) twice -> (T-2,), in units per frame^2.
+    """Mean difference of the joints' accelerations, not aligned: (..., T, J, 3) twice -> (..., T-2), in units per frame^2.
     Jitter shows here that MPJPE hides."""
     gt, pred = same_joints(gt_joints, pred_joints)
-    return np.linalg.norm(np.diff(gt, 2, axis=0) - np.diff(pred, 2, axis=0), axis=-1).mean(-1)
+    return np.linalg.norm(np.diff(gt, 2, axis=-3) - np.diff(pred, 2, axis=-3), axis=-1).mean(-1)
 
 
 def foot_skating(joints, fps, skeleton):
-    """Mean horizontal speed of feet while they stand, metres per second; 0 is ideal, nan if no foot ever stands.
+    """Mean horizontal speed () or (...) of feet while they stand, metres per second; 0 is ideal, nan if no foot ever stands.
 
-    joints: (T, J, 3), Y up, in metres. skeleton: has
+    joints: (..., T, J, 3), Y up, in metres. skeleton: has
     ``left_feet`` and ``right_feet``, joint numbers of ankles and toes. Each is measured against the lowest place it
     reaches itself, since an ankle stands higher than a toe.
     """
-    feet = np.asarray(joints, np.float64)[:, [*skeleton.left_feet, *skeleton.right_feet]]  # (T, 4, 3)
-    speed = np.diff(feet, axis=0) * fps  # (T-1, 4, 3)
-    height = (feet[1:, :, 1] + feet[:-1, :, 1]) / 2 - feet[:, :, 1].min(0)
-    contact = (height < CONTACT_HEIGHT) & (np.abs(speed[..., 1]) < CONTACT_SPEED)
-    if not contact.any():
-        return float("nan")
-    return float(np.linalg.norm(speed[..., [0, 2]], axis=-1)[contact].mean())
+    feet = np.asarray(joints, np.float64)[..., [*skeleton.left_feet, *skeleton.right_feet], :]  # (..., T, 4, 3)
+    velocity = np.diff(feet, axis=-3) * fps  # (..., T-1, 4, 3)
+    height = (feet[..., 1:, :, 1] + feet[..., :-1, :, 1]) / 2 - feet[..., 1].min(-2)[..., None, :]
+    contact = (height < CONTACT_HEIGHT) & (np.abs(velocity[..., 1]) < CONTACT_SPEED)
+    speed = np.linalg.norm(velocity[..., [0, 2]], axis=-1) * contact
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return speed.sum((-1, -2)) / contact.sum((-1, -2))
 
 
 def same_joints(gt_joints, pred_joints):
-    """Both as float64 (T, J, 3); raises ValueError where their shapes differ."""
+    """Both as float64 (..., T, J, 3); raises ValueError where their shapes differ."""
     gt, pred = np.asarray(gt_joints, np.float64), np.asarray(pred_joints, np.float64)
-    if gt.shape != pred.shape or gt.ndim != 3 or gt.shape[-1] != 3:
+    if gt.shape != pred.shape or gt.ndim < 3 or gt.shape[-1] != 3:
         raise ValueError(f"joints must both be (T, J, 3), got {gt.shape} and {pred.shape}")
     return gt, pred

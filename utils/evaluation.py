@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
+from utils import parallel
 from utils.datasets import joints_in_metres
 from utils.errors import UserError
 from utils.eval_utils import (
@@ -23,11 +25,11 @@ from utils.eval_utils import (
     calculate_frechet_distance,
     calculate_mpjpe,
     calculate_multimodality,
-    calculate_R_precision,
     confidence_interval,
     euclidean_distance_matrix,
     foot_skating,
     retrieval_batches,
+    top_k_hits,
 )
 from utils.motion_process import SKELETONS, facing_joints, features_to_joints, recover_root
 
@@ -47,23 +49,37 @@ def heading_error(motion, target, metres_per_unit=1.0):
     return heading + path * metres_per_unit
 
 
+def padded_batches(store, lengths, device, batch_size):
+    """Batches of a store's clips, from their first frame on, in the order of their ``lengths`` (frames; 0 leaves a clip out).
+
+    Returns how many clips that is, and this process' turns of the batches: (first place in that order, clip numbers,
+    un-normalised motion (B, T, D) with zeros behind each end, frames (B,)), the latter two on ``device``."""
+    usable = [clip for clip in np.argsort(lengths, kind="stable") if lengths[clip] > 0]
+
+    def batches():
+        for first in parallel.turns(range(0, len(usable), batch_size)):
+            clips = usable[first : first + batch_size]
+            motions = [torch.from_numpy(store.frames(clip, 0, lengths[clip])) for clip in clips]
+            batch = torch.nn.utils.rnn.pad_sequence(motions, batch_first=True).to(device)
+            yield first, clips, batch, torch.as_tensor(lengths[clips], device=device)
+
+    return len(usable), batches()
+
+
 @torch.no_grad()
 def reconstruct(ae, store, device="cpu", batch_size=32, max_frames=400):
     """[(original (T, D), reconstruction (T, D))] un-normalised, for every clip of a store, cut to a multiple of 4 frames
     (and to ``max_frames``). Clips of similar length run together; padding does not leak."""
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
     lengths = np.minimum(store.lengths, max_frames) // 4 * 4
-    usable = [clip for clip in np.argsort(lengths, kind="stable") if lengths[clip] > 0]
-    pairs = []
-    for first in range(0, len(usable), batch_size):
-        clips = usable[first : first + batch_size]
-        real = [torch.from_numpy(store.frames(clip, 0, lengths[clip])) for clip in clips]
-        batch = torch.nn.utils.rnn.pad_sequence(real, batch_first=True).to(device)
-        frames = torch.as_tensor(lengths[clips], device=device)
+    count, batches = padded_batches(store, lengths, device, batch_size)
+    pairs = [None] * count
+    for first, clips, batch, frames in batches:
         _, targets = ae.encode_targets((batch - mean) / std, frames)
-        made = ae.decode_targets(targets, frames) * std + mean
-        pairs += [(original, motion[: len(original)].cpu()) for original, motion in zip(real, made)]
-    return pairs
+        made = (ae.decode_targets(targets, frames) * std + mean).cpu()
+        pairs[first : first + len(clips)] = [(real[:length], motion[:length])
+                                             for real, motion, length in zip(batch.cpu(), made, lengths[clips])]
+    return parallel.merge(pairs)
 
 
 @torch.no_grad()
@@ -71,29 +87,41 @@ def reconstruct_twice(ae, motions, mean, std, device="cpu", batch_size=32, frame
     """[(reconstruction (T, D) of the clip alone, and (T + tail, D) as the published evaluation makes it: the clip is encoded and
     decoded with zeros behind its end, up to ``frames``)] of un-normalised motions (T, D or more), each a multiple of 4 frames."""
     mean, std = (torch.as_tensor(value, device=device) for value in (mean, std))
-    pairs = []
-    for first in range(0, len(motions), batch_size):
+    pairs = [None] * len(motions)
+    for first in parallel.turns(range(0, len(motions), batch_size)):
         part = motions[first : first + batch_size]
         lengths = torch.tensor([len(motion) for motion in part], device=device)
-        x = torch.zeros(len(part), frames, len(mean), device=device)
-        for row, motion in zip(x, part):
-            row[: len(motion)] = (motion[:, : len(mean)].to(device) - mean) / std
+        x = torch.nn.utils.rnn.pad_sequence(part, batch_first=True)[..., : len(mean)].to(device)
+        behind = torch.arange(x.shape[1], device=device) >= lengths[:, None]
+        x = F.pad(((x - mean) / std).masked_fill(behind[..., None], 0), (0, 0, 0, frames - x.shape[1]))
         alone, padded = (ae.decode_targets(ae.encode_targets(x, ends)[1], ends) * std + mean for ends in (lengths, None))
-        padded = torch.nn.functional.pad(padded, (0, 0, 0, tail)).cpu()
-        pairs += [(clip[:count].cpu(), long[: count + tail]) for clip, long, count in zip(alone, padded, lengths.tolist())]
-    return pairs
+        padded = F.pad(padded, (0, 0, 0, tail)).cpu()
+        pairs[first : first + len(part)] = [(clip[:count], long[: count + tail])
+                                            for clip, long, count in zip(alone.cpu(), padded, lengths.tolist())]
+    return parallel.merge(pairs)
+
+
+def of_one_length(motions, most=256):
+    """Row numbers of motions (T_i, D) in groups of equal length, of ``most`` rows at most."""
+    lengths = np.array([len(motion) for motion in motions])
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        yield from np.split(rows, range(most, len(rows), most))
 
 
 def reconstruction_errors(pairs, spec):
     """{"MPJPE", "MPJPE_facing" (mm, mean over frames), "acceleration_error" (mm / frame^2)} of reconstruct's pairs."""
     totals, frames, num_joints = np.zeros(3), 0, spec.joints
-    for original, made in pairs:
-        real, fake = (features_to_joints(x, num_joints).numpy() for x in (original, made))
-        real_facing, fake_facing = (facing_joints(x, num_joints).numpy() for x in (original, made))
-        totals += len(real) * np.array([
-            np.mean(calculate_mpjpe(real, fake)), np.mean(calculate_mpjpe(real_facing, fake_facing)),
-            float(np.mean(acceleration_error(real, fake))) if len(real) > 2 else 0.0])
-        frames += len(real)
+    originals, made = zip(*pairs)
+    for rows in of_one_length(originals):
+        both = [torch.stack([motions[row] for row in rows]) for motions in (originals, made)]  # (B, T, D)
+        real, fake = (features_to_joints(x, num_joints).numpy() for x in both)
+        real_facing, fake_facing = (facing_joints(x, num_joints).numpy() for x in both)
+        count, length = real.shape[:2]
+        totals += count * length * np.array([
+            calculate_mpjpe(real, fake).mean(), calculate_mpjpe(real_facing, fake_facing).mean(),
+            acceleration_error(real, fake).mean() if length > 2 else 0.0])
+        frames += count * length
     protocol, facing, acceleration = (totals / frames * 1000 * spec.metres_per_unit).tolist()
     return {"MPJPE": protocol, "MPJPE_facing": facing, "acceleration_error": acceleration}
 
@@ -112,11 +140,13 @@ def code_usage(ae, store, device="cpu"):
     if ae.codebook_size is None:
         return {}
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
-    found = []
-    for clip, length in enumerate(store.lengths):
-        if length >= 4:
-            motion = torch.from_numpy(store.frames(clip, 0, length // 4 * 4)).to(device)
-            found.append(ae.quantize(((motion - mean) / std)[None]).indices[0].cpu())
+    lengths = store.lengths // 4 * 4
+    count, batches = padded_batches(store, lengths, device, batch_size=32)
+    found = [None] * count
+    for first, clips, batch, frames in batches:
+        indices = ae.quantize((batch - mean) / std, frames).indices.cpu()
+        found[first : first + len(clips)] = [row[: length // 4] for row, length in zip(indices, lengths[clips])]
+    found = parallel.merge(found)
     _, counts = torch.cat(found).unique(dim=0, return_counts=True)
     shares = counts.double() / counts.sum()
     return {"codes_used": len(counts), "codebook_size": ae.codebook_size, "codebook_share": len(counts) / ae.codebook_size,
@@ -131,33 +161,35 @@ def embed_all(evaluator, motions, batch_size=64, tail=0):
     frames at each one's end lie behind the clip (MatchingEvaluator.embed_motion)."""
     order = sorted(range(len(motions)), key=lambda i: len(motions[i]))
     out = [None] * len(motions)
-    for first in range(0, len(order), batch_size):
+    for first in parallel.turns(range(0, len(order), batch_size)):
         rows = order[first : first + batch_size]
         batch = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(motions[row]) for row in rows], batch_first=True)
         lengths = torch.tensor([len(motions[row]) - tail for row in rows])
         found = evaluator.embed_motion(batch, lengths, tail) if tail else evaluator.embed_motion(batch, lengths)
         for row, embedding in zip(rows, found.double().cpu().numpy()):
             out[row] = embedding
-    return np.stack(out)
+    return np.stack(parallel.merge(out))
 
 
 def retrieval_scores(text, motion, batches):
-    """R-precision top 1-3 and matching score over retrieval batches (lists of row numbers)."""
-    correct, matching, count = np.zeros(3), 0.0, 0
-    for rows in batches:
-        correct += calculate_R_precision(text[rows], motion[rows], top_k=3, sum_all=True)
-        matching += np.trace(euclidean_distance_matrix(text[rows], motion[rows]))
-        count += len(rows)
-    top = correct / count
-    return {"R1": top[0], "R2": top[1], "R3": top[2], "matching": matching / count}
+    """R-precision top 1-3 and matching score over retrieval batches (lists of row numbers, of one size)."""
+    rows = np.stack(batches)
+    distances = euclidean_distance_matrix(text[rows], motion[rows])  # (batches, rows, rows)
+    top = top_k_hits(distances, 3).mean((0, 1)).tolist()
+    return {"R1": top[0], "R2": top[1], "R3": top[2], "matching": float(np.trace(distances, axis1=1, axis2=2).sum() / rows.size)}
+
+
+def diversity_score(made, rng):
+    """Diversity of embeddings (N, E); numpy's global state, which it draws from, is seeded by ``rng``."""
+    np.random.seed(int(rng.integers(2**31)))
+    pairs = DIVERSITY_PAIRS if len(made) > DIVERSITY_PAIRS else min(DIVERSITY_PAIRS_SMALL, len(made))
+    return float(calculate_diversity(made, pairs))
 
 
 def distribution_scores(real, made, rng):
-    """FID of ``made`` (N, E) against ``real`` (M, E), and the diversity of ``made``. numpy's global state is left alone."""
+    """FID of ``made`` (N, E) against ``real`` (M, E), and the diversity of ``made``."""
     fid = calculate_frechet_distance(*calculate_activation_statistics(real), *calculate_activation_statistics(made))
-    np.random.seed(int(rng.integers(2**31)))
-    pairs = DIVERSITY_PAIRS if len(made) > DIVERSITY_PAIRS else min(DIVERSITY_PAIRS_SMALL, len(made))
-    return {"FID": float(fid), "diversity": float(calculate_diversity(made, pairs))}
+    return {"FID": float(fid), "diversity": diversity_score(made, rng)}
 
 
 def draw_batches(groups, rng, distinct):
@@ -184,7 +216,7 @@ def evaluate_generation(evaluator, captions, real, generate, groups, repeats, se
     text = evaluator.embed_text(captions).double().cpu().numpy()
     real_embeddings = embed_all(evaluator, real)
     rows, real_rows, motions = [], [], []
-    for repeat in tqdm(range(repeats), desc="repeats", unit="repeat"):
+    for repeat in tqdm(range(repeats), desc="repeats", unit="repeat", disable=not parallel.is_first()):
         rng = np.random.default_rng([seed, repeat])
         motions = generate(repeat)
         made = embed_all(evaluator, motions)
@@ -198,7 +230,7 @@ def evaluate_generation(evaluator, captions, real, generate, groups, repeats, se
             scores["multimodality"] = float(calculate_multimodality(np.stack(samples), min(10, len(samples[0]))))
         rows.append(scores)
         real_rows.append(retrieval_scores(text, real_embeddings, batches)
-                         | {"diversity": distribution_scores(real_embeddings, real_embeddings, rng)["diversity"]})
+                         | {"diversity": diversity_score(real_embeddings, rng)})
     return {"generated": summarise(rows), "real": summarise(real_rows), "repeats": rows, "motions": motions}
 
 
@@ -220,8 +252,11 @@ def without_text(scores):
 
 def mean_foot_skating(motions, spec):
     """Mean horizontal speed (m/s) of feet in contact, over clips of un-normalised features."""
-    skeleton = SKELETONS[spec.skeleton]
-    return float(np.nanmean([foot_skating(joints_in_metres(motion, spec), spec.fps, skeleton) for motion in motions]))
+    skeleton, values = SKELETONS[spec.skeleton], []
+    for rows in of_one_length(motions):
+        joints = joints_in_metres(torch.stack([torch.as_tensor(motions[row]) for row in rows]), spec)
+        values += foot_skating(joints, spec.fps, skeleton).tolist()
+    return float(np.nanmean(values))
 
 
 # ---- output ------------------------------------------------------------------------------------------------------
@@ -236,7 +271,10 @@ def format_table(rows, header):
 
 
 def write_results(folder, name, results, table):
-    """Print a table, append it to eval.log, and write the dict to <name>.json (atomically), both under ``folder``."""
+    """Print a table, append it to eval.log, and write the dict to <name>.json (atomically), both under ``folder``; once for all
+    processes."""
+    if not parallel.is_first():
+        return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     print(table)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils import parallel
 from utils.errors import UserError
 
 MAX_FRAMES = 196  # the released movement encoders saw every clip padded with zeros to this length
@@ -191,15 +192,17 @@ class ContrastiveEvaluator(nn.Module):
         return self.text_net(features)
 
     def loss(self, motion, lengths, text_features, same=None):
-        """Symmetrical InfoNCE of B pairs; ``same`` (B, B) bool: captions that mean the same are not negatives."""
-        motion = F.normalize(self.encode_motion(motion, lengths), dim=-1)
-        text = F.normalize(self.encode_text(text_features), dim=-1)
+        """Symmetrical InfoNCE of B pairs; ``same`` (B, B) bool: captions that mean the same are not negatives. Of several
+        processes each passes its own pairs and the ``same`` of all: the negatives of a pair are all others."""
+        own = torch.cat([self.encode_motion(motion, lengths), self.encode_text(text_features)], dim=-1)
+        motion, text = (F.normalize(x, dim=-1) for x in parallel.gather_rows(own).chunk(2, dim=-1))
         logits = self.logit_scale.clamp(max=math.log(100.0)).exp() * text @ motion.T  # (B, B)
         if same is not None:
             others = same.to(logits.device) & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
             logits = logits.masked_fill(others, float("-inf"))
         target = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        rows = parallel.rows_of(len(own))
+        return (F.cross_entropy(logits[rows], target[rows]) + F.cross_entropy(logits.T[rows], target[rows])) / 2
 
 
 # ---- evaluator objects -------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def add_workers(parser):
 
 def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, milestones, log_every):
     """Flags of every training script."""
-    parser.add_argument("--batch_size", type=positive_int, default=batch_size, help="samples a step")
+    parser.add_argument("--batch_size", type=positive_int, default=batch_size, help="samples a step, of each process")
     parser.add_argument("--epoch", type=positive_int, default=epoch, help="epochs in all")
     parser.add_argument("--max_iter", type=non_negative_int, default=0, help="steps in all; 0 = as many as the epochs have")
     parser.add_argument("--lr", type=positive_float, default=lr, help="learning rate after warm-up")

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from utils import parallel
 from utils.datasets import MAX_LENGTH, MotionStore, TextMotionDataset, all_captions, caption_groups, report_skipped, text_clips
 from utils.errors import UserError
 from utils.eval_utils import calculate_multimodality
-from utils.evaluation import RETRIEVAL, distribution_scores, draw_batches, retrieval_scores, summarise
+from utils.evaluation import RETRIEVAL, distribution_scores, diversity_score, draw_batches, retrieval_scores, summarise
 
 MULTIMODAL_TEXTS, MULTIMODAL_SAMPLES, MULTIMODAL_PAIRS = 3 * RETRIEVAL, 30, 10  # three batches of texts, 30 clips a text
 
@@ -77,7 +78,7 @@ def evaluate_protocol(judges, draw, generate, repeats, seed, multimodal=None):
     "scored": clips that the published rule keeps, "clips": the clips of the last repeat}. Metrics are named by ``judges.tag``.
     """
     rows = []
-    for repeat in tqdm(range(repeats), desc="repeats", unit="repeat"):
+    for repeat in tqdm(range(repeats), desc="repeats", unit="repeat", disable=not parallel.is_first()):
         rng, drawn = np.random.default_rng([seed, repeat]), draw(repeat)
         made = generate(repeat, drawn)
         row = score_repeat(judges, drawn, made, rng)
@@ -105,7 +106,7 @@ def score_repeat(judges, drawn, made, rng):
                                                 (batches, [everything])):
         scores[f"{prefix}generated"] = retrieval_scores(text, fake, groups) | distribution_scores(real[rows], fake[rows], rng)
         scores[f"{prefix}real"] = retrieval_scores(text, real, groups) | {
-            "diversity": distribution_scores(real[rows], real[rows], rng)["diversity"]}
+            "diversity": diversity_score(real[rows], rng)}
     if judges.contrast is not None:
         for side, motions in (("generated", [clip for clip, _ in made]), ("real", drawn.real)):
             cosines = judges.clip_scores(drawn.captions, motions)

@@ -20,6 +20,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils import parallel
 from utils.errors import UserError
 
 # Batches differ in shape, and oneDNN keeps buffers for each of the last 1,024 shapes: gigabytes on a CPU. It reads this once.
@@ -79,6 +80,11 @@ def pick_device(name="auto"):
         return torch.device(name)
     except RuntimeError as error:
         raise UserError(f"--device {name}: not a device; use cpu, cuda or cuda:N") from error
+
+
+def start(name="auto"):
+    """The torch.device of this process for a --device flag. Under torchrun the process joins the others (utils/parallel.py)."""
+    return parallel.join(pick_device(name))
 
 
 def resolve_precision(precision, device):
@@ -149,7 +155,9 @@ class RunFolder:
         return finest if finest.is_file() and not self.latest.is_file() else self.latest
 
     def log(self, line):
-        """Print a line and append it to train.log."""
+        """Print a line and append it to train.log, once for all processes."""
+        if not parallel.is_first():
+            return
         tqdm.write(line)
         with open(self.root / "train.log", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -191,7 +199,8 @@ class Trainer:
         return state
 
     def save(self):
-        save_atomic(self.state(), self.folder.latest)
+        if parallel.is_first():
+            save_atomic(self.state(), self.folder.latest)
         self.saved_at = time.monotonic()
 
     def resume(self, checkpoint):
@@ -218,38 +227,43 @@ class Trainer:
     def fit(self, loader, loss_fn, epochs, validate=None):
         """Train until ``epochs`` epochs, or ``max_iter`` steps, are done.
 
-        ``loss_fn(model, batch)`` returns a dict of 0-d tensors, "loss" among them, which is minimised. ``validate(epoch)``
+        ``loss_fn(model, batch)`` returns a dict of 0-d tensors, "loss" among them, which is minimised; of several processes
+        (torchrun) each gets its rows of the batch, and the mean of their losses counts. ``validate(epoch)``, which all call,
         returns a dict of floats by tag, or {} when it is not due. UserError on a loss that is not finite.
         """
         steps = len(loader)
         if steps == 0:
             raise UserError("the training split is smaller than one batch; pass a smaller --batch_size")
-        writer = SummaryWriter(self.folder.model_dir)
+        first = parallel.is_first()
+        writer = SummaryWriter(self.folder.model_dir) if first else None
+        step_fn = parallel.with_loss(self.model, loss_fn)
         self.max_iter = min(self.max_iter or epochs * steps, epochs * steps)
         progress = tqdm(total=self.max_iter, initial=self.total_it, unit="step", desc=self.folder.root.name,
-                        mininterval=1, smoothing=0.05)
+                        mininterval=1, smoothing=0.05, disable=not first)
         previous = {name: signal.signal(name, self._request_stop) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self.total_it < self.max_iter:
-                self._run_epoch(loader, loss_fn, writer, progress)
+                self._run_epoch(loader, step_fn, writer, progress)
                 self._finish_epoch(validate, writer, last=self.total_it == self.max_iter)
         finally:
             for name, handler in previous.items():
                 signal.signal(name, handler)
             progress.close()
-            writer.close()
+            if first:
+                writer.close()
+        parallel.barrier()  # what the first process has written is there for all
         self.folder.log(f"done: {self.total_it} steps, best {self.best['metric']} {self.best['value']:.5g} after epoch "
                         f"{self.best['epoch'] + 1}, peak memory {peak_memory_mb():.0f} MB")
 
     def _request_stop(self, signum, _frame):
         self.stop_signal = signum  # the step in progress is finished first, so the state saved is whole
 
-    def _run_epoch(self, loader, loss_fn, writer, progress):
+    def _run_epoch(self, loader, step_fn, writer, progress):
         loader.batch_sampler.epoch, loader.batch_sampler.start = self.epoch, self.batch
         self.model.train()
         sums, count = {}, 0
         for batch in loader:
-            values = self._step(batch, loss_fn)
+            values = self._step(batch, step_fn)
             self.batch += 1
             self.total_it += 1
             progress.update()
@@ -258,19 +272,18 @@ class Trainer:
             if self.total_it % self.log_every == 0:
                 self._log_step(sums, count, writer, progress)
                 sums, count = {}, 0
-            if self.stop_signal is not None or time.monotonic() - self.saved_at > SAVE_SECONDS:
-                self._save_or_stop()
+            self._save_when_due()
             if self.total_it == self.max_iter:
                 break
         if count:
             self._log_step(sums, count, writer, progress)
 
-    def _step(self, batch, loss_fn):
+    def _step(self, batch, step_fn):
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(self.total_it)
-        torch.manual_seed(step_seed(self.seed, self.total_it))
+        torch.manual_seed(step_seed(self.seed, self.total_it) + parallel.rank())  # dropout; the rest: parallel.share
         with autocast(self.precision, next(self.model.parameters()).device):
-            values = loss_fn(self.model, batch)
+            values = step_fn(batch)
         self.optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         if self.clip_grad:
@@ -281,19 +294,26 @@ class Trainer:
         return values
 
     def _log_step(self, sums, count, writer, progress):
-        means = {name: float(total) / count for name, total in sums.items()}
+        means = parallel.mean_of({name: float(total) / count for name, total in sums.items()})
         if not math.isfinite(means["loss"]):
             raise UserError(f"the loss is {means['loss']} at step {self.total_it}; the last good state is "
                             f"{self.folder.latest}. Try a smaller --lr or a longer --warm_up_iter")
-        for name, value in means.items():
-            writer.add_scalar(f"Train/{name}", value, self.total_it)
-        writer.add_scalar("Train/lr", self.lr_at(self.total_it - 1), self.total_it)
-        progress.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
+        means = {f"Train/{name}": value for name, value in means.items()}
+        self._write(writer, means | {"Train/lr": self.lr_at(self.total_it - 1)})
+        progress.set_postfix(loss=f"{means['Train/loss']:.4f}", refresh=False)
 
-    def _save_or_stop(self):
-        self.save()
-        if self.stop_signal is not None:
+    def _write(self, writer, values):
+        if writer is not None:  # the first process has one
+            for tag, value in values.items():
+                writer.add_scalar(tag, value, self.total_it)
+
+    def _save_when_due(self, now=False):
+        stop = parallel.any_of(self.stop_signal is not None)  # the signal reaches the processes in different steps
+        if now or stop or time.monotonic() - self.saved_at > SAVE_SECONDS:
+            self.save()
+        if stop:
             self.folder.log(f"stopped at step {self.total_it}; go on with --is_continue")
+            parallel.barrier()  # torchrun ends all processes as soon as one has ended
             raise KeyboardInterrupt
 
     def _finish_epoch(self, validate, writer, last):
@@ -303,16 +323,15 @@ class Trainer:
             # plain floats: a numpy number in a checkpoint could not be loaded without running code
             values = {tag: float(value) for tag, value in validate(self.epoch, last).items()}
         self.epoch, self.batch = self.epoch + 1, 0
-        for tag, value in values.items():
-            writer.add_scalar(tag, value, self.total_it)
+        self._write(writer, values)
         if values:
             shown = " ".join(f"{tag} {value:.4g}" for tag, value in values.items())
             self.folder.log(f"epoch {self.epoch} step {self.total_it}: {shown}")
         if values.get(self.metric, math.inf) < self.best["value"]:
             self.best = {"metric": self.metric, "value": values[self.metric], "epoch": self.epoch - 1}
-            save_atomic(self.state(weights_only=True), self.folder.best)
-        if last or self.stop_signal is not None or time.monotonic() - self.saved_at > SAVE_SECONDS:
-            self._save_or_stop()
+            if parallel.is_first():
+                save_atomic(self.state(weights_only=True), self.folder.best)
+        self._save_when_due(now=last)
 
 
 def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None):

@@ -1,0 +1,148 @@
+"""What tests/test_parallel.py runs, in one process and in several: ``torchrun ... tests/parallel_worker.py FOLDER WHAT``."""
+import importlib
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in (ROOT, ROOT / "tests"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+import torch  # noqa: E402
+from torch.utils.data import Dataset  # noqa: E402
+
+import train_MARDM  # noqa: E402
+from models.AE import AE, VQ_AE  # noqa: E402
+from models.loading import read_checkpoint  # noqa: E402
+from models.MARDM import MARDM  # noqa: E402
+from utils import parallel  # noqa: E402
+from utils.datasets import collate_clips, make_loader  # noqa: E402
+from utils.errors import UserError, run  # noqa: E402
+from utils.evaluators import ContrastiveEvaluator  # noqa: E402
+from utils.train_utils import EMA, RunFolder, Trainer, start  # noqa: E402
+
+WHOLE_BATCH, DIM, TEXT, STEPS = 6, 7, 5, 5  # 3 batches an epoch, so that the steps reach into the second
+
+
+class Clips(Dataset):
+    """20 clips of 8 to 40 frames; some batches hold clips with a single token, which is seldom masked in one process alone."""
+
+    lengths = torch.tensor([8, 40, 12, 4, 16, 4, 4, 36, 20, 4] * 2)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, key):
+        index, seed = key
+        generator, length = torch.Generator().manual_seed(seed % 2**31), int(self.lengths[index])
+        return {"motion": torch.randn(length, DIM, generator=generator), "length": length, "index": index,
+                "text": torch.randn(TEXT, generator=generator), "key": (index, seed)}
+
+
+def masked_transformer():
+    torch.manual_seed(0)
+    ae = AE(DIM, width=8, latent_dim=8, depth=1, dropout=0.0).eval().requires_grad_(False)
+    torch.manual_seed(1)
+    model = MARDM(8, target_dim=8, cond_dim=TEXT, width=16, ff=16, heads=2, dropout=0.0, head_width=16, head_depth=1,
+                  cond_drop_prob=0.3, diffmlps_batch_mul=2)
+    for value in model.parameters():
+        torch.nn.init.normal_(value, std=0.2)  # adaLN-zero would leave most gradients at zero for some steps
+    return model, train_MARDM.make_loss(ae, torch.device("cpu"))
+
+
+def quantized_autoencoder():
+    torch.manual_seed(1)
+    model = VQ_AE(DIM, num_codes=8, code_dim=4, width=8, latent_dim=8, depth=1, dropout=0.0)
+
+    def loss_fn(model, batch):
+        motion = batch["motion"][:, :4]  # windows: every clip has a token
+        out = model(motion)
+        return {"loss": (out.motion - motion).square().mean() + out.loss}
+
+    return model, loss_fn
+
+
+def contrastive_evaluator():
+    torch.manual_seed(1)
+    model = ContrastiveEvaluator(DIM, TEXT, embed_dim=8, width=8, layers=1, heads=2, dropout=0.0)
+
+    def loss_fn(model, batch):
+        groups = parallel.gather_rows(batch["index"]) % 9
+        return {"loss": model.loss(batch["motion"], batch["lengths"], batch["text"], groups[:, None] == groups)}
+
+    return model, loss_fn
+
+
+MODELS = {"mardm": masked_transformer, "ae": quantized_autoencoder, "evaluator": contrastive_evaluator}
+
+
+def train(folder, key, at_step=None):
+    """Train STEPS steps, going on from a run that is there. ``at_step``: function (step) that is called in each."""
+    # In float64 rounding stays far below what a wrong gradient does; quantizers compute in float32 whatever the model.
+    torch.set_default_dtype(torch.float32 if key == "ae" else torch.float64)
+    model, loss_fn = MODELS[key]()
+    run_folder = RunFolder(folder, "numbers", key)
+    going_on = run_folder.latest.is_file()
+    run_folder.prepare(going_on)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.9)  # AdamW would not notice a loss of the wrong size
+    trainer = Trainer(run_folder, key, model, optimizer, lambda step: 1e-2, {}, seed=3, ema=EMA(model, 0.9), log_every=2,
+                      max_iter=STEPS)
+    if going_on:
+        trainer.resume(read_checkpoint(run_folder.latest))
+
+    def watched(model, batch):
+        if at_step is not None:
+            at_step(trainer.total_it)
+        return loss_fn(model, batch)
+
+    loader = make_loader(Clips(), WHOLE_BATCH // parallel.size(), 3, 0, Clips.lengths.numpy(), collate_clips)
+    try:
+        trainer.fit(loader, watched, 9, lambda epoch, last: {"Val/loss": 1.0 / (epoch + 1)})
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return trainer
+
+
+def interrupt(step):
+    """Ctrl-C that reaches one process only, or that one first."""
+    if step == 1 and parallel.rank() == 1:
+        signal.raise_signal(signal.SIGINT)
+
+
+def break_down(step):
+    if step == 1 and parallel.rank() == 1:
+        raise OSError("this process breaks down")
+
+
+def mistake(step):
+    assert parallel.mean_of({"claims": float(parallel.claim(f"step {step}"))}) == {"claims": 0.5}  # by one of two
+    if step == 1 and parallel.is_first():
+        raise UserError("a mistake that the first process meets")
+
+
+def call_scripts(lines):
+    """Run the scripts of command lines."""
+    for line in lines:
+        script, *arguments = line.split()
+        sys.argv = [script, *arguments]
+        importlib.import_module(script).main()
+
+
+def main():
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+    start("cpu")
+    if what == "fit":
+        for key in MODELS:
+            try:
+                train(folder, key, interrupt)
+            except KeyboardInterrupt:
+                train(folder, key)
+    elif what == "scripts":
+        call_scripts(sys.argv[3:])
+    else:
+        train(folder, "mardm", {"break_down": break_down, "mistake": mistake}[what])
+
+
+if __name__ == "__main__":
+    run(main)

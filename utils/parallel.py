@@ -1,0 +1,210 @@
+"""Several processes that work as one, on one machine or many: ``torchrun --nproc_per_node=2 SCRIPT ...``.
+
+Training: a batch of the whole is ``--batch_size`` times the processes, and every process holds consecutive rows of it, as many as
+the others. What a step draws for its samples is drawn alike by all, for the whole batch, and each takes its rows; so the
+training is that of one process with the larger batch. Evaluation: processes take turns at batches, and share what they found.
+With one process (no torchrun) nothing here does anything. Shapes: B rows of the whole batch, b rows of this process.
+"""
+import os
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.errors import UserError
+
+TIMEOUT = timedelta(hours=2)  # of waiting for another process that still lives; torchrun ends all when one has died
+
+
+class _Group(NamedTuple):
+    """This process' number, how many there are, and what all can write notes to."""
+
+    rank: int = 0
+    size: int = 1
+    store: object = None
+
+
+_group = _Group()
+
+
+def join(device):
+    """The torch.device of this process, which joins the others when torchrun started several; ``device`` as asked for."""
+    global _group
+    size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if size == 1:
+        return device
+    if device.type == "cuda":
+        if device.index is not None:
+            raise UserError(f"--device {device}: torchrun's processes each take a GPU of their own; pass cuda, cpu, or nothing")
+        if local >= torch.cuda.device_count():
+            raise UserError(f"torchrun started process {local + 1} on this machine, which has {torch.cuda.device_count()} GPUs; "
+                            "pass a smaller --nproc_per_node, or --device cpu")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if _group.size == 1:
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size,
+                                store=dist.PrefixStore("group", store), timeout=TIMEOUT)
+        _group = _Group(rank, size, dist.PrefixStore("notes", store))
+    return device
+
+
+def leave():
+    """Part from the others, at the end of a script."""
+    global _group
+    if _group.size > 1:
+        dist.destroy_process_group()
+        _group = _Group()
+
+
+def rank():
+    return _group.rank
+
+
+def size():
+    return _group.size
+
+
+def is_first():
+    """Whether this is the process that writes files and shows progress."""
+    return _group.rank == 0
+
+
+def claim(what):
+    """True in the one process that asks first, so that what befalls all is told once."""
+    return _group.store is None or _group.store.add(what, 1) == 1
+
+
+def claimed(what):
+    """Whether a process has claimed ``what``."""
+    return _group.store is not None and _group.store.add(what, 0) > 0
+
+
+def say(*lines):
+    """Print on stderr, from the first process only."""
+    if is_first():
+        print(*lines, file=sys.stderr)
+
+
+@contextmanager
+def first_goes_ahead():
+    """The first process runs the block before all others do: it makes what they then find."""
+    if not is_first():
+        barrier()
+    yield
+    if is_first():
+        barrier()
+
+
+def barrier():
+    """Wait until all are here."""
+    any_of(False)
+
+
+def any_of(flag):
+    """Whether ``flag`` is true in any process."""
+    if _group.size == 1:
+        return flag
+    found = torch.tensor(int(flag))
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def mean_of(values):
+    """The means over all processes of a dict of floats."""
+    if _group.size == 1:
+        return values
+    row = torch.tensor(list(values.values()), dtype=torch.float64)
+    dist.all_reduce(row)
+    return dict(zip(values, (row / _group.size).tolist()))
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+class _WithLoss(nn.Module):
+    """DistributedDataParallel follows a module's ``forward``: here the model and its loss function are one."""
+
+    def __init__(self, model, loss_fn):
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
+    def forward(self, batch):
+        return self.loss_fn(self.model, batch)
+
+
+def with_loss(model, loss_fn):
+    """batch -> ``loss_fn(model, batch)``, whose backward pass leaves the mean gradient of all processes in the model."""
+    module = _WithLoss(model, loss_fn)
+    return module if _group.size == 1 else DistributedDataParallel(module, forward_sync_buffers=False)
+
+
+class Share(NamedTuple):
+    """This process' part of a training batch: its ``rows`` (a slice of B) and the generator of what is drawn for all B rows
+    (None: torch's own, for a whole batch)."""
+
+    rows: slice = slice(None)
+    generator: torch.Generator | None = None
+
+
+def rows_of(b):
+    """The rows of the whole batch that a process holds, of ``b`` each."""
+    return slice(b * _group.rank, b * (_group.rank + 1))
+
+
+def share(b, device):
+    """The Share of a process that holds ``b`` rows. The generator starts as the step does (Trainer), alike in all processes;
+    torch's own differs between them, so that dropout does."""
+    if _group.size == 1:
+        return Share()
+    return Share(rows_of(b), torch.Generator(device).manual_seed(torch.initial_seed() - _group.rank))
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(_group.size)]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(_group.size)[_group.rank]
+
+
+def gather_rows(x):
+    """(b, ...) of every process -> (B, ...), in the order of the batch. Differentiable: all that any process makes of a row
+    comes back to the process that it is from."""
+    return x if _group.size == 1 else _GatherRows.apply(x)
+
+
+# ---- evaluation --------------------------------------------------------------------------------------------------
+
+
+def turns(items):
+    """The items of a list that are this process' to work on."""
+    return items[_group.rank :: _group.size]
+
+
+def merge(found):
+    """A list in which every process filled some places and left None in the others -> the full list, in all processes."""
+    if _group.size == 1:
+        return found
+    parts = [None] * _group.size
+    dist.all_gather_object(parts, {place: _compact(value) for place, value in enumerate(found) if value is not None})
+    merged = {place: value for part in parts for place, value in part.items()}
+    return [merged[place] for place in range(len(found))]
+
+
+def _compact(value):
+    """A tensor, or tuple of tensors, without the rest of the storage that it is a view of: that would be sent along."""
+    if torch.is_tensor(value):
+        return value.clone()
+    return tuple(map(_compact, value)) if isinstance(value, tuple) else value
