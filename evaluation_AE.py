@@ -1,4 +1,5 @@
-"""Evaluate a trained autoencoder on the test split: both MPJPEs, acceleration error, FID, and how the codes are used.
+"""Evaluate a trained autoencoder on the test split: both MPJPEs, acceleration error, FID, how the codes are used, and, where
+clips are labelled, whether the reconstructions still do what the labels say (semantic probes).
 
     python evaluation_AE.py --name FSQ_AE_High --model FSQ_AE_High --dataset_name t2m
 
@@ -11,7 +12,7 @@ from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash
 from models.TextEncoder import cached_text_features
 from utils import options, parallel
-from utils.datasets import MotionStore, get_spec
+from utils.datasets import MotionStore, get_spec, joints_in_metres, read_labels
 from utils.errors import UserError, run
 from utils.evaluation import (
     code_usage,
@@ -23,6 +24,7 @@ from utils.evaluation import (
     write_results,
 )
 from utils.judges import add_judges, load_judges
+from utils.probes import RULES, check, probe_report
 from utils.protocols import TextClips, evaluate_protocol, score_rows
 from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, seed_everything, start
 
@@ -64,10 +66,21 @@ def judge(judges, ae, pairs, spec, args, device):
     return {judges.tag("FID"): scores["generated"][judges.tag("FID")]["mean"]}, scores
 
 
+def probe_reconstructions(spec, store, pairs):
+    """Probe report of what the reconstructions of labelled clips do; None where nothing is labelled with what the probes know."""
+    labels = read_labels(spec) or {} if spec.skeleton == "t2m" else {}
+    names = [name for name, length in zip(store.ids, store.lengths) if length >= 4]
+    rows = [(labels[name], check(labels[name], joints_in_metres(made, spec), spec.fps)) for name, (_, made) in zip(names, pairs)
+            if labels.get(name) and set(labels[name]) <= set(RULES)]
+    return probe_report(rows) if rows else None
+
+
 def make_table(results):
     units = {"MPJPE": "mm, by protocol (root aligned, accumulated heading)", "MPJPE_facing": "mm, in the facing frame",
              "acceleration_error": "mm / frame^2"}
     rows = [(key, f"{value:.4g}", units.get(key, f"{results['protocol']} protocol")) for key, value in results["figures"].items()]
+    if results["probes"]:
+        rows.append(("semantic probes", f"{results['probes']['all']['share']:.3f}", "of labelled clips, reconstructed"))
     if results["scores"]:
         rows += [(f"scores: {key}", made, f"real clips {real}") for key, made, real in score_rows(results["scores"])]
     levels, dim = results["levels"], results["target_dim"]
@@ -101,6 +114,7 @@ def main():
         "frames": sum(len(real) for real, _ in pairs), "left_out": len(store.skipped),
         "model": checkpoint.get("model_name") or args.model, "levels": list(ae.levels) if ae.levels else None,
         "target_dim": ae.target_dim, "codebook_size": ae.codebook_size, "figures": figures, "scores": scores,
+        "probes": probe_reconstructions(spec, store, pairs),
         "repeats_asked": args.repeats if scores else None, "codes": usage, "checkpoint": path.name, "weights": weights_hash(ae),
         "steps": checkpoint.get("total_it"), "seed": args.seed, "code_version": code_version(), "machine": machine(),
         "peak_memory_mb": peak_memory_mb(),

@@ -77,8 +77,32 @@ def test_evaluation_AE(work, capsys):
     assert "8x8x8x5x5x5" in out and "64000" in out and "codes_used" in out
     results = json.loads((work / "checkpoints/demo/ae/eval/evaluation_AE.json").read_text())
     assert results["figures"]["MPJPE"] > results["figures"]["MPJPE_facing"] > 0 and results["figures"]["FID"] > 0
-    assert results["seed"] == 3407 and results["clips"] == 36
+    assert results["seed"] == 3407 and results["clips"] == results["probes"]["all"]["total"] == 36
     assert "MPJPE" in (work / "checkpoints/demo/ae/eval/eval.log").read_text()
+
+
+def test_probes_know_which_reconstruction_is_whose(work):
+    """With the clips themselves in place of their reconstructions every probe passes."""
+    import evaluation_AE
+    from utils.datasets import MotionStore, get_spec
+
+    spec = get_spec("demo", "datasets")
+    store = MotionStore(spec, "test")
+    exact = [(motion, motion) for motion in (torch.as_tensor(store.frames(i, 0, n)) for i, n in enumerate(store.lengths))]
+    assert evaluation_AE.probe_reconstructions(spec, store, exact)["all"]["share"] > 0.95
+    assert evaluation_AE.probe_reconstructions(spec, store, exact[::-1])["all"]["share"] < 0.5
+
+
+def test_reconstructions_come_in_the_order_of_the_store(work):
+    from models.loading import load_autoencoder
+    from utils.datasets import MotionStore, get_spec
+    from utils.evaluation import reconstruct
+
+    store = MotionStore(get_spec("demo", "datasets"), "test")
+    ae, _ = load_autoencoder(work / "checkpoints/demo/ae/model/net_best_fid.tar")
+    for clip, (real, made) in enumerate(reconstruct(ae, store, batch_size=8)):
+        length = store.lengths[clip] // 4 * 4
+        assert torch.equal(real, torch.as_tensor(store.frames(clip, 0, length))) and made.shape == real.shape
 
 
 def test_evaluation_MARDM(work, capsys):

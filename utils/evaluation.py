@@ -69,16 +69,17 @@ def padded_batches(store, lengths, device, batch_size):
 @torch.no_grad()
 def reconstruct(ae, store, device="cpu", batch_size=32, max_frames=400):
     """[(original (T, D), reconstruction (T, D))] un-normalised, for every clip of a store, cut to a multiple of 4 frames
-    (and to ``max_frames``). Clips of similar length run together; padding does not leak."""
+    (and to ``max_frames``), in the store's order; a clip of less than 4 frames has none. Clips of similar length run together;
+    padding does not leak."""
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
     lengths = np.minimum(store.lengths, max_frames) // 4 * 4
     count, batches = padded_batches(store, lengths, device, batch_size)
-    pairs = [None] * count
-    for first, clips, batch, frames in batches:
+    pairs, places = [None] * count, np.cumsum(lengths > 0) - 1
+    for _, clips, batch, frames in batches:
         _, targets = ae.encode_targets((batch - mean) / std, frames)
         made = (ae.decode_targets(targets, frames) * std + mean).cpu()
-        pairs[first : first + len(clips)] = [(real[:length], motion[:length])
-                                             for real, motion, length in zip(batch.cpu(), made, lengths[clips])]
+        for clip, real, motion in zip(clips, batch.cpu(), made):
+            pairs[places[clip]] = (real[: lengths[clip]], motion[: lengths[clip]])
     return parallel.merge(pairs)
 
 
