@@ -19,6 +19,7 @@ def run(main):
         parallel.leave()
     except KeyboardInterrupt:
         parallel.say("interrupted")
+        parallel.leave()
         sys.exit(130)
     except Exception as error:
         if not getattr(error, "is_user_error", False):

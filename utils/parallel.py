@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
 
+PARTING = timedelta(seconds=20)
 TIMEOUT = timedelta(hours=2)  # of waiting for another process that still lives; torchrun ends all when one has died
 
 
@@ -55,11 +56,18 @@ def join(device):
 
 
 def leave():
-    """Part from the others, at the end of a script."""
+    """Part from the others, at the end of a script: together, since a connection that closes early can lose a last message."""
     global _group
-    if _group.size > 1:
-        dist.destroy_process_group()
-        _group = _Group()
+    if _group.size == 1:
+        return
+    try:
+        if _group.store.add("ready to leave", 1) == _group.size:
+            _group.store.set("all are ready to leave", "")
+        _group.store.wait(["all are ready to leave"], PARTING)
+    except RuntimeError:  # one has not come: it has been ended, or still works, and then needs no answer from here
+        pass
+    dist.destroy_process_group()
+    _group = _Group()
 
 
 def rank():
