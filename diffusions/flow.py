@@ -1,12 +1,14 @@
-"""Linear-path flow matching with a velocity target ("SiT", Ma et al. 2024, arXiv 2401.08740).
+"""Linear-path flow matching ("SiT", Ma et al. 2024, arXiv 2401.08740).
 
-x_t = t x_1 + (1 - t) x_0 with x_1 the data and x_0 noise; the net learns velocity = x_1 - x_0. Sampling integrates
-dx/dt = velocity from t = 0 to t = 1. Shapes: x (N, d), t (N,).
+x_t = t x_1 + (1 - t) x_0 with x_1 the data and x_0 noise. The net predicts the velocity x_1 - x_0, or x_1 itself, which gives
+the velocity (x_1 - x_t) / (1 - t) (Li and He 2025, arXiv 2511.13720). Sampling integrates dx/dt = velocity from t = 0 to
+t = 1. Shapes: x (N, d), t (N,).
 """
 import torch
 from torchdiffeq import odeint
 
 SOLVERS = ("euler", "midpoint", "heun", "dopri5")
+LEAST_LEFT = 0.05  # 1 - t is not taken smaller where a predicted x_1 is divided by it, in training and in sampling
 
 
 def draw_time(count, device, generator=None):
@@ -14,11 +16,20 @@ def draw_time(count, device, generator=None):
     return torch.rand(count, device=device, generator=generator)
 
 
-def training_loss(velocity_net, x_1, t, noise):
-    """Mean squared error of the velocity. ``velocity_net(x_t (N, d), t (N,)) -> (N, d)``; returns ()."""
+def training_loss(net, x_1, t, noise, prediction="velocity"):
+    """Mean squared error of the velocity, also where the net predicts x_1. ``net(x_t (N, d), t (N,)) -> (N, d)``; returns ()."""
     along = t[:, None]
     x_t = along * x_1 + (1 - along) * noise
-    return (velocity_net(x_t, t) - (x_1 - noise)).square().mean()
+    if prediction == "x":
+        return ((net(x_t, t) - x_1) / (1 - along).clamp(min=LEAST_LEFT)).square().mean()
+    return (net(x_t, t) - (x_1 - noise)).square().mean()
+
+
+def velocity_of(net, prediction="velocity"):
+    """The velocity (N, d) as a function of x (N, d) and one time t (), from a net that predicts it, or x_1."""
+    if prediction == "velocity":
+        return net
+    return lambda x, t: (net(x, t) - x) / max(1 - float(t), LEAST_LEFT)
 
 
 def integrate(velocity_net, noise, solver="euler", steps=20, rtol=1e-3, atol=1e-6):
@@ -31,18 +42,27 @@ def integrate(velocity_net, noise, solver="euler", steps=20, rtol=1e-3, atol=1e-
     times = torch.linspace(0, 1, steps + 1).tolist()
     x = noise
     for t, t_next in zip(times[:-1], times[1:]):
-        x = step(velocity_net, x, t, t_next - t)
+        x = step(velocity_net, x, t, t_next)
     return x
 
 
-def euler_step(net, x, t, h):
-    return x + h * net(x, t)
+def times_of(solver, steps):
+    """The different times at which ``integrate`` asks for the velocity, in order; [] for dopri5, which chooses them itself."""
+    asked = {}
+    if solver != "dopri5":
+        integrate(lambda x, t: asked.setdefault(t) or x, torch.zeros(1, 1), solver, steps)
+    return list(asked)
 
 
-def midpoint_step(net, x, t, h):
-    return x + h * net(x + h / 2 * net(x, t), t + h / 2)
+def euler_step(net, x, t, t_next):
+    return x + (t_next - t) * net(x, t)
 
 
-def heun_step(net, x, t, h):
+def midpoint_step(net, x, t, t_next):
+    middle = (t + t_next) / 2
+    return x + (t_next - t) * net(x + (middle - t) * net(x, t), middle)
+
+
+def heun_step(net, x, t, t_next):
     here = net(x, t)
-    return x + h / 2 * (here + net(x + h * here, t + h))
+    return x + (t_next - t) / 2 * (here + net(x + (t_next - t) * here, t_next))

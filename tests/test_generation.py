@@ -151,9 +151,14 @@ class CountingHead:
     def __init__(self, head):
         self.tokens, self.head = 0, head
 
-    def sample(self, z, *args, **kwargs):
-        self.tokens += len(z)
-        return self.head.sample(z, *args, **kwargs)
+    def sampler(self, *args, **kwargs):
+        sample = self.head.sampler(*args, **kwargs)
+
+        def counted(z, *rest):
+            self.tokens += len(z)
+            return sample(z, *rest)
+
+        return counted
 
 
 @pytest.mark.parametrize("sampler, expected", [("fast", 20), ("reference", sum(mask_schedule(20, 18)))])
