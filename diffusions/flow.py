@@ -8,7 +8,7 @@ import torch
 from torchdiffeq import odeint
 
 SOLVERS = ("euler", "midpoint", "heun", "dopri5")
-LEAST_LEFT = 0.05  # 1 - t is not taken smaller where a predicted x_1 is divided by it, in training and in sampling
+LEAST_LEFT = 0.05  # least 1 - t by which the error of a predicted x_1 is divided in training, and where dopri5 hands over
 
 
 def draw_time(count, device, generator=None):
@@ -26,31 +26,35 @@ def training_loss(net, x_1, t, noise, prediction="velocity"):
 
 
 def velocity_of(net, prediction="velocity"):
-    """The velocity (N, d) as a function of x (N, d) and one time t (), from a net that predicts it, or x_1."""
+    """The velocity (N, d) as a function of x (N, d) and one time t () below 1, from a net that predicts it, or x_1."""
     if prediction == "velocity":
         return net
-    return lambda x, t: (net(x, t) - x) / max(1 - float(t), LEAST_LEFT)
+    return lambda x, t: (net(x, t) - x) / (1 - t)
 
 
-def integrate(velocity_net, noise, solver="euler", steps=20, rtol=1e-3, atol=1e-6):
+def integrate(velocity_net, noise, solver="euler", steps=20, rtol=1e-3, atol=1e-6, jump=False):
     """The sample reached from ``noise`` (N, d). ``steps`` counts the intervals of a fixed-step solver;
-    rtol and atol belong to dopri5, whose step size couples the rows of a batch (a fixed step does not)."""
+    rtol and atol belong to dopri5, whose step size couples the rows of a batch (a fixed step does not). ``jump``: the last
+    step is an Euler step, so the velocity is never asked for at t = 1, where that of a predicted x_1 is 0 / 0."""
     if solver == "dopri5":
-        ends = torch.tensor([0.0, 1.0], device=noise.device, dtype=noise.dtype)
-        return odeint(lambda t, x: velocity_net(x, t), noise, ends, method="dopri5", rtol=rtol, atol=atol)[-1]
+        last = 1 - LEAST_LEFT if jump else 1.0
+        ends = torch.tensor([0.0, last], device=noise.device, dtype=noise.dtype)
+        options = {"step_t": ends[1:]} if jump else None  # else it steps beyond the end and interpolates
+        x = odeint(lambda t, x: velocity_net(x, t), noise, ends, method="dopri5", rtol=rtol, atol=atol, options=options)[-1]
+        return euler_step(velocity_net, x, last, 1.0) if jump else x
     step = {"euler": euler_step, "midpoint": midpoint_step, "heun": heun_step}[solver]
     times = torch.linspace(0, 1, steps + 1).tolist()
     x = noise
     for t, t_next in zip(times[:-1], times[1:]):
-        x = step(velocity_net, x, t, t_next)
+        x = (euler_step if jump and t_next == 1 else step)(velocity_net, x, t, t_next)
     return x
 
 
-def times_of(solver, steps):
+def times_of(solver, steps, jump=False):
     """The different times at which ``integrate`` asks for the velocity, in order; [] for dopri5, which chooses them itself."""
     asked = {}
     if solver != "dopri5":
-        integrate(lambda x, t: asked.setdefault(t) or x, torch.zeros(1, 1), solver, steps)
+        integrate(lambda x, t: asked.setdefault(t) or x, torch.zeros(1, 1), solver, steps, jump=jump)
     return list(asked)
 
 

@@ -157,14 +157,14 @@ class DiffHead(nn.Module):
     def training_loss(self, net, target, t, noise):
         return self.process.training_loss(net, target, t, noise)
 
-    def sampler(self, cfg=1.0, temperature=1.0, fast=True, dtype=None, **solver_settings):
+    def sampler(self, cfg=1.0, temperature=1.0, fast=True, dtype=None, packed=None, **solver_settings):
         """A function (z (N, Z), z_uncond (N, Z) or None, draw_noise) -> targets (N, d); ``draw_noise() -> (N, d)``.
 
-        What depends on the time alone is done here, once. ``fast`` False runs the plain net; ``dtype`` (of the products of
-        the fast net) and the rest: see ``MARDM.generate``.
+        What depends on the time alone is done here, once. ``fast`` False runs the plain net; ``dtype`` and ``packed``
+        belong to the fast net (models/fast_net.py), the rest: see ``MARDM.generate``.
         """
         run, times = self.process_sampler(temperature, **solver_settings)
-        guided = FastNet(self.net, times, dtype).guided if fast else self.guided
+        guided = FastNet(self.net, times, dtype, packed).guided if fast else self.guided
 
         @torch.no_grad()
         def sample(z, z_uncond, draw_noise):
@@ -189,11 +189,13 @@ class SiTHead(DiffHead):
         """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the starting noise."""
         if solver not in flow.SOLVERS:
             raise ModelError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")
+        jump = self.prediction == "x"
 
         def run(net, draw_noise):
-            return flow.integrate(flow.velocity_of(net, self.prediction), draw_noise() * temperature, solver, ode_steps)
+            velocity = flow.velocity_of(net, self.prediction)
+            return flow.integrate(velocity, draw_noise() * temperature, solver, ode_steps, jump=jump)
 
-        return run, flow.times_of(solver, ode_steps)
+        return run, flow.times_of(solver, ode_steps, jump)
 
 
 class DDPMHead(DiffHead):

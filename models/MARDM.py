@@ -226,7 +226,7 @@ class MARDM(nn.Module):
 
     @torch.no_grad()
     def generate(self, ae, cond, lengths, seeds, time_steps=18, cfg=4.5, temperature=1.0, sampler="fast", known=None,
-                 hard_pseudo_reorder=False, progress=None, precision="fp32", **solver_settings):
+                 hard_pseudo_reorder=False, progress=None, precision="fp32", packed=None, **solver_settings):
         """Sample targets (B, L, d), on the grid of ``ae``, for ``lengths`` (B,) in tokens.
 
         Args:
@@ -238,15 +238,18 @@ class MARDM(nn.Module):
                 masked token in each iteration and throws all but those away: the same distribution, 11 x the work. It also
                 does without everything else that saves time (models/fast_net.py, one transformer call for both branches).
             precision: "bf16" for products in bfloat16 (fast sampler); all else is float32, and so is snapping.
+            packed: a dict that keeps the head's packed weights from one call to the next, for as long as the weights stand
+                still; None = they are packed anew.
             known: optional (targets (B, L, d), keep (B, L) bool): tokens that stay as they are.
             solver_settings: solver, ode_steps of the SiT head.
         """
         if time_steps < 1 or int(lengths.min()) < 1:
             raise ModelError(f"generation needs 1 iteration and 1 token at least; got {time_steps} iterations and a "
                              f"shortest clip of {int(lengths.min())} tokens")
-        state = _GenerationState(self, ae, lengths, seeds, time_steps, known, sampler)
+        state = _GenerationState(self, ae, lengths, seeds, time_steps, known, sampler, precision)
         fast, low = sampler == "fast", precision == "bf16"
-        sample = self.DiffMLPs.sampler(cfg, temperature, fast, torch.bfloat16 if low else None, **solver_settings)
+        dtype = torch.bfloat16 if low else None
+        sample = self.DiffMLPs.sampler(cfg, temperature, fast, dtype, packed, **solver_settings)
         iterations = range(time_steps) if progress is None else progress(range(time_steps))
         for i in iterations:
             sampled = state.to_sample(i)
@@ -278,9 +281,11 @@ class MARDM(nn.Module):
 class _GenerationState:
     """Which tokens are masked when, what has been sampled, and every clip's own random numbers."""
 
-    def __init__(self, model, ae, lengths, seeds, time_steps, known, sampler):
+    def __init__(self, model, ae, lengths, seeds, time_steps, known, sampler, precision):
         if sampler not in ("fast", "reference"):
             raise ModelError(f"unknown sampler '{sampler}'; one of fast, reference")
+        if precision == "bf16" and sampler != "fast":
+            raise ModelError("precision bf16 belongs to the fast sampler; the reference sampler computes in float32")
         self.device, self.dim, self.sampler = model.mask_latent.device, model.target_dim, sampler
         lengths = lengths.to(self.device)
         num_tokens = int(lengths.max())

@@ -7,35 +7,31 @@ packed for oneDNN, which reads them at two to three times the speed when a call 
 
 Shapes: N tokens, M = N or 2 N rows (guidance), d target dimensions, W width of the net, Z width of the transformer's output.
 """
-import weakref
-
 import torch
 import torch.nn.functional as F
 
 TABLE_BYTES = 2**28  # of the modulations that are kept at a time
 PACKED_FROM = 2**18  # weights in a layer: smaller layers lie in the cache anyway, and oneDNN's calls cost more than MKL's
 
-_packed_weights = weakref.WeakKeyDictionary()  # layer -> (state of its weight, packed weight): no part of the model
 
-
-def fast_linear(layer, dtype=None):
+def fast_linear(layer, dtype=None, packed=None):
     """A function x (..., in) -> ``layer(x)`` (..., out) of x's dtype, for inference. ``dtype`` of the product; None = the
-    weights'. The weights are packed again when they have changed."""
+    weights'. ``packed``: a dict that keeps the packed weights by layer; it must not outlive a change of the weights (a fused
+    optimiser changes them without a trace, so nobody can tell)."""
     weight, bias = layer.weight, layer.bias
     dtype = dtype or weight.dtype
     packable = (weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight.numel() >= PACKED_FROM
                 and dtype in (torch.float32, torch.bfloat16))
     if not packable and dtype == weight.dtype:
         return layer
-    state = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version, dtype)
-    if _packed_weights.get(layer, (None,))[0] != state:
+    packed = {} if packed is None else packed
+    if (layer, dtype) not in packed:
         lower = weight.detach().to(dtype)
-        packed = torch.ops.mkldnn._reorder_linear_weight(lower) if packable else lower
-        _packed_weights[layer] = state, packed, bias.detach().to(dtype)
-    _, packed, bias = _packed_weights[layer]
+        packed[layer, dtype] = torch.ops.mkldnn._reorder_linear_weight(lower) if packable else lower, bias.detach().to(dtype)
+    weight, bias = packed[layer, dtype]
     if packable:
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, bias, "none", [], "").to(x.dtype)
-    return lambda x: F.linear(x.to(dtype), packed, bias).to(x.dtype)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "").to(x.dtype)
+    return lambda x: F.linear(x.to(dtype), weight, bias).to(x.dtype)
 
 
 class FastNet:
@@ -45,15 +41,20 @@ class FastNet:
         net: DenoisingMLP.
         times: the times at which the solver will ask, in order; empty when it chooses them itself (dopri5).
         dtype: of the products, None = the weights'; bfloat16 halves what is read.
+        packed: keeps packed weights from one FastNet to the next, see ``fast_linear``.
     """
 
-    def __init__(self, net, times, dtype=None):
+    def __init__(self, net, times, dtype=None, packed=None):
         self.net, self.times = net, list(times)
-        self.cond_embed, self.input_proj = fast_linear(net.cond_embed, dtype), fast_linear(net.input_proj, dtype)
+        packed = {} if packed is None else packed
+
+        def fast(layer):
+            return fast_linear(layer, dtype, packed)
+
         layers = [*net.res_blocks, net.final_layer]
-        self.projections = [fast_linear(layer.adaLN_modulation[1], dtype) for layer in layers]
-        self.mlps = [(fast_linear(block.mlp[0], dtype), fast_linear(block.mlp[2], dtype)) for block in net.res_blocks]
-        self.output = fast_linear(net.final_layer.linear, dtype)
+        self.cond_embed, self.input_proj, self.output = map(fast, (net.cond_embed, net.input_proj, net.final_layer.linear))
+        self.projections = [fast(layer.adaLN_modulation[1]) for layer in layers]
+        self.mlps = [(fast(block.mlp[0]), fast(block.mlp[2])) for block in net.res_blocks]
         self.row_bytes = 4 * sum(layer.adaLN_modulation[1].out_features for layer in layers)
         self.embedded = self._embed(self.times)
 
