@@ -12,7 +12,7 @@ import torch
 from benchmarks.meter import HeadMeter, product_speed, seconds
 from benchmarks.plain import PlainEMA, plain_loss, plain_video
 from models.AE import AE_models
-from models.DiffMLPs import ODE_STEPS
+from models.DiffMLPs import ODE_STEPS, SOLVER
 from models.MARDM import MARDM_models, mask_schedule
 from train_MARDM import make_loss
 from utils.demo_dataset import make_clip
@@ -124,7 +124,7 @@ def same_solver(bench, clips, aim, what):
 
 
 def default_solver(bench, clips, aim, what):
-    name = f"{what}, FSQ-MARDM-SiT-{bench.args.size}, dopri5 -> default solver (Euler {ODE_STEPS})"
+    name = f"{what}, FSQ-MARDM-SiT-{bench.args.size}, dopri5 -> {SOLVER} {ODE_STEPS}"
     return sampling_case(bench, "FSQ-MARDM", clips, {"solver": "dopri5"}, {}, aim, name)
 
 

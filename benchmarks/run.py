@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.cases import CASES, Bench  # noqa: E402
-from models.DiffMLPs import ODE_STEPS  # noqa: E402
+from diffusions.flow import SOLVERS  # noqa: E402
+from models.DiffMLPs import ODE_STEPS, SOLVER  # noqa: E402
 from models.MARDM import SIZES  # noqa: E402
 from utils import options  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
@@ -41,7 +42,7 @@ def parse_args():
     parser.add_argument("--frames", type=options.positive_int, default=196, help="frames a clip")
     parser.add_argument("--time_steps", type=options.positive_int, default=18, help="iterations of unmasking")
     parser.add_argument("--cfg", type=float, default=4.5, help="guidance scale")
-    parser.add_argument("--solver", choices=["euler", "midpoint", "heun", "dopri5"], default="euler",
+    parser.add_argument("--solver", choices=SOLVERS, default=SOLVER,
                         help="of both sides in the rows with the same solver")
     parser.add_argument("--ode_steps", type=options.positive_int, default=ODE_STEPS, help="its steps")
     parser.add_argument("--plain_iterations", type=options.non_negative_int, default=0,

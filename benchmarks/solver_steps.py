@@ -28,8 +28,8 @@ from utils.evaluation import format_table, write_results  # noqa: E402
 from utils.probes import PROMPTS  # noqa: E402
 from utils.train_utils import RunFolder, code_version, machine, pick_device  # noqa: E402
 
-CANDIDATES = [("euler", n) for n in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)] + [
-    (solver, n) for solver in ("midpoint", "heun") for n in (2, 3, 5, 7, 10, 15)] + [("dopri5", 0)]
+CANDIDATES = [(solver, n) for solver in ("adams", "euler") for n in (1, 2, 3, 5, 8, 10, 12, 14, 16, 20, 30, 50)] + [
+    (solver, n) for solver in ("midpoint", "heun") for n in (2, 3, 4, 5, 6, 7, 8, 10, 15)] + [("dopri5", 0)]
 
 
 def parse_args():
@@ -84,7 +84,7 @@ class Study:
 
     def rows(self):
         """[{solver, steps, network calls, share of codes and of coordinates that differ, relative distance}]."""
-        calls = {"euler": 1, "midpoint": 2, "heun": 2}
+        calls = {"adams": 1, "euler": 1, "midpoint": 2, "heun": 2}
         return [{"solver": solver, "steps": steps or None, "calls": calls[solver] * steps if steps else None,
                  "codes_differ": float(tally[0]) / self.tokens, "coordinates_differ": float(tally[1]) / self.tokens,
                  "distance": float(tally[2] / self.spread) ** 0.5} for (solver, steps), tally in self.tally.items()]

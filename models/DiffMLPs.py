@@ -13,7 +13,7 @@ from diffusions.gaussian import GaussianDiffusion
 from models.errors import ModelError
 from models.fast_net import FastNet
 
-ODE_STEPS = 10  # of a fixed-step solver: how it was chosen stands in docs/performance.md
+SOLVER, ODE_STEPS = "adams", 16  # how they were chosen stands in docs/performance.md
 
 
 def modulate(x, shift, scale):
@@ -185,7 +185,7 @@ class SiTHead(DiffHead):
     def training_loss(self, net, target, t, noise):
         return flow.training_loss(net, target, t, noise, self.prediction)
 
-    def process_sampler(self, temperature, solver="euler", ode_steps=ODE_STEPS):
+    def process_sampler(self, temperature, solver=SOLVER, ode_steps=ODE_STEPS):
         """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the starting noise."""
         if solver not in flow.SOLVERS:
             raise ModelError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")

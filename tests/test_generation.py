@@ -27,7 +27,8 @@ def make_pipeline(*args, **kwargs):
 
 
 @pytest.mark.parametrize("ae_name", ["AE_Model", "FSQ_AE_High", "VQ_AE_Model"])
-@pytest.mark.parametrize("head, solver", [("SiT", "euler"), ("SiT", "heun"), ("SiT", "midpoint"), ("DDPM", "euler")])
+@pytest.mark.parametrize("head, solver", [
+    ("SiT", "adams"), ("SiT", "euler"), ("SiT", "heun"), ("SiT", "midpoint"), ("DDPM", "euler")])
 def test_a_clip_is_the_same_alone_and_in_any_batch(ae_name, head, solver):
     pipeline = make_pipeline(ae_name, head)
     cond, frames, seeds = torch.randn(3, 16), [40, 64, 52], [5, 6, 7]

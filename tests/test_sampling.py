@@ -9,7 +9,7 @@ from benchmarks.plain import plain_loss
 from diffusions import flow
 from models import fast_net
 from models.AE import AE_models
-from models.DiffMLPs import HEADS, ODE_STEPS
+from models.DiffMLPs import HEADS, ODE_STEPS, SOLVER
 from models.errors import ModelError
 from models.MARDM import MARDM, mask_schedule
 from utils import options
@@ -34,7 +34,8 @@ def draw(count=7):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("cfg", [1, 3.0])
 @pytest.mark.parametrize("head, settings", [
-    ("SiT", dict(solver="euler", ode_steps=7)), ("SiT", dict(solver="heun", ode_steps=4)), ("SiT", dict(solver="dopri5")),
+    ("SiT", dict(solver="adams", ode_steps=7)), ("SiT", dict(solver="euler", ode_steps=7)), (
+        "SiT", dict(solver="heun", ode_steps=4)), ("SiT", dict(solver="dopri5")),
     ("SiT", dict(solver="midpoint", ode_steps=4)), ("DDPM", {})])
 def test_fast_net_equals_the_plain_net(head, settings, cfg, packed, monkeypatch):
     monkeypatch.setattr(fast_net, "PACKED_FROM", 0 if packed else math.inf)
@@ -84,7 +85,7 @@ def test_bfloat16_is_near_and_not_the_same(packed, monkeypatch):
 
 # ---- the solvers
 
-@pytest.mark.parametrize("solver, order", [("euler", 1), ("midpoint", 2), ("heun", 2)])
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("midpoint", 2), ("heun", 2), ("adams", 2)])
 def test_order_of_the_solvers(solver, order):
     errors = []
     for steps in (20, 40):
@@ -113,7 +114,7 @@ def gaussian_answer(prediction, mean, spread):
     return clean if prediction == "x" else lambda x, t: (clean(x, t) - x) / (1 - t)
 
 
-@pytest.mark.parametrize("solver, steps", [("euler", 400), ("midpoint", 50), ("heun", 50), ("dopri5", 0)])
+@pytest.mark.parametrize("solver, steps", [("euler", 400), ("adams", 50), ("midpoint", 50), ("heun", 50), ("dopri5", 0)])
 def test_predicted_x_leads_where_the_velocity_leads(solver, steps):
     """For Gaussian data the flow is known: noise x goes to mean + spread x."""
     noise, mean, spread = torch.randn(500, 1, generator=torch.Generator().manual_seed(0)), 2.0, 0.5
@@ -145,7 +146,7 @@ def test_an_x_head_learns_and_says_so():
         optimizer.zero_grad()
         head.loss(grid.repeat(32, 1), z.repeat(32, 1)).backward()
         optimizer.step()
-    for settings in (dict(solver="euler", ode_steps=10), dict(solver="heun", ode_steps=5), dict(solver="dopri5")):
+    for settings in (dict(solver="adams", ode_steps=10), dict(solver="heun", ode_steps=5), dict(solver="dopri5")):
         end = head.sample(z.repeat(8, 1), None, lambda: torch.randn(32, 2), **settings)
         assert (end - grid.repeat(8, 1)).abs().mean() < 0.1, settings
 
@@ -288,4 +289,4 @@ def test_defaults_are_the_fast_ones():
     parser = options.make_parser("")
     options.add_sampler(parser)
     args = parser.parse_args([])
-    assert (args.sampler, args.solver, args.ode_steps, args.precision) == ("fast", "euler", ODE_STEPS, "fp32")
+    assert (args.sampler, args.solver, args.ode_steps, args.precision) == ("fast", SOLVER, ODE_STEPS, "fp32")

@@ -102,9 +102,10 @@ def add_sampler(parser, time_steps=18):
                         help="guidance scale; 1 = none; default: what the data set recommends (t2m 4.5, kit 2.5, demo 3)")
     parser.add_argument("--temperature", type=float, default=1.0,
                         help="factor of the starting noise (SiT head) or of every step's noise (DDPM head)")
-    parser.add_argument("--solver", choices=["euler", "midpoint", "heun", "dopri5"], default="euler",
-                        help="ODE solver of the SiT head; dopri5 is the published one")
-    parser.add_argument("--ode_steps", type=positive_int, default=10, help="steps of a fixed-step solver")
+    parser.add_argument("--solver", choices=["adams", "euler", "midpoint", "heun", "dopri5"], default="adams",
+                        help="ODE solver of the SiT head; midpoint and heun ask the network twice a step; dopri5, which chooses "
+                        "its steps itself, is the published one")
+    parser.add_argument("--ode_steps", type=positive_int, default=16, help="steps of the other solvers")
     parser.add_argument("--sampler", choices=["fast", "reference"], default="fast",
                         help="fast: the head runs for a token when it leaves the mask; reference: for all masked tokens")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
