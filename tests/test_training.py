@@ -103,7 +103,11 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path):
         folder.prepare(False)
         trainer = Trainer(folder, "ae", model, torch.optim.SGD(model.parameters(), 0.1), lambda step: 0.1, {}, seed=7,
                           accumulate=parts)
-        values = trainer._step(batch, lambda model, part: loss_fn(model, part) | {"samples": torch.tensor(float(len(part)))})
+
+        def step_fn(part, model=model):
+            return loss_fn(model, part) | {"samples": torch.tensor(float(len(part)))}
+
+        values = trainer._step(batch, step_fn)
         mean_of_parts = {1: 8.0, 3: (3 * 3 + 3 * 3 + 2 * 2) / 8}[parts]
         assert float(values["samples"]) == pytest.approx(mean_of_parts) and not values["loss"].requires_grad
         weights[parts] = model.weight.detach().clone(), values["loss"]

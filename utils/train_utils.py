@@ -85,7 +85,8 @@ def pick_device(name="auto", precision="fp32"):
 
 
 def start(name="auto", precision="fp32"):
-    """The torch.device of this process for a --device and a --precision flag, see ``pick_device``. Under torchrun the process joins the others (utils/parallel.py)."""
+    """The torch.device of this process for a --device and a --precision flag, see ``pick_device``. Under torchrun the
+    process joins the others (utils/parallel.py)."""
     return parallel.join(pick_device(name, precision))
 
 
