@@ -138,7 +138,7 @@ def replace_frames(joints, features, motion, edited, spec):
 def main():
     args = parse_args()
     pipeline, checkpoint = load_pipeline(
-        *checkpoint_paths(args, read_checkpoint), args.model, args.ae_model, device=pick_device(args.device),
+        *checkpoint_paths(args, read_checkpoint), args.model, args.ae_model, device=pick_device(args.device, args.precision),
         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
     spec = spec_of_checkpoint(checkpoint, args.dataset_name)
     joints, features = read_source(args.source_motion, spec)

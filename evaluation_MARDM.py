@@ -138,7 +138,7 @@ def make_table(results):
 
 def main():
     args = parse_args()
-    device = start(args.device)
+    device = start(args.device, args.precision)
     seed_everything(args.seed)
     with parallel.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)

@@ -65,7 +65,7 @@ def length_estimator(checkpoint, args):
 
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.precision)
     pipeline, checkpoint = load_pipeline(
         *checkpoint_paths(args, read_checkpoint), args.model, args.ae_model, device=device,
         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))

@@ -22,6 +22,7 @@ def parse_args():
     options.add_common(parser, name="AE")
     options.add_training(parser, batch_size=256, epoch=50, lr=2e-4, weight_decay=0.0, warm_up_iter=2000,
                          milestones=[150_000, 250_000], log_every=10)
+    options.add_large_models(parser)
     parser.add_argument("--model", choices=list(AE_models), default="AE_Model", help="autoencoder of the zoo")
     parser.add_argument("--fsq_levels", type=int, nargs="+", default=None,
                         help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
@@ -81,7 +82,9 @@ def main():
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
     describe = {"kind": "ae", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std)}
-    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE")
+    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE", accumulate=args.accumulate)
+    if args.compile:
+        model.compile()
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
 

@@ -41,6 +41,7 @@ def parse_args():
     options.add_common(parser, name="MARDM")
     options.add_training(parser, batch_size=64, epoch=500, lr=2e-4, weight_decay=1e-5, warm_up_iter=2000,
                          milestones=[50_000], log_every=50)
+    options.add_large_models(parser)
     parser.add_argument("--model", choices=list(MARDM_models), default="MARDM-SiT-XL", help="generator of the zoo")
     parser.add_argument("--ae_name", default="AE", help="the --name under which the autoencoder was trained")
     parser.add_argument("--ae_model", choices=list(AE_models), default="AE_Model", help="the autoencoder's zoo name")
@@ -54,6 +55,8 @@ def parse_args():
     parser.add_argument("--unit_length", type=options.positive_int, default=4, help="frames a token (fixed by the autoencoder)")
     parser.add_argument("--diffmlps_batch_mul", type=options.positive_int, default=4,
                         help="(noise, time) pairs a masked token sees in a step")
+    parser.add_argument("--prediction", choices=["velocity", "x", "noise"], default=None,
+                        help="what the head predicts; velocity or x (the clean target): SiT, noise: DDPM; default: the first")
     parser.add_argument("--cond_drop_prob", type=options.fraction, default=0.1, help="share of conditions dropped, for guidance")
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the transformer")
     parser.add_argument("--ema_decay", type=options.fraction, default=0.9999, help="decay of the weights' average")
@@ -129,7 +132,7 @@ def make_generation_check(judges, spec, data, ae, ema, args, device):
     pipeline = Pipeline(ema.model, ae, data.store.mean, data.store.std, device)
 
     def generate(repeat):
-        made = pipeline.sample(cond, frames, seeds, turns=parallel.turns, cfg=cfg, ode_steps=10)
+        made = pipeline.sample(cond, frames, seeds, turns=parallel.turns, cfg=cfg)
         return judges.rebuilt(parallel.merge(made))
 
     def check():
@@ -161,15 +164,19 @@ def main():
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
               "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions), "dropout": args.dropout,
-              "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul}
+              "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul,
+              "prediction": args.prediction}
     model = MARDM_models[args.model](**kwargs).to(device)
     ema = EMA(model, args.ema_decay)
+    if args.compile:
+        model.DiffMLPs.net.compile(dynamic=True)  # the number of masked tokens changes from step to step
     describe = {"kind": "mardm", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std),
                 "levels": list(ae.levels) if ae.levels else None,
                 "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)},
                 **conditions.describe(data.store, data.entries, args.max_motion_length)}
-    trainer = make_trainer(args, folder, "mardm", model, describe, judges.tag("Val/FID") if judges else "Val/loss", ema)
+    trainer = make_trainer(args, folder, "mardm", model, describe, judges.tag("Val/FID") if judges else "Val/loss", ema,
+                           args.accumulate)
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
 

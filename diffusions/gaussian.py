@@ -46,10 +46,10 @@ class GaussianDiffusion:
         return kept.sqrt() * x_0 + (1 - kept).sqrt() * noise
 
     def ancestral_step(self, noise_net, x, t, noise, temperature=1.0):
-        """x_{t-1} from x_t, t an int; ``noise`` (N, d) is scaled by ``temperature`` and left out at t = 0."""
-        steps = torch.full((len(x),), t, device=x.device)
+        """x_{t-1} from x_t, t an int, which ``noise_net(x, t)`` gets as it is; ``noise`` (N, d) is scaled by ``temperature``
+        and left out at t = 0."""
         kept = float(self.alphas_cumprod[t])
-        x_0 = math.sqrt(1 / kept) * x - math.sqrt(1 / kept - 1) * noise_net(x, steps)
+        x_0 = math.sqrt(1 / kept) * x - math.sqrt(1 / kept - 1) * noise_net(x, t)
         mean = float(self.posterior_mean_coef1[t]) * x_0 + float(self.posterior_mean_coef2[t]) * x
         if t == 0:
             return mean

@@ -5,11 +5,15 @@ Shapes: N tokens, d target dimensions, W width of the net, Z width of the transf
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from diffusions import flow
 from diffusions.gaussian import GaussianDiffusion
 from models.errors import ModelError
+from models.fast_net import FastNet
+
+SOLVER, ODE_STEPS = "adams", 16  # how they were chosen stands in docs/performance.md
 
 
 def modulate(x, shift, scale):
@@ -32,7 +36,8 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """LayerNorm, modulation by y, linear-SiLU-linear, gated residual."""
+    """LayerNorm, modulation, linear-SiLU-linear, gated residual. The modulation is made from SiLU(y), which is the same for
+    all blocks and so computed by the caller, once."""
 
     def __init__(self, width):
         super().__init__()
@@ -40,13 +45,13 @@ class ResBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
-    def forward(self, x, y):
-        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
+    def forward(self, x, activated):
+        shift, scale, gate = self.adaLN_modulation[1](activated).chunk(3, dim=-1)
         return x + gate * self.mlp(modulate(self.in_ln(x), shift, scale))
 
 
 class FinalLayer(nn.Module):
-    """LayerNorm without affine, modulation by y, linear to the target."""
+    """LayerNorm without affine, modulation (as in ResBlock), linear to the target."""
 
     def __init__(self, width, target_dim):
         super().__init__()
@@ -54,8 +59,8 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, target_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x, y):
-        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
+    def forward(self, x, activated):
+        shift, scale = self.adaLN_modulation[1](activated).chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
@@ -85,11 +90,11 @@ class DenoisingMLP(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x, t, c):
-        y = self.time_embed(t) + self.cond_embed(c)
+        activated = F.silu(self.time_embed(t) + self.cond_embed(c))
         x = self.input_proj(x)
         for block in self.res_blocks:
-            x = block(x, y)
-        return self.final_layer(x, y)
+            x = block(x, activated)
+        return self.final_layer(x, activated)
 
     def forward_with_cfg(self, x, t, c, cfg_scale):
         """Classifier-free guidance: c (2N, Z) holds the conditional half, then the unconditional one; x (2N, d) is read
@@ -101,11 +106,18 @@ class DenoisingMLP(nn.Module):
 
 
 class DiffHead(nn.Module):
-    """What both heads share: the net, the guided net as a function of (x, t), the repetition of targets in training."""
+    """What both heads share: the net, the guided net as a function of (x, t), the loss, and sampling around the process.
 
-    def __init__(self, target_dim, cond_dim, width, depth):
+    ``prediction``: what the net answers; None = the first of ``predictions``.
+    """
+
+    predictions = ()
+
+    def __init__(self, target_dim, cond_dim, width, depth, prediction=None):
         super().__init__()
-        self.target_dim = target_dim
+        self.target_dim, self.prediction = target_dim, prediction or self.predictions[0]
+        if self.prediction not in self.predictions:
+            raise ModelError(f"a {type(self).__name__} predicts {' or '.join(self.predictions)}, not '{self.prediction}'")
         self.net = DenoisingMLP(target_dim, cond_dim, width, depth)
 
     def guided(self, z, z_uncond, cfg):
@@ -136,35 +148,72 @@ class DiffHead(nn.Module):
         if noise is None:
             noise = torch.randn(count, target.shape[1], device=target.device, generator=generator)
         if share is None:
-            return self.process.training_loss(lambda x, time: self.net(x, time, z), target, t, noise)
+            return self.training_loss(lambda x, time: self.net(x, time, z), target, t, noise)
         t, noise = t[share], noise[share]
         if not len(target):
             return self.net(target, t, z).sum()  # 0, with a gradient of 0 for every weight
-        return self.process.training_loss(lambda x, time: self.net(x, time, z), target, t, noise) * (len(target) / count)
+        return self.training_loss(lambda x, time: self.net(x, time, z), target, t, noise) * (len(target) / count)
+
+    def training_loss(self, net, target, t, noise):
+        return self.process.training_loss(net, target, t, noise)
+
+    def sampler(self, cfg=1.0, temperature=1.0, fast=True, dtype=None, packed=None, **solver_settings):
+        """A function (z (N, Z), z_uncond (N, Z) or None, draw_noise) -> targets (N, d); ``draw_noise() -> (N, d)``.
+
+        What depends on the time alone is done here, once. ``fast`` False runs the plain net; ``dtype`` and ``packed``
+        belong to the fast net (models/fast_net.py), the rest: see ``MARDM.generate``.
+        """
+        run, times = self.process_sampler(temperature, **solver_settings)
+        guided = FastNet(self.net, times, dtype, packed).guided if fast else self.guided
+
+        @torch.no_grad()
+        def sample(z, z_uncond, draw_noise):
+            return run(guided(z, z_uncond, cfg), draw_noise)
+
+        return sample
+
+    def sample(self, z, z_uncond, draw_noise, *args, **kwargs):
+        """Targets (N, d) of one call of ``sampler(*args, **kwargs)``."""
+        return self.sampler(*args, **kwargs)(z, z_uncond, draw_noise)
 
 
 class SiTHead(DiffHead):
-    """Flow matching with a velocity target; sampled by an ODE solver."""
+    """Flow matching; the net predicts the velocity, or the clean target x_1; sampled by an ODE solver."""
 
-    process = flow
+    process, predictions = flow, ("velocity", "x")
 
-    def sample(self, z, z_uncond, draw_noise, cfg=1.0, temperature=1.0, solver="euler", ode_steps=20):
-        """Targets (N, d) for conditions z (N, Z). ``temperature`` scales the starting noise."""
+    def training_loss(self, net, target, t, noise):
+        return flow.training_loss(net, target, t, noise, self.prediction)
+
+    def process_sampler(self, temperature, solver=SOLVER, ode_steps=ODE_STEPS):
+        """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the starting noise."""
         if solver not in flow.SOLVERS:
             raise ModelError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")
-        return flow.integrate(self.guided(z, z_uncond, cfg), draw_noise() * temperature, solver, ode_steps)
+        jump = self.prediction == "x"
+
+        def run(net, draw_noise):
+            velocity = flow.velocity_of(net, self.prediction)
+            return flow.integrate(velocity, draw_noise() * temperature, solver, ode_steps, jump=jump)
+
+        return run, flow.times_of(solver, ode_steps, jump)
 
 
 class DDPMHead(DiffHead):
     """50 cosine steps with a noise target; sampled step by step (solver and ode_steps have no meaning here)."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    predictions = ("noise",)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.process = GaussianDiffusion(50)
 
-    def sample(self, z, z_uncond, draw_noise, cfg=1.0, temperature=1.0, **_solver_settings):
-        """Targets (N, d) for conditions z (N, Z). ``temperature`` scales the noise of every step."""
-        return self.process.sample(self.guided(z, z_uncond, cfg), draw_noise(), draw_noise, temperature)
+    def process_sampler(self, temperature, **_solver_settings):
+        """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales every step's noise."""
+
+        def run(net, draw_noise):
+            return self.process.sample(net, draw_noise(), draw_noise, temperature)
+
+        return run, range(self.process.num_steps - 1, -1, -1)
 
 
 HEADS = {"SiT": SiTHead, "DDPM": DDPMHead}

@@ -121,13 +121,14 @@ class MARDM(nn.Module):
         cond_dim: width of the text features (CLIP 512, MiniLM 384).
         cond_drop_prob: share of training samples whose condition is dropped, for guidance.
         diffmlps_batch_mul: fresh (noise, time) pairs a masked token sees in a training step.
+        prediction: what the head predicts: "velocity" or "x" (SiT), "noise" (DDPM); None = the first one.
         count_from_end: give the transformer positions from the clip's end too (no parameters). The published models, which
             learn a clip's length from the padding alone, have none; the families of ours do.
     """
 
     def __init__(self, ae_dim=512, cond_mode="text", target_dim=None, head="SiT", cond_dim=512, num_actions=1, width=1024,
                  ff=4096, layers=1, heads=16, dropout=0.2, head_width=1792, head_depth=16, cond_drop_prob=0.1,
-                 diffmlps_batch_mul=4, count_from_end=False):
+                 diffmlps_batch_mul=4, count_from_end=False, prediction=None):
         super().__init__()
         if cond_mode not in ("text", "action", "uncond"):
             raise ModelError(f"unknown cond_mode '{cond_mode}'; one of text, action, uncond")
@@ -142,7 +143,7 @@ class MARDM(nn.Module):
         self.MARTransformer = nn.ModuleList(MARTransBlock(width, heads, ff, dropout) for _ in range(layers))
         self.cond_emb = nn.Identity() if cond_mode == "uncond" else nn.Linear(self.cond_dim, width)
         self._init_weights()
-        self.DiffMLPs = HEADS[head](self.target_dim, width, head_width, head_depth)
+        self.DiffMLPs = HEADS[head](self.target_dim, width, head_width, head_depth, prediction)
 
     def _init_weights(self):
         # 1 / sqrt(inputs) at every width, so that in narrow models too the tokens are not drowned by the unscaled positions.
@@ -225,7 +226,7 @@ class MARDM(nn.Module):
 
     @torch.no_grad()
     def generate(self, ae, cond, lengths, seeds, time_steps=18, cfg=4.5, temperature=1.0, sampler="fast", known=None,
-                 hard_pseudo_reorder=False, progress=None, **solver_settings):
+                 hard_pseudo_reorder=False, progress=None, precision="fp32", packed=None, **solver_settings):
         """Sample targets (B, L, d), on the grid of ``ae``, for ``lengths`` (B,) in tokens.
 
         Args:
@@ -234,14 +235,21 @@ class MARDM(nn.Module):
             seeds: one int a clip. A clip draws from its own generator, so it comes out the same in any batch
                 (with a fixed-step solver; dopri5 chooses its steps for the batch as a whole).
             sampler: "fast" samples a token in the iteration in which it leaves the mask; "reference" samples every
-                masked token in each iteration and throws all but those away: the same distribution, 11 x the work.
+                masked token in each iteration and throws all but those away: the same distribution, 11 x the work. It also
+                does without everything else that saves time (models/fast_net.py, one transformer call for both branches).
+            precision: "bf16" for products in bfloat16 (fast sampler); all else is float32, and so is snapping.
+            packed: a dict that keeps the head's packed weights from one call to the next, for as long as the weights stand
+                still; None = they are packed anew.
             known: optional (targets (B, L, d), keep (B, L) bool): tokens that stay as they are.
             solver_settings: solver, ode_steps of the SiT head.
         """
         if time_steps < 1 or int(lengths.min()) < 1:
             raise ModelError(f"generation needs 1 iteration and 1 token at least; got {time_steps} iterations and a "
                              f"shortest clip of {int(lengths.min())} tokens")
-        state = _GenerationState(self, ae, lengths, seeds, time_steps, known, sampler)
+        state = _GenerationState(self, ae, lengths, seeds, time_steps, known, sampler, precision)
+        fast, low = sampler == "fast", precision == "bf16"
+        dtype = torch.bfloat16 if low else None
+        sample = self.DiffMLPs.sampler(cfg, temperature, fast, dtype, packed, **solver_settings)
         iterations = range(time_steps) if progress is None else progress(range(time_steps))
         for i in iterations:
             sampled = state.to_sample(i)
@@ -250,18 +258,21 @@ class MARDM(nn.Module):
             masked = state.masked(i)
             latents = torch.where(masked[..., None], self.mask_latent, ae.embed_targets(state.targets))
             order = masked if hard_pseudo_reorder else None
-            z, z_uncond = self._guidance_branches(latents, cond, state.padding, cfg, order)
-            new = self.DiffMLPs.sample(z[sampled], None if z_uncond is None else z_uncond[sampled],
-                                       state.noise_source(sampled), cfg, temperature, **solver_settings)
+            with torch.autocast(state.device.type, torch.bfloat16, enabled=low):
+                z, z_uncond = self._guidance_branches(latents, cond, state.padding, cfg, order, together=fast)
+            new = sample(z[sampled].float(), None if z_uncond is None else z_uncond[sampled].float(),
+                         state.noise_source(sampled))
             state.targets[sampled] = ae.snap(new)
         return state.targets * ~state.padding[..., None]
 
-    def _guidance_branches(self, latents, cond, padding, cfg, mask):
-        """Transformer output with the condition and, when guidance needs it, without: one call for both."""
+    def _guidance_branches(self, latents, cond, padding, cfg, mask, together=True):
+        """Transformer output with the condition and, when guidance needs it, without; one call for both, or two."""
         if self.cond_mode == "uncond":
             return self(latents, None, padding, True, mask), None
         if cfg == 1:
             return self(latents, cond, padding, mask=mask), None
+        if not together:
+            return self(latents, cond, padding, mask=mask), self(latents, cond, padding, True, mask)
         both = torch.cat([cond, torch.zeros_like(cond)])
         twice = None if mask is None else mask.repeat(2, 1)
         return self(latents.repeat(2, 1, 1), both, padding.repeat(2, 1), mask=twice).chunk(2)
@@ -270,9 +281,11 @@ class MARDM(nn.Module):
 class _GenerationState:
     """Which tokens are masked when, what has been sampled, and every clip's own random numbers."""
 
-    def __init__(self, model, ae, lengths, seeds, time_steps, known, sampler):
+    def __init__(self, model, ae, lengths, seeds, time_steps, known, sampler, precision):
         if sampler not in ("fast", "reference"):
             raise ModelError(f"unknown sampler '{sampler}'; one of fast, reference")
+        if precision == "bf16" and sampler != "fast":
+            raise ModelError("precision bf16 belongs to the fast sampler; the reference sampler computes in float32")
         self.device, self.dim, self.sampler = model.mask_latent.device, model.target_dim, sampler
         lengths = lengths.to(self.device)
         num_tokens = int(lengths.max())

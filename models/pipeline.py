@@ -47,11 +47,12 @@ class Pipeline:
         picks the batches to make (each named by its first place in the order of lengths); the clips of others are None."""
         lengths = torch.tensor([int(count) // UNIT for count in frames])
         order = lengths.argsort(stable=True).tolist()
-        out = [None] * len(order)
+        out, packed = [None] * len(order), {}
         for first in turns(range(0, len(order), batch_size)):
             rows = order[first : first + batch_size]
             part = None if cond is None else cond[rows].to(self.device)
-            targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows], **settings)
+            targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows], packed=packed,
+                                              **settings)
             for row, motion in zip(rows, (decode or self.decode)(targets, lengths[rows] * UNIT)):
                 out[row] = motion
             if progress is not None:

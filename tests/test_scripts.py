@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from models.loading import load_generator
 from utils.demo_dataset import build_demo
 from utils.errors import run
 
 SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE", "evaluation_MARDM", "sample",
            "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset", "scripts.doctor", "scripts.demo",
-           "scripts.compare_evaluations"]
+           "scripts.compare_evaluations", "benchmarks.run", "benchmarks.solver_steps"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]
@@ -129,6 +130,28 @@ def test_sample_needs_no_data_set(work, tmp_path, monkeypatch, capsys):
     again = np.load(next((tmp_path / "generation" / "mardm_demo").glob("000_*_r0.npy")))
     assert np.abs(first - again).max() < 1e-4  # metres: alone or in a file, the same clip
     assert len(list((tmp_path / "generation" / "mardm_demo").glob("*.mp4"))) == 1
+
+
+def test_training_flags_that_save_time_or_change_the_head(work, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_kwargs: compiled.append(type(module).__name__))
+    flags = ["--max_iter", "2", "--accumulate", "3", "--compile", "--precision", "bf16"]
+    assert call("train_AE", "--name", "ae2", *AE, *TRAIN, *SHORT, *flags) == 0
+    assert call("train_MARDM", "--name", "x", *GENERATOR, *TRAIN, *flags, "--diffmlps_batch_mul", "1", "--prediction", "x") == 0
+    assert compiled == ["FSQ_AE", "DenoisingMLP"]
+    head = load_generator(work / "checkpoints/demo/x/model/latest.tar")[0].DiffMLPs
+    assert head.prediction == "x"
+    prompt = ["--text_prompt", "a person walks", "--motion_length", "40", "--no_video", "--output_dir", "x"]
+    assert call("sample", "--name", "x", *ON_DEMO, *prompt, *FAST, "--precision", "bf16") == 0
+    assert len(list((work / "x").rglob("*.npy"))) == 1
+
+
+def test_solver_steps(work, capsys):
+    flags = ["--name", "mardm", *ON_DEMO, "--clips", "2", "--time_steps", "2", "--motion_length", "40", "--fine_steps", "20"]
+    assert call("benchmarks.solver_steps", *flags) == 0, capsys.readouterr().err
+    results = json.loads((work / "checkpoints/demo/mardm/eval/solver_steps.json").read_text())
+    assert results["tokens"] == 20 and len(results["rows"]) == 43
+    assert "codes that differ" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from models.loading import read_checkpoint
 from utils.datasets import make_loader
 from utils.errors import UserError
-from utils.train_utils import EMA, RunFolder, Trainer, learning_rate, save_atomic
+from utils.train_utils import EMA, RunFolder, Trainer, learning_rate, save_atomic, split_batch
 
 
 class Numbers(Dataset):
@@ -91,6 +91,37 @@ def test_resume_with_other_settings_is_refused(tmp_path):
     save_atomic(content, path)
     with pytest.raises(UserError, match="other model settings"):
         make_trainer(tmp_path, "run", resume=True)
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path):
+    batch = torch.randn(8, 4)
+    weights = {}
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        folder = RunFolder(tmp_path, "numbers", f"parts{parts}")
+        folder.prepare(False)
+        trainer = Trainer(folder, "ae", model, torch.optim.SGD(model.parameters(), 0.1), lambda step: 0.1, {}, seed=7,
+                          accumulate=parts)
+
+        def step_fn(part, model=model):
+            return loss_fn(model, part) | {"samples": torch.tensor(float(len(part)))}
+
+        values = trainer._step(batch, step_fn)
+        mean_of_parts = {1: 8.0, 3: (3 * 3 + 3 * 3 + 2 * 2) / 8}[parts]
+        assert float(values["samples"]) == pytest.approx(mean_of_parts) and not values["loss"].requires_grad
+        weights[parts] = model.weight.detach().clone(), values["loss"]
+    for whole, split in zip(weights[1], weights[3]):
+        assert torch.allclose(whole, split, atol=1e-6)
+
+
+def test_parts_of_a_batch_hold_everything_once():
+    batch = {"motion": torch.arange(10).reshape(5, 2), "keys": list("abcde")}
+    parts = split_batch(batch, 2)
+    assert [part["keys"] for part, _ in parts] == [["a", "b", "c"], ["d", "e"]]
+    assert torch.equal(torch.cat([part["motion"] for part, _ in parts]), batch["motion"])
+    assert [share for _, share in parts] == [0.6, 0.4]
+    assert len(split_batch(batch, 9)) == 5  # more parts than samples
 
 
 def test_learning_rate_is_a_function_of_the_step():

@@ -12,6 +12,7 @@ from utils.train_utils import RunFolder
 from utils.visualize import render_many
 
 SHORTEST = 4  # frames: one token
+CLIPS_A_PROCESS = 4  # of those that draw videos side by side
 
 
 def read_prompts(text_prompt, text_path, motion_length=0):
@@ -118,5 +119,5 @@ def write_clips(clips, spec, folder, no_video):
         print(path)
         drawings.append({"joints": joints, "path": path.with_suffix(".mp4"), "skeleton": SKELETONS[spec.skeleton],
                          "fps": spec.fps, "caption": caption})
-    if not no_video:
-        render_many(drawings)
+    if not no_video:  # drawing keeps one core busy and ffmpeg another; a process takes seconds to start
+        render_many(drawings, workers=min((os.cpu_count() or 2) // 2, len(drawings) // CLIPS_A_PROCESS))

@@ -73,6 +73,13 @@ def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, mile
     add_workers(parser)
 
 
+def add_large_models(parser):
+    """Flags of the scripts that train the two large models."""
+    parser.add_argument("--accumulate", type=positive_int, default=1,
+                        help="parts into which a step's batch is split to save memory; their gradients are added up")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler on a CPU)")
+
+
 def add_generator(parser, ae_models, generators):
     """Flags of every script that makes clips from prompts. The zoos are tables by name."""
     parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one the generator was trained on")
@@ -95,11 +102,14 @@ def add_sampler(parser, time_steps=18):
                         help="guidance scale; 1 = none; default: what the data set recommends (t2m 4.5, kit 2.5, demo 3)")
     parser.add_argument("--temperature", type=float, default=1.0,
                         help="factor of the starting noise (SiT head) or of every step's noise (DDPM head)")
-    parser.add_argument("--solver", choices=["euler", "midpoint", "heun", "dopri5"], default="euler",
-                        help="ODE solver of the SiT head; dopri5 is the published one")
-    parser.add_argument("--ode_steps", type=positive_int, default=10, help="steps of a fixed-step solver")
+    parser.add_argument("--solver", choices=["adams", "euler", "midpoint", "heun", "dopri5"], default="adams",
+                        help="ODE solver of the SiT head; midpoint and heun ask the network twice a step; dopri5, which chooses "
+                        "its steps itself, is the published one")
+    parser.add_argument("--ode_steps", type=positive_int, default=16, help="steps of the other solvers")
     parser.add_argument("--sampler", choices=["fast", "reference"], default="fast",
                         help="fast: the head runs for a token when it leaves the mask; reference: for all masked tokens")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
+                        help="of matrix products (tf32: CUDA; bf16: fast sampler; snapping stays fp32)")
     parser.add_argument("--hard_pseudo_reorder", action="store_true",
                         help="put known tokens before masked ones inside the transformer (changes rounding only)")
 
@@ -107,7 +117,7 @@ def add_sampler(parser, time_steps=18):
 def sampler_settings(args, spec, cond_mode="text"):
     """The generator's keyword arguments of a parsed command line; ``spec``: the DatasetSpec, for what was left open. UserError
     for guidance of a generator that has no conditions."""
-    names = ("time_steps", "cfg", "temperature", "solver", "ode_steps", "sampler", "hard_pseudo_reorder")
+    names = ("time_steps", "cfg", "temperature", "solver", "ode_steps", "sampler", "precision", "hard_pseudo_reorder")
     settings = {name: getattr(args, name) for name in names}
     if cond_mode == "uncond":
         if args.cfg not in (None, 1):

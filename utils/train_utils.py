@@ -70,8 +70,10 @@ def machine():
     return f"{device}, {platform.system()} {platform.machine()}, torch {torch.__version__}"
 
 
-def pick_device(name="auto"):
-    """torch.device of a --device flag; "auto" is CUDA where there is one."""
+def pick_device(name="auto", precision="fp32"):
+    """torch.device of a --device flag; "auto" is CUDA where there is one. A --precision of "tf32" lets float32 products on
+    CUDA run in TF32 from now on."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -82,9 +84,10 @@ def pick_device(name="auto"):
         raise UserError(f"--device {name}: not a device; use cpu, cuda or cuda:N") from error
 
 
-def start(name="auto"):
-    """The torch.device of this process for a --device flag. Under torchrun the process joins the others (utils/parallel.py)."""
-    return parallel.join(pick_device(name))
+def start(name="auto", precision="fp32"):
+    """The torch.device of this process for a --device and a --precision flag, see ``pick_device``. Under torchrun the
+    process joins the others (utils/parallel.py)."""
+    return parallel.join(pick_device(name, precision))
 
 
 def resolve_precision(precision, device):
@@ -110,6 +113,20 @@ def save_atomic(obj, path):
     temporary = path.with_name(path.name + ".partial")
     torch.save(obj, temporary)
     os.replace(temporary, path)
+
+
+def split_batch(batch, parts):
+    """[(part of a batch, its share of the samples)]: a tensor, or a dict of tensors and lists, cut along the samples."""
+    if parts == 1:
+        return [(batch, 1.0)]
+    columns = batch if isinstance(batch, dict) else {"": batch}
+    size = len(next(iter(columns.values())))
+    step = -(-size // parts)
+    pieces = []
+    for first in range(0, size, step):
+        part = {name: column[first : first + step] for name, column in columns.items()}
+        pieces.append((part if isinstance(batch, dict) else part[""], min(step, size - first) / size))
+    return pieces
 
 
 class EMA:
@@ -173,13 +190,14 @@ class Trainer:
         describe: dict of plain values and tensors that lets the checkpoint rebuild its model.
         ema: optional EMA. seed: of batches and steps. metric: validation tag whose lowest value is the best.
         precision: "fp32", "tf32" or "bf16" (autocast) of the training steps. max_iter: most steps; 0 = as the epochs say.
+        accumulate: parts into which a batch is split; their gradients are added up, weighted by their samples.
     """
 
     def __init__(self, folder, key, model, optimizer, lr_at, describe, seed, ema=None, log_every=10, clip_grad=None,
-                 metric="Val/loss", precision="fp32", max_iter=0):
+                 metric="Val/loss", precision="fp32", max_iter=0, accumulate=1):
         self.folder, self.key, self.model, self.optimizer, self.lr_at = folder, key, model, optimizer, lr_at
         self.describe, self.seed, self.ema, self.log_every, self.clip_grad = describe, seed, ema, log_every, clip_grad
-        self.metric, self.precision, self.max_iter = metric, precision, max_iter
+        self.metric, self.precision, self.max_iter, self.accumulate = metric, precision, max_iter, accumulate
         self.epoch = self.batch = self.total_it = 0
         self.best = {"metric": metric, "value": math.inf, "epoch": -1}
         self.stop_signal = None
@@ -267,7 +285,7 @@ class Trainer:
             self.batch += 1
             self.total_it += 1
             progress.update()
-            sums = {name: sums.get(name, 0) + value.detach() for name, value in values.items()}
+            sums = {name: sums.get(name, 0) + value for name, value in values.items()}
             count += 1
             if self.total_it % self.log_every == 0:
                 self._log_step(sums, count, writer, progress)
@@ -281,17 +299,21 @@ class Trainer:
     def _step(self, batch, step_fn):
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr_at(self.total_it)
-        torch.manual_seed(step_seed(self.seed, self.total_it) + parallel.rank())  # dropout; the rest: parallel.share
-        with autocast(self.precision, next(self.model.parameters()).device):
-            values = step_fn(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        values["loss"].backward()
+        totals = {}
+        seed = step_seed(self.seed, self.total_it)
+        for i, (part, share) in enumerate(split_batch(batch, self.accumulate)):
+            torch.manual_seed(seed + i * parallel.size() + parallel.rank())  # dropout; the rest: parallel.share
+            with autocast(self.precision, next(self.model.parameters()).device):
+                values = step_fn(part)
+            (values["loss"] * share).backward()
+            totals = {name: totals.get(name, 0) + share * value.detach() for name, value in values.items()}
         if self.clip_grad:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model)
-        return values
+        return totals
 
     def _log_step(self, sums, count, writer, progress):
         means = parallel.mean_of({name: float(total) / count for name, total in sums.items()})
@@ -334,11 +356,13 @@ class Trainer:
         self._save_when_due(now=last)
 
 
-def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None):
+def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None, accumulate=1):
     """The Trainer of a training script's command line (utils/options.py: add_training), with AdamW as published."""
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    # fused: one pass over the weights instead of one for each operation of the update
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=fused)
     return Trainer(
         folder, key, model, optimizer, describe=describe | {"args": vars(args)}, seed=args.seed, ema=ema, metric=metric,
         lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay),
-        log_every=args.log_every, clip_grad=args.clip_grad, max_iter=args.max_iter,
+        log_every=args.log_every, clip_grad=args.clip_grad, max_iter=args.max_iter, accumulate=accumulate,
         precision=resolve_precision(args.precision, next(model.parameters()).device))

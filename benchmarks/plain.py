@@ -1,0 +1,81 @@
+"""The plain variants: what the fast code is measured against, and tested against. They compute the same things in the way
+that needs no thought. Plain sampling is part of the models: ``--sampler reference``."""
+import subprocess
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+
+from models.MARDM import padding_mask_of
+
+
+def plain_loss(model, latents, targets, cond, lengths):
+    """``MARDM.loss`` with the head run on every token, padding too, and all but the masked tokens left out of the mean.
+    It draws the same random numbers, so it gives the same loss and gradient."""
+    padding = padding_mask_of(lengths, latents.shape[1])
+    mask = model.draw_mask(padding)
+    latents = model.corrupt(latents, mask)
+    z = model(latents, model.drop_cond(cond, len(mask)), padding)
+    times, head = model.diffmlps_batch_mul, model.DiffMLPs
+    chosen = mask.flatten().repeat(times)
+    target = targets[mask].repeat(times, 1)
+    t = head.process.draw_time(len(target), target.device)
+    noise = torch.randn(target.shape, device=target.device)
+
+    def on_every_token(x_t, t):
+        every_x, every_t = x_t.new_zeros(len(chosen), x_t.shape[1]), t.new_zeros(len(chosen))
+        every_x[chosen], every_t[chosen] = x_t, t
+        return head.net(every_x, every_t, z.flatten(0, 1).repeat(times, 1))[chosen]
+
+    return head.training_loss(on_every_token, target, t, noise)
+
+
+class PlainEMA:
+    """Average of the weights, parameter by parameter."""
+
+    def __init__(self, model, decay=0.9999):
+        self.decay, self.average = decay, [parameter.detach().clone() for parameter in model.parameters()]
+
+    @torch.no_grad()
+    def update(self, model):
+        for average, parameter in zip(self.average, model.parameters()):
+            average.mul_(self.decay).add_(parameter, alpha=1 - self.decay)
+
+
+def plain_video(joints, path, skeleton, fps, caption=""):
+    """A clip (T, J, 3), Y up, drawn with matplotlib's 3-D axes, a figure a frame, as this field's code does it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+
+    figure = pyplot.figure(figsize=(10, 10), dpi=72)
+    axes = figure.add_subplot(projection="3d")
+    joints = np.asarray(joints) - [0, joints[..., 1].min(), 0]
+    low, high = joints.min((0, 1)), joints.max((0, 1))
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgba", "-s", "720x720",
+               "-r", f"{fps:g}", "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p", str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    for t, frame in enumerate(joints):
+        axes.clear()
+        axes.set(xlim=(-1.5, 1.5), ylim=(0, 3), zlim=(-1.5, 1.5))
+        axes.view_init(elev=120, azim=-90)
+        axes.set_axis_off()
+        figure.suptitle(caption)
+        x, _, z = frame[0]
+        corners = [(low[0] - x, 0, low[2] - z), (low[0] - x, 0, high[2] - z), (high[0] - x, 0, high[2] - z),
+                   (high[0] - x, 0, low[2] - z)]
+        axes.add_collection3d(Poly3DCollection([corners], facecolor=(0.5, 0.5, 0.5, 0.5)))
+        trail = joints[:t, 0] - [x, 0, z]
+        axes.plot(trail[:, 0], np.zeros(t), trail[:, 2], color="blue", linewidth=1)
+        for chain in skeleton.chains:
+            limb = frame[list(chain)] - [x, 0, z]
+            axes.plot(limb[:, 0], limb[:, 1], limb[:, 2], linewidth=4)
+        figure.canvas.draw()
+        process.stdin.write(np.asarray(figure.canvas.buffer_rgba()).tobytes())
+    process.communicate()
+    pyplot.close(figure)
+    if process.returncode:
+        raise RuntimeError(f"ffmpeg ended with {process.returncode}")
+    return path
