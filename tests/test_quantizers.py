@@ -222,7 +222,7 @@ def test_ifsq_spreads_a_normal_z_evenly():
     uniform = torch.linspace(-1, 1, len(z))
     even, plain = ((make_quantizer("FSQ", name, {}, levels=(9,)).bound(z)[:, 0].sort().values - uniform).abs().max()
                    for name in ("ifsq", "symmetric"))
-    assert even < 0.03 < 0.1 < plain
+    assert even < 0.05 < 0.1 < plain
 
 
 def test_gumbel_weights_and_temperature():
