@@ -36,10 +36,11 @@ class HybridFSQ(nn.Module):
     the cell, rounding a sum gives the grid point back, and snapping is exact.
 
     Args:
-        levels: of the grid. offset_codes: codes of the offsets. beta: weight of their commitment loss.
+        levels: of the grid. offset_codes: codes of the offsets.
+        beta: weight of their commitment loss. It pulls every z to one place of its cell, and with 0.25 all z into one cell.
     """
 
-    def __init__(self, levels, offset_codes=64, beta=0.25):
+    def __init__(self, levels, offset_codes=64, beta=0.0):
         super().__init__()
         self.grid = FSQ(levels)
         self.offsets = CellVQ(offset_codes, self.grid.dim, beta)

@@ -59,6 +59,7 @@ def test_every_quantizer_trains_and_round_trips(variant):
     with torch.no_grad():
         z = enter(x)
         out = quantizer(z)
+        assert len(out.indices.unique(dim=0)) >= 8  # it has not collapsed
         assert out.z_q.shape == (64, quantizer.target_dim) and quantizer.merge(out.z_q).shape == z.shape
         assert torch.equal(quantizer(z).z_q, out.z_q)  # nothing is random, and nothing moves, outside training
         assert torch.equal(quantizer.snap(out.z_q), out.z_q) or torch.allclose(quantizer.snap(out.z_q), out.z_q, atol=1e-5)
@@ -119,6 +120,7 @@ def largest_tensor_of_a_step(quantizer, tokens):
     with LargestTensor() as largest:
         out = quantizer.train()(z)
         (out.z_q.square().sum() + out.loss).backward()
+        quantizer.eval().snap(z)
     assert z.grad.abs().sum() > 0
     return largest.bytes
 
@@ -201,6 +203,17 @@ def test_residual_starts_as_an_even_grid_of_all_sums():
     assert quantizer.levels == (25, 49, 25)
     steps = quantizer.table()[1].diff()
     assert torch.allclose(steps, steps[:1].expand(48), atol=1e-6)
+
+
+def test_a_hybrids_offsets_stay_in_their_cell():
+    """Also the largest offsets that the parameters can make: grid point and offset are told from their sum."""
+    quantizer = build("hybrid", levels=(5, 8))
+    with torch.no_grad():
+        quantizer.offsets.codebook.copy_(20 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).sign().cumsum(0))
+    indices = torch.arange(0, 40 * 64, 7)
+    digits = quantizer.to_digits(indices)
+    again = quantizer.to_digits(quantizer.get_indices(quantizer.decode_indices(indices)))
+    assert torch.equal(digits[:, :2], again[:, :2])  # offsets at the bound may be the same code twice
 
 
 def test_noise_dropout_mixes_three_kinds_in_training_only():
