@@ -12,10 +12,10 @@ from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash
 from models.TextEncoder import cached_text_features
 from utils import options, parallel
+from utils.code_stats import code_usage
 from utils.datasets import MotionStore, get_spec, joints_in_metres, read_labels
 from utils.errors import UserError, run
 from utils.evaluation import (
-    code_usage,
     format_table,
     reconstruct,
     reconstruct_twice,

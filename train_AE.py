@@ -2,6 +2,8 @@
 
     python train_AE.py --name FSQ_AE_High --model FSQ_AE_High --dataset_name t2m --batch_size 256 --epoch 50
     python train_AE.py --name AE --model FSQ_AE_High --dataset_name demo --width 192 --batch_size 64 --num_workers 0   # laptop
+    python train_AE.py --name iFSQ --model FSQ_AE_Model --quantizer ifsq --fsq_levels 9 9 9 9 9 9 9 9
+    python train_AE.py --name RVQ --model VQ_AE_Model --quantizer rvq --code_dim 64 --quantizer_settings num_layers=4 decay=0.95
 
 Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log beside.
 """
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 
 from models.AE import AE_models
 from models.loading import read_checkpoint
+from models.quantizers import QUANTIZERS, settings_of
 from utils import options, parallel
 from utils.datasets import MotionStore, WindowDataset, get_spec, make_loader
 from utils.errors import UserError, run
@@ -26,6 +29,13 @@ def parse_args():
     parser.add_argument("--model", choices=list(AE_models), default="AE_Model", help="autoencoder of the zoo")
     parser.add_argument("--fsq_levels", type=int, nargs="+", default=None,
                         help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
+    parser.add_argument("--num_codes", type=options.positive_int, default=None, help="codes of VQ_AE_Model (512 unless given)")
+    parser.add_argument("--code_dim", type=options.positive_int, default=None,
+                        help="dimensions of a code of VQ_AE_Model (512 unless given)")
+    parser.add_argument("--quantizer", choices=list(QUANTIZERS), default=None,
+                        help="quantizer of FSQ_AE_Model (fsq unless given) or VQ_AE_Model (vq unless given)")
+    parser.add_argument("--quantizer_settings", nargs="+", default=[], metavar="NAME=VALUE",
+                        help="its hyper-parameters: " + "; ".join(filter(None, map(settings_help, QUANTIZERS))))
     parser.add_argument("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the residual blocks")
     parser.add_argument("--window_size", type=options.positive_int, default=64, help="frames of a training window")
@@ -37,13 +47,53 @@ def parse_args():
     return parser.parse_args()
 
 
+def settings_help(name):
+    settings = " ".join(f"{key}={value}" for key, value in settings_of(name).items())
+    return settings and f"{name}: {settings}"
+
+
+FREE = {"FSQ_AE_Model": {"fsq_levels": "levels"}, "VQ_AE_Model": {"num_codes": "num_codes", "code_dim": "code_dim"}}
+
+
 def model_kwargs(args, feature_dim):
     kwargs = {"input_width": feature_dim, "width": args.width, "latent_dim": args.width, "dropout": args.dropout}
-    if args.fsq_levels is not None:
-        if args.model != "FSQ_AE_Model":
-            raise UserError(f"--fsq_levels belongs to --model FSQ_AE_Model; the levels of {args.model} are fixed")
-        kwargs["levels"] = list(args.fsq_levels)
+    for model, flags in FREE.items():
+        for flag, name in flags.items():
+            if getattr(args, flag) is not None:
+                if args.model != model:
+                    raise UserError(f"--{flag} belongs to --model {model}; {args.model} fixes its own")
+                kwargs[name] = getattr(args, flag)
+    if args.quantizer is not None:
+        if args.model not in FREE:
+            raise UserError(f"--quantizer belongs to --model {' or '.join(FREE)}; {args.model} fixes its own")
+        kwargs |= {"quantizer": args.quantizer, "settings": parse_settings(args.quantizer, args.quantizer_settings)}
+    elif args.quantizer_settings:
+        raise UserError("--quantizer_settings belongs to --quantizer, which is not given")
     return kwargs
+
+
+def parse_settings(name, pairs):
+    """{setting: value} of NAME=VALUE texts, each of the type of the setting's default."""
+    known, settings = settings_of(name), {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        if key not in known:
+            raise UserError(f"--quantizer_settings {pair}: {name} has no setting '{key}'; it has "
+                            f"{', '.join(known) or 'none'}")
+        try:
+            read = {"true": True, "false": False}.__getitem__ if isinstance(known[key], bool) else type(known[key])
+            settings[key] = read(text.lower())
+        except (ValueError, KeyError) as error:
+            raise UserError(f"--quantizer_settings {pair}: '{text}' is no {type(known[key]).__name__}") from error
+    return settings
+
+
+def check_same_model(checkpoint, model_name, kwargs, path):
+    """UserError unless a checkpoint to go on with is of this model: other quantizers may have weights of the same shapes."""
+    trained = checkpoint.get("model_name"), checkpoint.get("model_kwargs")
+    if trained != (model_name, kwargs):
+        raise UserError(f"{path} was trained as {trained[0]} with {trained[1]}, not as {model_name} with {kwargs}; "
+                        "repeat the flags of its first start")
 
 
 def make_loss(args, store, device):
@@ -86,7 +136,9 @@ def main():
     if args.compile:
         model.compile()
     if args.is_continue:
-        trainer.resume(read_checkpoint(folder.latest))
+        checkpoint = read_checkpoint(folder.latest)
+        check_same_model(checkpoint, args.model, kwargs, folder.latest)
+        trainer.resume(checkpoint)
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:

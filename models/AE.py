@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from models.FSQ import FSQ, check_levels
-from models.VQ import VQ
+from models.FSQ import check_levels
+from models.quantizers import make_quantizer
 
 UNIT = 4  # frames a token: two down-samplings by two
 
@@ -183,15 +183,19 @@ class QuantizedAE(AE):
 
     @property
     def target_dim(self):
-        return self.quantizer.dim
+        return self.quantizer.target_dim
 
     @property
     def codebook_size(self):
         return self.quantizer.codebook_size
 
     def quantize(self, motion, lengths=None):
-        """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L)."""
-        return self.quantizer(self.pre_quant(super().encode(motion, lengths).transpose(1, 2)))
+        """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L) or, one an axis, (B, L, axes)."""
+        z = self.pre_quant(super().encode(motion, lengths).transpose(1, 2))
+        if lengths is None:
+            return self.quantizer(z)
+        tokens = torch.div(lengths, UNIT, rounding_mode="floor")[:, None]
+        return self.quantizer(z, torch.arange(z.shape[1], device=z.device) < tokens)
 
     def forward(self, motion):
         out = self.quantize(motion)
@@ -215,17 +219,18 @@ class QuantizedAE(AE):
         return self.embed_targets(z_q), z_q
 
     def embed_targets(self, targets):
-        return self.post_quant(targets)
+        return self.post_quant(self.quantizer.merge(targets))
 
     def snap(self, targets):
         return self.quantizer.snap(targets)
 
 
 class FSQ_AE(QuantizedAE):
-    """The autoencoder on a grid. ``levels``: values a dimension, see models/FSQ.py."""
+    """The autoencoder on a grid. ``levels``: values a dimension; ``quantizer``, ``settings``: a name of the FSQ family in
+    models/quantizers.py and its hyper-parameters."""
 
-    def __init__(self, input_width=67, levels=(8, 5, 5, 5, 5), **kwargs):
-        super().__init__(FSQ(levels), input_width, **kwargs)
+    def __init__(self, input_width=67, levels=(8, 5, 5, 5, 5), quantizer="fsq", settings=None, **kwargs):
+        super().__init__(make_quantizer("FSQ", quantizer, settings, levels=levels), input_width, **kwargs)
         # z starts in the bend of the tanh: spread over most levels, saturated nowhere.
         nn.init.orthogonal_(self.pre_quant.weight)
 
@@ -235,10 +240,12 @@ class FSQ_AE(QuantizedAE):
 
 
 class VQ_AE(QuantizedAE):
-    """The autoencoder on an unordered codebook. ``num_codes`` codes of ``code_dim`` dimensions."""
+    """The autoencoder on an unordered codebook of ``num_codes`` codes (a layer, for RVQ) of ``code_dim`` dimensions;
+    ``quantizer``, ``settings``: a name of the VQ family in models/quantizers.py and its hyper-parameters."""
 
-    def __init__(self, input_width=67, num_codes=512, code_dim=512, **kwargs):
-        super().__init__(VQ(num_codes, code_dim), input_width, **kwargs)
+    def __init__(self, input_width=67, num_codes=512, code_dim=512, quantizer="vq", settings=None, **kwargs):
+        sizes = {"codebook_size": num_codes, "dim": code_dim}
+        super().__init__(make_quantizer("VQ", quantizer, settings, **sizes), input_width, **kwargs)
 
 
 FSQ_LEVELS = {
@@ -253,11 +260,40 @@ FSQ_LEVELS = {
     "FSQ_AE_HighDim8": (5, 5, 5, 5, 5, 5, 5, 5),
 }
 
+HIGH = FSQ_LEVELS["FSQ_AE_High"]
+FSQ_ROWS = {
+    "FSQ_AE_Symmetric": dict(quantizer="symmetric", levels=HIGH),
+    "FSQ_AE_NoiseDropout": dict(quantizer="noise_dropout", levels=HIGH),
+    "FSQ_AE_Learned": dict(quantizer="learned", levels=HIGH),
+    "FSQ_AE_Hybrid": dict(quantizer="hybrid", levels=HIGH),
+    "FSQ_AE_Residual": dict(quantizer="residual", levels=(5,) * 6),
+    "FSQ_AE_iFSQ": dict(quantizer="ifsq", levels=(7, 7, 7, 7, 5, 5)),
+    # dimensions x levels
+    **{f"FSQ_AE_iFSQ_{dims}x{count}": dict(quantizer="ifsq", levels=(count,) * dims)
+       for dims, count in ((8, 9), (12, 9), (16, 5), (16, 9), (16, 17), (24, 9), (32, 9), (64, 9), (64, 17))},
+}
+VQ_ROWS = {
+    "VQ_AE_EMA": dict(quantizer="ema"),
+    "VQ_AE_RVQ": dict(quantizer="rvq", code_dim=64),
+    "VQ_AE_RVQ_First": dict(quantizer="rvq", code_dim=64, settings={"use_layers": 1}),
+    "VQ_AE_SimVQ": dict(quantizer="simvq"),
+    "VQ_AE_Rotation": dict(quantizer="rotation"),
+    "VQ_AE_DiVeQ": dict(quantizer="diveq"),
+    "VQ_AE_SF_DiVeQ": dict(quantizer="sf_diveq"),
+    "VQ_AE_Gumbel": dict(quantizer="gumbel"),
+    "VQ_AE_Gumbel_NoNoise": dict(quantizer="gumbel", settings={"noise": False}),
+    "VQ_AE_Gumbel_Nearest": dict(quantizer="gumbel", settings={"nearest": 16}),
+    "VQ_AE_Gumbel_Soft": dict(quantizer="gumbel", settings={"soft": True}),
+    "VQ_AE_Gumbel_Diverse": dict(quantizer="gumbel", settings={"diversity": 0.1}),
+}
+
 AE_models = {
     "AE_Model": AE,
-    "FSQ_AE_Model": FSQ_AE,  # levels are free: --fsq_levels
+    "FSQ_AE_Model": FSQ_AE,  # free: --fsq_levels, --quantizer and its settings
     **{name: partial(FSQ_AE, levels=levels) for name, levels in FSQ_LEVELS.items()},
-    "VQ_AE_Model": VQ_AE,
+    **{name: partial(FSQ_AE, **row) for name, row in FSQ_ROWS.items()},
+    "VQ_AE_Model": VQ_AE,  # free: --num_codes, --code_dim, --quantizer and its settings
+    **{name: partial(VQ_AE, **row) for name, row in VQ_ROWS.items()},
 }
 
 __all__ = ["AE", "FSQ_AE", "VQ_AE", "AE_models", "FSQ_LEVELS", "Reconstruction", "UNIT", "check_levels"]

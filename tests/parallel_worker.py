@@ -51,9 +51,10 @@ def masked_transformer():
     return model, train_MARDM.make_loss(ae, torch.device("cpu"))
 
 
-def quantized_autoencoder():
+def quantized_autoencoder(quantizer="vq", **settings):
     torch.manual_seed(1)
-    model = VQ_AE(DIM, num_codes=8, code_dim=4, width=8, latent_dim=8, depth=1, dropout=0.0)
+    model = VQ_AE(DIM, num_codes=8, code_dim=4, width=8, latent_dim=8, depth=1, dropout=0.0, quantizer=quantizer,
+                  settings=settings)
 
     def loss_fn(model, batch):
         motion = batch["motion"][:, :4]  # windows: every clip has a token
@@ -74,13 +75,23 @@ def contrastive_evaluator():
     return model, loss_fn
 
 
-MODELS = {"mardm": masked_transformer, "ae": quantized_autoencoder, "evaluator": contrastive_evaluator}
+def residual_autoencoder():
+    """Everything that moves a codebook otherwise than by its gradient: EMA, re-seeding, a random number of layers."""
+    return quantized_autoencoder("rvq", num_layers=2, layer_dropout=0.5, reseed_every=2, dead_below=0.9)
+
+
+def replacing_autoencoder():
+    return quantized_autoencoder("diveq", noise_variance=0.0, replace_every=1)
+
+
+MODELS = {"mardm": masked_transformer, "ae": quantized_autoencoder, "evaluator": contrastive_evaluator,
+          "rvq": residual_autoencoder, "diveq": replacing_autoencoder}
 
 
 def train(folder, key, at_step=None):
     """Train STEPS steps, going on from a run that is there. ``at_step``: function (step) that is called in each."""
     # In float64 rounding stays far below what a wrong gradient does; quantizers compute in float32 whatever the model.
-    torch.set_default_dtype(torch.float32 if key == "ae" else torch.float64)
+    torch.set_default_dtype(torch.float64 if key in ("mardm", "evaluator") else torch.float32)
     model, loss_fn = MODELS[key]()
     run_folder = RunFolder(folder, "numbers", key)
     going_on = run_folder.latest.is_file()

@@ -50,6 +50,18 @@ def test_codes_are_identical_alone_and_in_a_batch():
     assert torch.equal(ae.snap(together[1]), together[1])
 
 
+@pytest.mark.parametrize("ae_name", ["FSQ_AE_Hybrid", "FSQ_AE_Residual", "FSQ_AE_iFSQ_64x17", "VQ_AE_RVQ", "VQ_AE_RVQ_First",
+                                     "VQ_AE_SF_DiVeQ", "VQ_AE_Gumbel_Soft"])
+def test_every_kind_of_target_is_generated_snapped_and_decoded(ae_name):
+    model, ae = make_pair(ae_name)
+    targets = model.generate(ae, torch.randn(2, 16), torch.tensor([5, 8]), [1, 2], time_steps=4, ode_steps=3)
+    assert targets.shape == (2, 8, ae.target_dim) and torch.allclose(ae.snap(targets[1]), targets[1], atol=1e-5)
+    if ae_name != "VQ_AE_Gumbel_Soft":  # whose targets are no finite set
+        quantizer = ae.quantizer
+        assert torch.allclose(quantizer.decode_indices(quantizer.get_indices(targets[1])), targets[1], atol=1e-5)
+    assert ae.decode_targets(targets, torch.tensor([20, 32])).shape == (2, 32, 67)
+
+
 def test_transformer_sees_on_grid_tokens_only():
     model, ae = make_pair()
     seen = []

@@ -1,11 +1,310 @@
 """Quantizers and autoencoders: exactness of the grid, round trips, and the four verbs."""
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import models.VQ as VQ_module
 from models.AE import FSQ_LEVELS, AE_models
 from models.errors import ModelError
 from models.FSQ import FSQ
+from models.MARDM import check_pair
+from models.quantizers import QUANTIZERS, make_quantizer
 from models.VQ import VQ
+
+VARIANTS = {  # one of each quantizer, and those of its settings that change what it does
+    **{name: (name, {}) for name in QUANTIZERS},
+    "ema_large": ("ema", {"reseed_every": 1}),
+    "rvq_first": ("rvq", {"num_layers": 3, "use_layers": 1}),
+    "residual_3": ("residual", {"stages": 3}),
+    "gumbel_plain": ("gumbel", {"noise": False}),
+    "gumbel_nearest": ("gumbel", {"nearest": 4}),
+    "gumbel_soft": ("gumbel", {"soft": True}),
+    "gumbel_diverse": ("gumbel", {"diversity": 0.5}),
+}
+
+
+def build(variant, levels=(5, 7, 5), codes=32, dim=3):
+    name, settings = VARIANTS[variant]
+    sizes = {"levels": levels} if QUANTIZERS[name].family == "FSQ" else {"codebook_size": codes, "dim": dim}
+    return make_quantizer(QUANTIZERS[name].family, name, settings, **sizes)
+
+
+def train(quantizer, steps=150, tokens=256):
+    """A linear autoencoder of structured data through the quantizer; returns the reconstruction losses."""
+    torch.manual_seed(0)
+    enter, leave = torch.nn.Linear(8, quantizer.dim), torch.nn.Linear(quantizer.dim, 8)
+    basis = torch.randn(3, 8)
+    optimizer = torch.optim.Adam([*enter.parameters(), *leave.parameters(), *quantizer.parameters()], 1e-2)
+    quantizer.train()
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(tokens, 3) @ basis
+        out = quantizer(enter(x))
+        recons = (leave(quantizer.merge(out.z_q)) - x).square().mean()
+        optimizer.zero_grad()
+        (recons + out.loss).backward()
+        assert enter.weight.grad.abs().sum() > 0 and all(torch.isfinite(p.grad).all() for p in enter.parameters())
+        optimizer.step()
+        losses.append(float(recons.detach()))
+    return losses, enter, torch.randn(64, 3) @ basis
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_quantizer_trains_and_round_trips(variant):
+    torch.manual_seed(0)
+    quantizer = build(variant)
+    losses, enter, x = train(quantizer)
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    quantizer.eval()
+    with torch.no_grad():
+        z = enter(x)
+        out = quantizer(z)
+        assert len(out.indices.unique(dim=0)) >= 8  # it has not collapsed
+        assert out.z_q.shape == (64, quantizer.target_dim) and quantizer.merge(out.z_q).shape == z.shape
+        assert torch.equal(quantizer(z).z_q, out.z_q)  # nothing is random, and nothing moves, outside training
+        assert torch.equal(quantizer.snap(out.z_q), out.z_q) or torch.allclose(quantizer.snap(out.z_q), out.z_q, atol=1e-5)
+        assert torch.equal(quantizer.get_indices(out.z_q), out.indices)
+        if variant != "gumbel_soft":  # whose codes are no finite set
+            assert torch.allclose(quantizer.decode_indices(out.indices), out.z_q, atol=1e-6)
+            assert torch.equal(quantizer.get_indices(quantizer.decode_indices(out.indices)), out.indices)
+        noisy = quantizer.snap(out.z_q + 0.3 * torch.randn_like(out.z_q))
+        assert torch.allclose(quantizer.snap(noisy), noisy, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_digits_and_neighbours(variant):
+    """Digits lie within the axes; a step along an axis changes the code, and of a grid's digits that one by one."""
+    torch.manual_seed(0)
+    quantizer = build(variant).train()
+    quantizer(torch.randn(300, 3))
+    quantizer.eval()
+    codes = quantizer.snap(torch.randn(50, quantizer.target_dim))
+    digits = quantizer.to_digits(quantizer.get_indices(codes))
+    assert digits.shape == (50, len(quantizer.axis_sizes))
+    assert (digits >= 0).all() and (digits < torch.tensor(quantizer.axis_sizes)).all()
+    for axis in range(len(quantizer.axis_sizes)):
+        moved = quantizer.neighbour(codes, axis)
+        assert moved.shape == codes.shape and ((moved - codes).abs().amax(-1) > 0).all()
+        if QUANTIZERS[VARIANTS[variant][0]].family == "FSQ" and axis < quantizer.dim:
+            change = (quantizer.to_digits(quantizer.get_indices(moved)) - digits).abs()
+            assert torch.equal(change, torch.nn.functional.one_hot(torch.tensor(axis), change.shape[1]).expand_as(change))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_quantizer_is_float32_under_autocast(variant):
+    torch.manual_seed(0)
+    quantizer = build(variant).train()
+    z = torch.randn(64, 3)
+    quantizer(z)
+    quantizer.eval()
+    plain = quantizer(z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = quantizer(z)
+        assert torch.equal(quantizer.snap(out.z_q), quantizer.snap(plain.z_q))
+    assert out.z_q.dtype == torch.float32 and torch.equal(out.z_q, plain.z_q)
+
+
+class LargestTensor(TorchDispatchMode):
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if torch.is_tensor(x):
+                self.bytes = max(self.bytes, x.numel() * x.element_size())
+        return out
+
+
+def largest_tensor_of_a_step(quantizer, tokens):
+    z = torch.randn(tokens, 4, requires_grad=True)
+    with LargestTensor() as largest:
+        out = quantizer.train()(z)
+        (out.z_q.square().sum() + out.loss).backward()
+        quantizer.eval().snap(z)
+    assert z.grad.abs().sum() > 0
+    return largest.bytes
+
+
+@pytest.mark.parametrize("variant", ["vq", "ema", "simvq", "rotation", "diveq", "sf_diveq", "gumbel", "gumbel_nearest"])
+def test_memory_of_searches_is_bounded(variant, monkeypatch):
+    """4,096 codes and 500 vectors would make a matrix of 8 MB; where 1 MB is allowed no tensor of a training step is larger."""
+    assert VQ_module.DISTANCE_BYTES <= 256 * 2**20
+    monkeypatch.setattr(VQ_module, "DISTANCE_BYTES", 2**20)
+    torch.manual_seed(0)
+    assert 2**17 < largest_tensor_of_a_step(build(variant, codes=4096, dim=4), 500) <= 2**20
+
+
+def test_memory_of_65536_codes_is_bounded():
+    """1,100 vectors would make a matrix of 288 MB."""
+    torch.manual_seed(0)
+    assert largest_tensor_of_a_step(build("vq", codes=65536, dim=4), 1100) <= 256 * 2**20
+
+
+def test_padding_moves_no_statistics():
+    torch.manual_seed(0)
+    for variant in ("ema", "rvq", "diveq", "vq", "hybrid"):
+        plain, masked = (build(variant).train() for _ in range(2))
+        masked.load_state_dict(plain.state_dict())
+        z = torch.randn(2, 10, 3)
+        mask = torch.arange(10) < torch.tensor([[6], [10]])
+        for step in range(3):
+            losses = []
+            for quantizer, garbage in ((plain, 0.0), (masked, 1e3)):
+                torch.manual_seed(step)
+                losses.append(quantizer(torch.where(mask[..., None], z, torch.full_like(z, garbage)), mask).loss)
+            assert torch.allclose(*losses), variant
+        for (key, a), b in zip(plain.state_dict().items(), masked.state_dict().values()):
+            assert torch.allclose(a.float(), b.float()), (variant, key)
+
+
+def test_dead_codes_start_again():
+    """Codes far from the data: with re-seeding all come into use, without it they stay dead."""
+    used = {}
+    for every in (0, 5):
+        torch.manual_seed(0)
+        quantizer = make_quantizer("VQ", "ema", {"reseed_every": every, "decay": 0.8}, codebook_size=16, dim=2).train()
+        quantizer(torch.randn(100, 2))
+        with torch.no_grad():
+            quantizer.codebook[4:] = 50.0
+            quantizer.sums.copy_(quantizer.codebook * quantizer.counts[:, None])
+        for _ in range(60):
+            quantizer(torch.randn(100, 2))
+        used[every] = len(quantizer(torch.randn(1000, 2)).indices.unique())
+    assert used[0] == 4 and used[5] == 16
+
+
+def test_diveq_replaces_unused_codes():
+    torch.manual_seed(0)
+    quantizer = make_quantizer("VQ", "diveq", {"replace_every": 10}, codebook_size=16, dim=2).train()
+    quantizer(torch.randn(100, 2))
+    with torch.no_grad():
+        quantizer.codebook[4:] = 50.0
+        quantizer.uses.zero_()
+    for _ in range(12):
+        quantizer(torch.randn(200, 2))
+    assert (quantizer.codebook.abs() < 10).all()
+
+
+def test_learned_spacing_moves_and_stays_in_order():
+    torch.manual_seed(0)
+    quantizer = build("learned", levels=(5, 8, 3))
+    before = quantizer.table().detach().clone()
+    assert torch.allclose(before[1], torch.linspace(-1, 1, 8), atol=1e-6)
+    train(quantizer)
+    table = quantizer.table().detach()
+    assert not torch.allclose(before, table, atol=1e-3)
+    for row, count in zip(table, (5, 8, 3)):
+        assert (row[:count].diff() > 0).all() and torch.isinf(row[count:]).all()
+        assert row[0] == -1 and abs(row[count - 1] - 1) < 1e-5
+
+
+def test_residual_starts_as_an_even_grid_of_all_sums():
+    quantizer = build("residual", levels=(5, 7, 5))
+    assert quantizer.levels == (25, 49, 25)
+    steps = quantizer.table()[1].diff()
+    assert torch.allclose(steps, steps[:1].expand(48), atol=1e-6)
+
+
+def test_a_hybrids_offsets_stay_in_their_cell():
+    """Also the largest offsets that the parameters can make: grid point and offset are told from their sum."""
+    quantizer = build("hybrid", levels=(5, 8))
+    with torch.no_grad():
+        quantizer.offsets.codebook.copy_(20 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).sign().cumsum(0))
+    indices = torch.arange(0, 40 * 64, 7)
+    digits = quantizer.to_digits(indices)
+    again = quantizer.to_digits(quantizer.get_indices(quantizer.decode_indices(indices)))
+    assert torch.equal(digits[:, :2], again[:, :2])  # offsets at the bound may be the same code twice
+
+
+def test_noise_dropout_mixes_three_kinds_in_training_only():
+    torch.manual_seed(0)
+    quantizer = make_quantizer("FSQ", "noise_dropout", {"keep": 0.25, "dither": 0.25}, levels=(5, 5)).train()
+    z = torch.randn(4000, 2)
+    x, out = quantizer.bound(z), quantizer(z)
+    kept = (out.z_q == x).all(1)
+    rounded = (out.z_q == quantizer.snap(x)).all(1)
+    assert abs(float(kept.float().mean()) - 0.25) < 0.03 and abs(float(rounded.float().mean()) - 0.5) < 0.03
+    assert ((out.z_q - x).abs() <= 0.25 + 1e-6).all()  # half a step
+    assert torch.equal(out.indices, quantizer.get_indices(x))
+    assert torch.equal(quantizer.eval()(z).z_q, quantizer.snap(x))
+
+
+def test_ifsq_spreads_a_normal_z_evenly():
+    """Largest distance between the distribution of the bounded z and the uniform one, against that of the tanh."""
+    z = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))
+    uniform = torch.linspace(-1, 1, len(z))
+    even, plain = ((make_quantizer("FSQ", name, {}, levels=(9,)).bound(z)[:, 0].sort().values - uniform).abs().max()
+                   for name in ("ifsq", "symmetric"))
+    assert even < 0.05 < 0.1 < plain
+
+
+def test_gumbel_weights_and_temperature():
+    """Without noise z_q = softmax(-||z - e||^2 / tau) e, by hand; tau falls with the steps down to its end."""
+    torch.manual_seed(0)
+    quantizer = make_quantizer("VQ", "gumbel", {"noise": False, "tau_decay": 0.5, "tau_end": 0.2}, codebook_size=9, dim=3).train()
+    quantizer(torch.randn(50, 3))
+    z = torch.randn(20, 3)
+    assert quantizer.tau == 0.5
+    by_hand = (-torch.cdist(z, quantizer.codebook).square() / 0.5).softmax(1) @ quantizer.codebook
+    assert torch.allclose(quantizer(z).z_q, by_hand, atol=1e-5)
+    for _ in range(5):
+        quantizer(z)
+    assert quantizer.tau == 0.2
+    assert torch.equal(quantizer.eval()(z).z_q, quantizer.snap(z))
+
+
+def test_gumbel_diversity_is_zero_for_even_use_and_one_for_a_single_code():
+    quantizer = make_quantizer("VQ", "gumbel", {"diversity": 2.0}, codebook_size=8, dim=2)
+    assert float(quantizer.diversity_loss(torch.full((8,), 1 / 8))) == pytest.approx(0, abs=1e-6)
+    assert float(quantizer.diversity_loss(torch.eye(8)[3])) == pytest.approx(2, abs=1e-6)
+
+
+def test_rvq_layers_lower_the_error_one_after_the_other():
+    torch.manual_seed(0)
+    quantizer = make_quantizer("VQ", "rvq", {"num_layers": 4, "layer_dropout": 0}, codebook_size=16, dim=4).train()
+    for _ in range(60):
+        quantizer(torch.randn(256, 4))
+    z = torch.randn(500, 4)
+    out = quantizer.eval()(z)
+    assert out.z_q.shape == (500, 16) and out.indices.shape == (500, 4) and quantizer.codebook_size == 16**4
+    sums = out.z_q.unflatten(-1, (4, 4)).cumsum(1)
+    errors = (sums - z[:, None]).square().mean((0, 2))
+    assert (errors.diff() < 0).all()
+
+
+def test_rvq_trains_with_fewer_layers_at_times():
+    torch.manual_seed(0)
+    quantizer = make_quantizer("VQ", "rvq", {"num_layers": 3, "layer_dropout": 1.0}, codebook_size=8, dim=2).train()
+    counts = {int((quantizer(torch.randn(4, 2)).indices[0] >= 0).sum()) for _ in range(40)}
+    assert counts == {1, 2, 3}
+
+
+@pytest.mark.parametrize("family, name, settings, message", [
+    ("FSQ", "ema", {}, "belongs to --model VQ_AE_Model"),
+    ("VQ", "fsq", {}, "belongs to --model FSQ_AE_Model"),
+    ("FSQ", "fsqq", {}, "unknown quantizer"),
+    ("FSQ", "fsq", {"decay": 0.9}, "no setting 'decay'"),
+    ("FSQ", "residual", {"stages": 0}, "1 stage"),
+    ("FSQ", "residual", {"stages": 9}, "more than 4096"),
+    ("FSQ", "noise_dropout", {"keep": 0.8, "dither": 0.8}, "at most 1"),
+    ("FSQ", "hybrid", {"offset_codes": 0}, "1 code"),
+    ("VQ", "rvq", {"num_layers": 2, "use_layers": 3}, "cannot use 3 of 2"),
+    ("VQ", "rvq", {"num_layers": 0}, "1 layer"),
+    ("VQ", "ema", {"decay": 1.5}, "0..1"),
+    ("VQ", "gumbel", {"nearest": 99}, "nearest 99"),
+    ("VQ", "gumbel", {"tau_end": 0.0}, "above 0"),
+    ("VQ", "diveq", {"noise_variance": -1.0}, "0 or more"),
+    ("VQ", "sf_diveq", {"segment_points": 0}, "1 point"),
+])
+def test_bad_settings_are_refused(family, name, settings, message):
+    sizes = {"levels": (5, 5)} if family == "FSQ" else {"codebook_size": 16, "dim": 2}
+    with pytest.raises(ModelError, match=message):
+        make_quantizer(family, name, settings, **sizes)
+
+
+def test_ifsq_refuses_even_levels():
+    with pytest.raises(ModelError, match="odd levels"):
+        make_quantizer("FSQ", "ifsq", {}, levels=(8, 5))
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 5, 6, 7, 8, 9, 16])
@@ -92,18 +391,29 @@ def test_vq_round_trip_seeding_and_gradients():
                                                                    .argmin(1)).reshape(z.shape))
 
 
-@pytest.mark.parametrize("name", ["AE_Model", "FSQ_AE_Model", "FSQ_AE_High", "VQ_AE_Model"])
+@pytest.mark.parametrize("name", AE_models)
 @torch.no_grad()
 def test_four_verbs(name):
     torch.manual_seed(0)
-    ae = AE_models[name](input_width=67, width=32, latent_dim=32).eval()
+    ae = AE_models[name](input_width=67, width=32, latent_dim=32).train()
     motion = torch.randn(2, 32, 67)
+    ae(motion)  # codebooks start from the first batch
+    ae.eval()
     latents, targets = ae.encode_targets(motion)
     assert latents.shape == (2, 8, 32) and targets.shape == (2, 8, ae.target_dim)
     assert torch.allclose(ae.embed_targets(targets), latents, atol=1e-6)
     assert torch.allclose(ae.snap(targets), targets, atol=1e-6)  # what the encoder yields is on the grid
     assert torch.allclose(ae.decode_targets(targets), ae(motion).motion, atol=1e-5)
     assert torch.allclose(ae.decode(ae.encode(motion)), ae(motion).motion, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", AE_models)
+def test_every_row_has_its_generator(name):
+    family = {"FSQ": "FSQ-MARDM-SiT-S", "VQ": "VQ-MARDM-SiT-S"}.get(name.split("_")[0], "MARDM-SiT-S")
+    check_pair(family, name)
+    for other in {"FSQ-MARDM-SiT-S", "VQ-MARDM-SiT-S", "MARDM-SiT-S"} - {family}:
+        with pytest.raises(ModelError, match="is trained on"):
+            check_pair(other, name)
 
 
 def test_names_that_users_know():
@@ -114,7 +424,7 @@ def test_names_that_users_know():
     assert torch.equal(ae.quantizer.get_indices(out.z_q), out.indices)
 
 
-@pytest.mark.parametrize("name", ["AE_Model", "FSQ_AE_High", "VQ_AE_Model"])
+@pytest.mark.parametrize("name", ["AE_Model", "FSQ_AE_High", "VQ_AE_Model", "FSQ_AE_Hybrid", "VQ_AE_RVQ", "VQ_AE_Gumbel_Soft"])
 @torch.no_grad()
 def test_padding_does_not_leak(name):
     """A clip's targets and its decoded motion are the same alone and padded in a batch, whatever the padding holds."""

@@ -13,10 +13,12 @@ from utils.errors import run
 
 SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE", "evaluation_MARDM", "sample",
            "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset", "scripts.doctor", "scripts.demo",
-           "scripts.compare_evaluations", "benchmarks.run", "benchmarks.solver_steps"]
+           "scripts.compare_evaluations", "scripts.analyze_codes", "scripts.quantizer_bench", "benchmarks.run",
+           "benchmarks.solver_steps"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]
+RVQ = ["--model", "VQ_AE_Model", "--quantizer", "rvq", "--quantizer_settings"]
 GENERATOR = ["--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "FSQ-MARDM-SiT-S"]
 SHORT = ["--window_size", "40", "--batch_size", "512"]  # of the two values of a flag the last counts
 FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2"]
@@ -268,6 +270,21 @@ def test_need_evaluation(work, capsys):
     ("train_AE", ["--name", "new", *AE, "--dataset_name", "nothing"], "no data set 'nothing'"),
     ("train_AE", ["--name", "new", *AE, "--fsq_levels", "5", *TRAIN], "belongs to --model FSQ_AE_Model"),
     ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--fsq_levels", "1", "5", *TRAIN], "2 or more"),
+    ("train_AE", ["--name", "new", *AE, "--quantizer", "ifsq", *TRAIN], "belongs to --model FSQ_AE_Model or VQ_AE_Model"),
+    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--quantizer", "ema", *TRAIN], "belongs to --model VQ_AE_Model"),
+    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--quantizer", "ifsq", *TRAIN], "odd levels"),
+    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--num_codes", "9", *TRAIN], "belongs to --model VQ_AE_Model"),
+    ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--quantizer_settings", "beta=1", *TRAIN], "belongs to --quantizer"),
+    ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--num_codes", "0", *TRAIN], "1 or more"),
+    ("train_AE", ["--name", "new", *RVQ, "num_layers=2", "use_layers=3", *TRAIN], "cannot use 3 of 2"),
+    ("train_AE", ["--name", "new", *RVQ, "layers=2", *TRAIN], "no setting 'layers'"),
+    ("train_AE", ["--name", "new", *RVQ, "num_layers=two", *TRAIN], "'two' is no int"),
+    ("train_AE", ["--name", "ae", *TRAIN, "--model", "FSQ_AE_Symmetric", "--width", "32", "--is_continue"],
+     "was trained as FSQ_AE_High"),
+    ("evaluation_AE", ["--name", "ae", "--model", "FSQ_AE_Symmetric", *ON_DEMO], "was trained as FSQ_AE_High"),
+    ("scripts.analyze_codes", ["--name", "absent", *ON_DEMO], "no checkpoint at"),
+    ("scripts.quantizer_bench", ["--steps", "0"], "1 or more"),
+    ("scripts.quantizer_bench", ["--rows", "FSQ_AE_Hihg"], "invalid choice"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--window_size", "42"], "multiple of 4"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--batch_size", "0"], "1 or more"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--device", "cuda:9"], "--device"),

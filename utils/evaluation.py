@@ -135,25 +135,6 @@ def reconstruction_fid(evaluator, pairs):
     return float(calculate_frechet_distance(*calculate_activation_statistics(real), *calculate_activation_statistics(made)))
 
 
-@torch.no_grad()
-def code_usage(ae, store, device="cpu"):
-    """How much of the codebook the split uses (codes used, size, share, perplexity, tokens); {} without a codebook."""
-    if ae.codebook_size is None:
-        return {}
-    mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
-    lengths = store.lengths // 4 * 4
-    count, batches = padded_batches(store, lengths, device, batch_size=32)
-    found = [None] * count
-    for first, clips, batch, frames in batches:
-        indices = ae.quantize((batch - mean) / std, frames).indices.cpu()
-        found[first : first + len(clips)] = [row[: length // 4] for row, length in zip(indices, lengths[clips])]
-    found = parallel.merge(found)
-    _, counts = torch.cat(found).unique(dim=0, return_counts=True)
-    shares = counts.double() / counts.sum()
-    return {"codes_used": len(counts), "codebook_size": ae.codebook_size, "codebook_share": len(counts) / ae.codebook_size,
-            "perplexity": float(torch.exp(-(shares * shares.log()).sum())), "tokens": int(counts.sum())}
-
-
 # ---- generation --------------------------------------------------------------------------------------------------
 
 

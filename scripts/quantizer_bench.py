@@ -1,0 +1,250 @@
+"""Compares quantizers: trains every row of the zoo with the same network, data order, steps and optimiser, and evaluates it.
+
+    python scripts/quantizer_bench.py --dataset_name demo --steps 2000 --seeds 3 --width 192 --batch_size 64 --lr 1e-3 \\
+                                      --rows AE_Model FSQ_AE_High FSQ_AE_iFSQ_16x9 VQ_AE_EMA
+    python scripts/quantizer_bench.py --dataset_name t2m --steps 20000 --seeds 3          # every row of the zoo
+
+Each row is trained by train_AE.py and judged by evaluation_AE.py, after its last step, as a user would call them; the runs are
+checkpoints/<dataset>/bench_<row>_<seed>. Started again it goes on where it stopped, and more rows or seeds join the table.
+Writes bench.json, bench.md and bench.png into --output_dir. FID needs the data set's evaluator (train_evaluator.py).
+"""
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from models.AE import AE_models  # noqa: E402
+from models.loading import load_autoencoder, read_checkpoint  # noqa: E402
+from plot_loss import STYLE, plt, save_figure  # noqa: E402
+from utils import options  # noqa: E402
+from utils.datasets import get_spec  # noqa: E402
+from utils.errors import UserError, run  # noqa: E402
+from utils.evaluation import write_json  # noqa: E402
+from utils.train_utils import RunFolder, code_version, learning_rate, machine, pick_device, seed_everything  # noqa: E402
+
+TIMED = 10  # steps whose median is the time of a step
+FIGURES = {  # column: (unit, digits)
+    "bits": ("bits a token", 1), "MPJPE": ("mm, protocol", 1), "MPJPE_facing": ("mm, facing", 1), "FID": ("", 4),
+    "acceleration_error": ("mm / frame^2", 2), "codes_used": ("", 0), "entropy_share": ("of whole codes", 3),
+    "axes_entropy_share": ("of the axes", 3), "ms_a_step": ("ms", 0)}
+
+
+def parse_args():
+    parser = options.make_parser(__doc__)
+    options.add_common(parser, name="bench")
+    options.add_workers(parser)
+    parser.add_argument("--steps", type=options.positive_int, default=20_000, help="training steps of every row")
+    parser.add_argument("--seeds", type=options.positive_int, default=3, help="runs a row: seeds --seed, --seed + 1 ...")
+    parser.add_argument("--rows", nargs="+", choices=list(AE_models), default=list(AE_models), metavar="ROW",
+                        help="rows of the autoencoder zoo; default: all of them")
+    parser.add_argument("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
+    parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the residual blocks")
+    parser.add_argument("--batch_size", type=options.positive_int, default=256, help="windows a step")
+    parser.add_argument("--window_size", type=options.positive_int, default=64, help="frames of a window")
+    parser.add_argument("--lr", type=options.positive_float, default=2e-4, help="learning rate after warm-up")
+    parser.add_argument("--warm_up_iter", type=options.non_negative_int, default=None,
+                        help="steps of linear warm-up; default: a tenth of the steps, 2,000 at most")
+    parser.add_argument("--aux_loss_root", type=float, default=0.0, help="weight of the loss on heading and root path")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32", help="of training")
+    parser.add_argument("--evaluator", default=None, help="the evaluator's --name; default: evaluation_AE.py's")
+    parser.add_argument("--output_dir", default=None, help="folder of the table; default: generation/<name>_<dataset>")
+    return parser.parse_args()
+
+
+def settings_of(args):
+    """What every run of one table shares."""
+    names = ("steps", "width", "dropout", "batch_size", "window_size", "lr", "aux_loss_root", "precision")
+    warm_up = min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter
+    # The published milestones, at 3/5 and 1 of 250,000 steps, in proportion; the second leaves a last twentieth.
+    milestones = [args.steps * 6 // 10, args.steps * 19 // 20]
+    return {name: getattr(args, name) for name in names} | {"dataset": args.dataset_name, "warm_up_iter": warm_up,
+                                                             "milestones": milestones}
+
+
+class Bench:
+    """The runs so far, in bench.json: {row: {seed: figures}}, and the settings that all of them have."""
+
+    def __init__(self, args, folder):
+        self.args, self.settings, self.path = args, settings_of(args), Path(folder) / "bench.json"
+        self.checkpoints = Path(args.checkpoints_dir)
+        self.runs = {}
+        if self.path.is_file():
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            different = [key for key, value in self.settings.items() if content["settings"].get(key) != value]
+            if different:
+                raise UserError(f"{self.path} was made with {different[0]} {content['settings'].get(different[0])}, not "
+                                f"{self.settings[different[0]]}; pick another --name and --output_dir")
+            self.runs = content["runs"]
+
+    def save(self):
+        write_json(self.path, {"kind": "quantizer bench", "settings": self.settings, "runs": self.runs,
+                               "rows": [summary for _, summary in self.rows()], "machine": machine(),
+                               "code_version": code_version()})
+
+    def call(self, script, *flags):
+        """Run a root script; its wall time in seconds. UserError when it fails."""
+        args = self.args
+        command = [script, *map(str, flags), "--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir,
+                   "--checkpoints_dir", args.checkpoints_dir, "--device", args.device, "--num_workers", str(args.num_workers)]
+        print("\npython " + shlex.join(command), flush=True)
+        start = time.monotonic()
+        process = subprocess.Popen([sys.executable, str(ROOT / script), *command[1:]])
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it got the same signal, and saves what it has
+            raise
+        if code:
+            raise UserError(f"{script} did not finish; its message is above. The same command goes on from here")
+        return time.monotonic() - start
+
+    def measure(self, row, seed, spec):
+        """Train and evaluate one row with one seed, unless that is done; what an earlier start did is kept."""
+        done = self.runs.setdefault(row, {}).get(str(seed))
+        if done:
+            return
+        name, s = f"{self.args.name}_{row}_{seed}", self.settings
+        folder = RunFolder(self.checkpoints, spec.name, name)
+        resume = ["--is_continue"] if folder.latest.is_file() else []
+        if resume:
+            check_settings(folder.latest, s)
+        # As many epochs as the steps can need; the one validation is the last.
+        seconds = self.call("train_AE.py", "--name", name, "--model", row, "--seed", seed, "--max_iter", s["steps"], "--epoch",
+                            s["steps"], "--eval_every", s["steps"], "--width", s["width"], "--dropout", s["dropout"],
+                            "--batch_size", s["batch_size"], "--window_size", s["window_size"], "--lr", s["lr"],
+                            "--warm_up_iter", s["warm_up_iter"], "--milestones", *s["milestones"], "--aux_loss_root",
+                            s["aux_loss_root"], "--precision", s["precision"], *resume)
+        judge = ["--evaluator", self.args.evaluator] if self.args.evaluator else []
+        self.call("evaluation_AE.py", "--name", name, "--which", "latest", "--seed", seed, *judge)
+        figures = read_evaluation(folder.root / "eval")
+        if figures["steps"] != s["steps"]:
+            raise UserError(f"{folder.latest} has {figures['steps']} steps, not {s['steps']}; remove it, or pick another --name")
+        figures["ms_a_step"] = time_of_a_step(folder.latest, s, pick_device(self.args.device))
+        # the time of the last start alone, where there were several
+        self.runs[row][str(seed)] = figures | {"seconds": seconds, "resumed": bool(resume), "machine": machine()}
+        self.save()
+
+    def rows(self):
+        """[(row, {figure: mean, figure_std: ...})] over the seeds, in the order of the zoo."""
+        found = []
+        for row in AE_models:
+            runs = list(self.runs.get(row, {}).values())
+            if runs:
+                keys = [key for key in FIGURES if all(run.get(key) is not None for run in runs)]
+                values = {key: [run[key] for run in runs] for key in keys}
+                found.append((row, {"row": row, "seeds": len(runs)} | {key: float(np.mean(v)) for key, v in values.items()}
+                              | {f"{key}_std": float(np.std(v, ddof=1)) for key, v in values.items() if len(v) > 1}))
+        return found
+
+
+def check_settings(path, settings):
+    """UserError when a run that is to go on was begun with other settings."""
+    began = read_checkpoint(path).get("args", {})
+    for key, value in {**settings, "max_iter": settings["steps"], "dataset_name": settings["dataset"]}.items():
+        if key in began and began[key] != value:
+            raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another --name, or remove that run")
+
+
+def read_evaluation(folder):
+    """The figures of the newest result of evaluation_AE.py in a folder."""
+    path = max(folder.glob("evaluation_AE*.json"), key=lambda file: file.stat().st_mtime)
+    results = json.loads(path.read_text(encoding="utf-8"))
+    fid = [value for key, value in results["figures"].items() if key.startswith("FID")]
+    codes, size = results["codes"], results["codebook_size"]
+    return {"bits": math.log2(size) if size else None, "FID": fid[0] if fid else None, "steps": results["steps"],
+            "target_dim": results["target_dim"], **{key: results["figures"][key] for key in (
+                "MPJPE", "MPJPE_facing", "acceleration_error")},
+            **{key: codes.get(key) for key in ("codes_used", "codebook_share", "perplexity", "entropy_bits", "entropy_share",
+                                               "axes_entropy_share")}}
+
+
+def time_of_a_step(path, settings, device):
+    """Median milliseconds of a float32 training step on random motion, without loading data."""
+    ae, checkpoint = load_autoencoder(path)
+    ae = ae.to(device).train()
+    optimizer = torch.optim.AdamW(ae.parameters(), learning_rate(0, settings["lr"]))
+    seed_everything(0)
+    motion = torch.randn(settings["batch_size"], settings["window_size"], ae.input_width, device=device)
+    times = []
+    for _ in range(TIMED + 2):
+        start = time.perf_counter()
+        out = ae(motion)
+        loss = torch.nn.functional.smooth_l1_loss(out.motion, motion) + out.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times[2:]))
+
+
+def make_markdown(bench):
+    """The table, with the command's settings above it."""
+    def cell(summary, key):
+        if key not in summary:
+            return "-"
+        spread = f" ± {summary[key + '_std']:.{FIGURES[key][1]}f}" if summary.get(key + "_std") else ""
+        return f"{summary[key]:.{FIGURES[key][1]}f}{spread}"
+
+    header = ["row", *(f"{key} ({unit})" if unit else key for key, (unit, _) in FIGURES.items()), "seeds"]
+    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header)]]
+    for row, summary in bench.rows():
+        lines.append("| " + " | ".join([row, *(cell(summary, key) for key in FIGURES), str(summary["seeds"])]) + " |")
+    settings = ", ".join(f"{key} {value}" for key, value in bench.settings.items())
+    return f"Mean ± standard deviation over the seeds. Settings: {settings}. Machine: {machine()}.\n\n" + "\n".join(lines) + "\n"
+
+
+def draw(bench, path):
+    """Rate against distortion, both MPJPEs; the continuous autoencoder, which has no rate, as a line."""
+    rows = bench.rows()
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+        for axes, key in zip(panels, ("MPJPE", "MPJPE_facing")):
+            for row, summary in rows:
+                if "bits" not in summary:
+                    axes.axhline(summary[key], color="0.4", linestyle="--", label=row)
+                    continue
+                colour = "C0" if row.startswith("FSQ") else "C3"
+                axes.errorbar(summary["bits"], summary[key], summary.get(f"{key}_std"), marker="o", color=colour, capsize=2)
+                axes.annotate(row.replace("_AE", "").replace("_", " "), (summary["bits"], summary[key]), (4, 4),
+                              textcoords="offset points", fontsize=7, color=colour)
+            if any("bits" in summary for _, summary in rows):
+                axes.set_xscale("log", base=2)
+                axes.xaxis.set_major_formatter("{x:g}")
+            axes.set(xlabel="rate: bits a token", ylabel=f"{key} ({FIGURES[key][0]})")
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize=8)
+        save_figure(figure, path)
+
+
+def main():
+    args = parse_args()
+    if args.window_size % 4:
+        raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
+    spec = get_spec(args.dataset_name, args.dataset_dir)
+    folder = Path(args.output_dir or f"generation/{args.name}_{spec.name}")
+    bench = Bench(args, folder)
+    os.makedirs(folder, exist_ok=True)
+    for seed in range(args.seed, args.seed + args.seeds):  # a whole table of one seed first
+        for row in args.rows:
+            bench.measure(row, seed, spec)
+    bench.save()
+    text = make_markdown(bench)
+    (folder / "bench.md").write_text(text, encoding="utf-8")
+    print("\n" + text + f"\nwrote {folder / 'bench.json'} and bench.md")
+    draw(bench, folder / "bench.png")
+
+
+if __name__ == "__main__":
+    run(main)
