@@ -10,6 +10,7 @@ from utils.datasets import get_spec, load_statistics, read_captions
 from utils.demo_actions import ACTIONS
 from utils.demo_captions import captions_of, tokens_of
 from utils.demo_dataset import MAX_FRAMES, MIN_FRAMES, build_demo, make_clip, perform, plan, split_clips
+from utils.demo_grammar import COUNTERCLOCKWISE
 from utils.motion_process import SKELETONS, features_to_joints, joints_to_features
 
 T2M = SKELETONS["t2m"]
@@ -237,7 +238,7 @@ def test_sequences_perform_both_actions_in_order():
 @pytest.mark.parametrize("action", [a for a in ACTIONS if "left" in a or "right" in a])
 def test_captions_name_the_side(action):
     side, other = ("left", "right") if "left" in action else ("right", "left")
-    words = {"left": {"left", "counterclockwise", "anticlockwise", "left-handed"},
+    words = {"left": {"left", "left-handed", *COUNTERCLOCKWISE},
              "right": {"right", "clockwise", "right-handed"}}
     texts = [text for seed in range(40) for text in captions_of([action], [{}], np.random.default_rng(seed))]
     assert len(set(texts)) > 80

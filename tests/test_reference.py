@@ -108,7 +108,7 @@ def test_every_step_of_the_schedule_is_taken():
     """The reference respaces its steps by ``timestep_map``: all 50 of them here, sampled from the last to the first."""
     process, seen = GaussianDiffusion(50), []
     process.sample(lambda x, t: seen.append(t) or 0 * x, torch.zeros(2, 3), lambda: torch.zeros(2, 3))
-    assert [steps.tolist() for steps in seen] == [[int(t)] * 2 for t in golden("MARDM-DDPM-XL.npz")["timestep_map"][::-1]]
+    assert seen == [int(t) for t in golden("MARDM-DDPM-XL.npz")["timestep_map"][::-1]]
 
 
 def test_mask_schedule():

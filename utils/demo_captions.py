@@ -36,13 +36,9 @@ def pick(items, rng):
 
 def expand(text, side, rng):
     """Resolve rules and choices; verbs stay marked."""
-    clock = "clockwise" if side == "right" else pick(("counterclockwise", "anticlockwise",
-                                                      "counterclockwise"), rng)
+    fixed = {"SIDE": side, "CLOCK": "clockwise" if side == "right" else pick(grammar.COUNTERCLOCKWISE, rng), "POSS": "#"}
     while True:
-        text, rules = RULE.subn(lambda m: grammar.RULES.get(m[0], m[0].lower()) if m[0] not in ("SIDE",
-                                                                                                "CLOCK",
-                                                                                        "POSS")
-                                else {"SIDE": side, "CLOCK": clock, "POSS": "#"}[m[0]], text)
+        text, rules = RULE.subn(lambda m: fixed.get(m[0]) or grammar.RULES.get(m[0], m[0].lower()), text)
         text, choices = CHOICE.subn(lambda m: pick(m[1].split("|"), rng), text)
         if not rules and not choices:
             return re.sub(r"\ba (anti)", r"an \1", " ".join(text.split()))

@@ -31,6 +31,8 @@ RULES = {
     "PERFORM": "{<do>|<perform>|<make>}",
 }
 
+COUNTERCLOCKWISE = ("counterclockwise", "counterclockwise", "anticlockwise", "counter-clockwise", "anti-clockwise")
+
 # Action id (* stands for left and right), then one phrase a line.
 GRAMMAR = """
 walk_forward
@@ -291,5 +293,5 @@ LEXICON = {
            "quarter single polite respectful seated broad low upper circular round opposite straight vertical normal steady",
     "ADV": "forward forwards ahead onward backward backwards rearward back up down sideways sidewards away overhead upward "
            "upwards together apart again once twice thrice first next finally afterwards very all clockwise counterclockwise "
-           "anticlockwise halfway high far",
+           "anticlockwise counter-clockwise anti-clockwise halfway high far",
 }
