@@ -217,15 +217,28 @@ def draw(bench, path):
                     continue
                 colour = "C0" if row.startswith("FSQ") else "C3"
                 axes.errorbar(summary["bits"], summary[key], summary.get(f"{key}_std"), marker="o", color=colour, capsize=2)
-                axes.annotate(row.replace("_AE", "").replace("_", " "), (summary["bits"], summary[key]), (4, 4),
-                              textcoords="offset points", fontsize=7, color=colour)
-            if any("bits" in summary for _, summary in rows):
+            rated = [(row, summary) for row, summary in rows if "bits" in summary]
+            if rated:
                 axes.set_xscale("log", base=2)
                 axes.xaxis.set_major_formatter("{x:g}")
+                axes.margins(x=0.2)
+            name_points(figure, axes, [(row, summary["bits"], summary[key]) for row, summary in rated])
             axes.set(xlabel="rate: bits a token", ylabel=f"{key} ({FIGURES[key][0]})")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8)
         save_figure(figure, path)
+
+
+def name_points(figure, axes, points, apart=9):
+    """Write the row's name beside each (row, x, y); of one x, ``apart`` points of type above each other at least."""
+    figure.draw_without_rendering()  # places the axes, so that data can be told in points
+    highest = {}
+    for row, x, y in sorted(points, key=lambda point: point[2]):
+        height = axes.transData.transform((x, y))[1] * 72 / figure.dpi
+        shift = max(0, highest.get(round(x, 1), -apart) + apart - height)
+        highest[round(x, 1)] = height + shift
+        axes.annotate(row.replace("_AE", "").replace("_", " "), (x, y), (5, shift - 2), textcoords="offset points", fontsize=7,
+                      color="C0" if row.startswith("FSQ") else "C3")
 
 
 def main():
