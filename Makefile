@@ -12,7 +12,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_inf
 .PHONY: help demo test lint install clean-demo clean
 
 help:
-	@echo "make demo        data, training, evaluation and clips of the embedded data set (under an hour on 2 cores)"
+	@echo "make demo        data, training, evaluation and clips of the embedded data set (about half an hour on 2 cores)"
 	@echo "make test        all tests"
 	@echo "make lint        ruff"
 	@echo "make install     the environment in $(VENV)/, which the others make when it is missing"
@@ -45,7 +45,7 @@ $(STAMP): requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-input -r requirements.txt && touch $@
 
 clean-demo:
-	rm -rf datasets/demo checkpoints/demo generation/demo
+	rm -rf datasets/demo checkpoints/demo generation/demo generation/demo_MARDM_demo
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

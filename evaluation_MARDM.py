@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from models.AE import AE_models
 from models.LengthEstimator import LengthTable
-from models.loading import load_length_estimator, load_pipeline, weights_hash
+from models.loading import load_length_estimator, load_pipeline, read_checkpoint, weights_hash
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import cached_text_features, clip_tokenizer
 from utils import options, parallel
+from utils.clips import checkpoint_paths
 from utils.conditions import load_conditions
 from utils.datasets import MAX_LENGTH, get_spec, joints_in_metres, load_statistics, read_labels
 from utils.errors import UserError, run
@@ -32,7 +33,7 @@ from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, 
 def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="MARDM")
-    parser.add_argument("--ae_name", default="AE", help="the autoencoder's --name")
+    parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one the generator was trained on")
     parser.add_argument("--ae_model", choices=list(AE_models), default=None, help="its zoo name; default: as trained")
     parser.add_argument("--model", choices=list(MARDM_models), default=None, help="generator of the zoo; default: as trained")
     parser.add_argument("--which", choices=["best", "latest"], default="best", help="checkpoint: net_best_fid.tar or latest.tar")
@@ -145,10 +146,9 @@ def main():
     if args.probe_repeats and spec.skeleton != "t2m":
         raise UserError(f"--probe_repeats: the probes know the 22-joint skeleton, {spec.name} has '{spec.skeleton}'")
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
-    path = folder.checkpoint(args.which)
+    path, ae_path = checkpoint_paths(args, read_checkpoint, args.which)
     encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
-    pipeline, checkpoint = load_pipeline(path, RunFolder(args.checkpoints_dir, spec.name, args.ae_name).checkpoint(),
-                                         args.model, args.ae_model, lambda: load_statistics(spec), device)
+    pipeline, checkpoint = load_pipeline(path, ae_path, args.model, args.ae_model, lambda: load_statistics(spec), device)
     mode = pipeline.generator.cond_mode
     if mode == "uncond" and (args.cal_mm or args.probe_repeats):
         raise UserError("--cal_mm, --probe_repeats: nothing to measure, this generator was trained without conditions")

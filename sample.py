@@ -32,7 +32,8 @@ def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="MARDM")
     options.add_generator(parser, AE_models, MARDM_models)
-    parser.add_argument("--motion_length", type=options.non_negative_int, default=0, help="frames; 0 = to be estimated")
+    parser.add_argument("--motion_length", type=options.non_negative_int, default=0,
+                        help="frames, rounded down to a multiple of 4; 0 = to be estimated")
     parser.add_argument("--length_estimator", default="length_estimator", help="--name of the length estimator's run")
     options.add_sampler(parser)
     return parser.parse_args()

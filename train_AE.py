@@ -27,7 +27,7 @@ def parse_args():
                          milestones=[150_000, 250_000], log_every=10)
     options.add_large_models(parser)
     parser.add_argument("--model", choices=list(AE_models), default="AE_Model", help="autoencoder of the zoo")
-    parser.add_argument("--fsq_levels", type=int, nargs="+", default=None,
+    parser.add_argument("--fsq_levels", type=options.positive_int, nargs="+", default=None,
                         help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
     parser.add_argument("--num_codes", type=options.positive_int, default=None, help="codes of VQ_AE_Model (512 unless given)")
     parser.add_argument("--code_dim", type=options.positive_int, default=None,
@@ -40,8 +40,9 @@ def parse_args():
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the residual blocks")
     parser.add_argument("--window_size", type=options.positive_int, default=64, help="frames of a training window")
     parser.add_argument("--recons_loss", choices=["l1_smooth", "mse"], default="l1_smooth", help="reconstruction loss")
-    parser.add_argument("--aux_loss_joints", type=float, default=1.0, help="weight of the loss on joint positions")
-    parser.add_argument("--aux_loss_root", type=float, default=0.0,
+    parser.add_argument("--aux_loss_joints", type=options.non_negative_float, default=1.0,
+                        help="weight of the loss on joint positions")
+    parser.add_argument("--aux_loss_root", type=options.non_negative_float, default=0.0,
                         help="weight of the loss on the accumulated heading and root path (the published model has none)")
     parser.add_argument("--eval_every", type=options.positive_int, default=5, help="epochs between two validations")
     return parser.parse_args()
@@ -88,14 +89,6 @@ def parse_settings(name, pairs):
     return settings
 
 
-def check_same_model(checkpoint, model_name, kwargs, path):
-    """UserError unless a checkpoint to go on with is of this model: other quantizers may have weights of the same shapes."""
-    trained = checkpoint.get("model_name"), checkpoint.get("model_kwargs")
-    if trained != (model_name, kwargs):
-        raise UserError(f"{path} was trained as {trained[0]} with {trained[1]}, not as {model_name} with {kwargs}; "
-                        "repeat the flags of its first start")
-
-
 def make_loss(args, store, device):
     """The loss function: all features, joint positions once more, and, if asked for, heading and root path."""
     compare = {"l1_smooth": F.smooth_l1_loss, "mse": F.mse_loss}[args.recons_loss]
@@ -136,9 +129,7 @@ def main():
     if args.compile:
         model.compile()
     if args.is_continue:
-        checkpoint = read_checkpoint(folder.latest)
-        check_same_model(checkpoint, args.model, kwargs, folder.latest)
-        trainer.resume(checkpoint)
+        trainer.resume(read_checkpoint(folder.latest))
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:

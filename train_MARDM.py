@@ -51,7 +51,7 @@ def parse_args():
                         help="FID and R-precision on the validation split while training; the best FID is kept")
     add_judges(parser)
     parser.add_argument("--eval_every", type=options.positive_int, default=10, help="epochs between two validations")
-    parser.add_argument("--max_motion_length", type=options.positive_int, default=196, help="longest training clip, frames")
+    parser.add_argument("--max_motion_length", type=options.number(int, 4), default=196, help="longest training clip, frames")
     parser.add_argument("--unit_length", type=options.positive_int, default=4, help="frames a token (fixed by the autoencoder)")
     parser.add_argument("--diffmlps_batch_mul", type=options.positive_int, default=4,
                         help="(noise, time) pairs a masked token sees in a step")

@@ -42,7 +42,8 @@ def parse_args():
     parser.add_argument("--motion_length", type=options.positive_int, default=120, help="frames a clip")
     parser.add_argument("--clips", type=options.positive_int, default=32, help="clips, of evenly spread prompts")
     parser.add_argument("--time_steps", type=options.positive_int, default=18, help="iterations of unmasking")
-    parser.add_argument("--cfg", type=float, default=None, help="guidance scale; default: what the data set recommends")
+    parser.add_argument("--cfg", type=options.non_negative_float, default=None,
+                        help="guidance scale; default: what the data set recommends")
     parser.add_argument("--fine_steps", type=options.positive_int, default=200, help="midpoint steps of the fine solver")
     return parser.parse_args()
 

@@ -13,6 +13,8 @@ from models.LengthEstimator import LengthEstimator
 from models.MARDM import SIZES, MARDM_models
 from models.pipeline import Pipeline
 
+NETWORKS = ("ae", "mardm", "ema_mardm", "estimator")  # keys of checkpoints that hold a state dict
+
 
 def read_checkpoint(path):
     """The dict in a checkpoint file, on the CPU. ModelError when it is missing, damaged, or needs code to load."""
@@ -20,12 +22,18 @@ def read_checkpoint(path):
     if not path.is_file():
         raise ModelError(f"no checkpoint at {path}; check --name, --dataset_name and --checkpoints_dir, or train it first")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(f"{path} holds more than tensors and plain values (code that it could run, or damage), so it is not "
                          "loaded") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} is damaged and cannot be read ({first_line(error)})") from error
+        raise ModelError(f"{path} is no checkpoint, or damaged ({type(error).__name__}: {first_line(error)})") from error
+    if not isinstance(checkpoint, dict):
+        raise ModelError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dict")
+    for key, value in checkpoint.items():
+        if key in NETWORKS and not isinstance(value, dict):
+            raise ModelError(f"{path} holds a {type(value).__name__} under '{key}', not a network's weights")
+    return checkpoint
 
 
 def first_line(error):
@@ -46,7 +54,10 @@ def build(zoo, name, kwargs, what):
     """``zoo[name](**kwargs)``, with one line for the user when the name is unknown."""
     if name not in zoo:
         raise ModelError(f"unknown {what} '{name}'; one of {', '.join(zoo)}")
-    return zoo[name](**kwargs)
+    try:
+        return zoo[name](**kwargs)
+    except TypeError as error:
+        raise ModelError(f"the {what} {name} cannot be built as the checkpoint describes it ({first_line(error)})") from error
 
 
 def load_state(model, state, path):

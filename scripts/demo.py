@@ -1,6 +1,6 @@
 """The whole pipeline on the embedded data set, at a size that two CPU cores train in minutes: `make demo`.
 
-    python scripts/demo.py                    # about 35 minutes on 2 cores; started again it goes on where it stopped
+    python scripts/demo.py                    # about half an hour on 2 cores; started again it goes on where it stopped
     python scripts/demo.py --tiny             # the same steps with hardly any training: a check of the plumbing
 
 Data, autoencoder, evaluator, length estimator, generator, both evaluations, eight clips, a contact sheet, and the table of
@@ -118,7 +118,8 @@ def sample_clips(steps):
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
     steps("sample", "sample.py", "--name", "demo_MARDM", "--text_path", "generation/demo/prompts.txt")
-    files = sorted((steps.work_dir / "generation" / "demo_MARDM_demo").glob("*_r0.npy"))[: len(PROMPTS)]
+    made = steps.work_dir / "generation" / "demo_MARDM_demo"
+    files = [max(made.glob(f"{row:03d}_*_r0*.npy"), key=os.path.getmtime) for row in range(len(PROMPTS))]  # older ones stay
     sheet = folder / "contact_sheet.png"
     contact_sheet([(np.load(file), prompt) for file, prompt in zip(files, PROMPTS)], sheet, SKELETONS["t2m"])
     return sheet

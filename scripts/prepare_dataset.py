@@ -31,19 +31,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.TextEncoder import TEXT_ENCODERS  # noqa: E402
 from utils.datasets import KNOWN, TAG_RATE, read_captions  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.motion_process import SKELETONS, MotionError, joints_to_features, write_statistics  # noqa: E402
+from utils.motion_process import SKELETONS, MotionError, joints_to_features, make_data_folder, write_statistics  # noqa: E402
 from utils.options import make_parser, non_negative_int, positive_float, positive_int  # noqa: E402
 
 SPLITS = ("train", "val", "test")
 WINDOW = 64  # frames of the autoencoder's default window, for the summary
 RATES = {"t2m": 20.0, "kit": 12.5}  # frames a second
 SHORTEST = {"t2m": 40, "kit": 24}  # frames
+TALL = {"t2m": (0.5, 2.5), "kit": (500, 2500)}  # how far a body reaches upwards, in the data sets' units: metres, millimetres
 REPEATED = 0.2  # share of clips with a caption of another clip from which retrieval needs batches without repeats
 
 
 class Clip(NamedTuple):
     """A clip after its conversion: ``reason`` says why it cannot be used, ``not_text`` why text-to-motion passes over
-    it (None where they can); ``total`` and ``squares`` (D,) are sums over its frames."""
+    it (None where they can), ``odd`` what looks wrong though it is used; ``total`` and ``squares`` (D,) are
+    sums over its frames."""
 
     name: str
     reason: str = None
@@ -52,6 +54,7 @@ class Clip(NamedTuple):
     captions: tuple = ()
     total: np.ndarray = None
     squares: np.ndarray = None
+    odd: str = None
 
 
 def parse_args():
@@ -60,14 +63,14 @@ def parse_args():
     parser.add_argument("--out", type=Path, required=True, help="folder to make; its name is the data set's name")
     parser.add_argument("--skeleton", choices=list(SKELETONS), default="t2m", help="joint layout of the source")
     parser.add_argument("--fps", type=positive_float, help="frames a second of the source, kept as they are "
-                        "(None: 20, for kit 12.5)")
+                        "(default: 20, for kit 12.5)")
     parser.add_argument("--min_frames", type=positive_int,
-                        help="text-to-motion passes over clips of fewer frames (None: 40, for kit 24)")
+                        help="text-to-motion passes over clips of fewer frames (default: 40, for kit 24)")
     parser.add_argument("--max_frames", type=positive_int, default=199,
                         help="text-to-motion passes over clips of more frames; the autoencoder uses them")
     parser.add_argument("--retarget", choices=["target", "none"],
                         help="target: move all clips to the skeleton's standard body; none: keep each body "
-                             "(None: target where the skeleton has a standard body, as t2m)")
+                             "(default: target where the skeleton has a standard body, as t2m)")
     parser.add_argument("--text_encoder", choices=list(TEXT_ENCODERS), default="minilm",
                         help="text encoder that models of this data set are trained with")
     parser.add_argument("--workers", type=non_negative_int, default=min(4, os.cpu_count() or 1),
@@ -135,7 +138,7 @@ def read_splits(source):
 
 def convert(name, args, folder):
     """Write features and captions of one clip to ``folder``; returns its Clip."""
-    features, reason = read_features_of(args.source / "joints" / f"{name}.npy", SKELETONS[args.skeleton], args.retarget)
+    features, reason, odd = read_features_of(args.source / "joints" / f"{name}.npy", args.skeleton, args.retarget)
     captions, no_text = read_captions(args.source / "texts" / f"{name}.txt")
     if reason or no_text:
         return Clip(name, reason or no_text)
@@ -144,20 +147,30 @@ def convert(name, args, folder):
     (folder / "texts" / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
     precise = features.astype(np.float64)
     return Clip(name, None, not_text(len(features), captions, args.min_frames, args.max_frames), len(features),
-                tuple(text.lower() for (text, _), _ in captions), precise.sum(0), (precise ** 2).sum(0))
+                tuple(text.lower() for (text, _), _ in captions), precise.sum(0), (precise ** 2).sum(0), odd)
 
 
-def read_features_of(path, skeleton, retarget):
-    """Features (T, D) of a joints file, and None; or None and the reason why it cannot be used."""
+def read_features_of(path, skeleton_name, retarget):
+    """Of a joints file: features (T, D), None, and what looks odd or None; or None, the reason why it cannot be used, None."""
+    skeleton = SKELETONS[skeleton_name]
     try:
         joints = np.load(path, allow_pickle=False)
-        return joints_to_features(joints, skeleton, skeleton.target_offsets if retarget == "target" else None), None
+        features = joints_to_features(joints, skeleton, skeleton.target_offsets if retarget == "target" else None)
+        return features, None, oddity(joints, *TALL[skeleton_name])
     except FileNotFoundError:
-        return None, "has no joints file"
+        return None, "has no joints file", None
     except MotionError as error:
-        return None, str(error)
+        return None, str(error), None
     except (ValueError, OSError, EOFError, BadZipFile) as error:  # what np.load raises for files that are no arrays
-        return None, f"joints cannot be read ({(str(error).splitlines() or ['damaged file'])[0][:80]})"
+        return None, f"joints cannot be read ({(str(error).splitlines() or ['damaged file'])[0][:80]})", None
+
+
+def oddity(joints, low, high):
+    """What is strange about the height of a body, joints (T, J, 3); None if nothing is. Retargeting would hide a wrong unit."""
+    reach = float(np.median(np.ptp(joints[..., 1].astype(np.float64), axis=-1)))  # (T,): highest minus lowest joint
+    if low <= reach <= high:
+        return None
+    return f"reaches {reach:.3g} units upwards, a standing body {low:g} to {high:g}: is the unit right, and is Y up?"
 
 
 def not_text(frames, captions, shortest, longest):
@@ -188,10 +201,8 @@ def prepare(args):
     check_request(args)
     splits = read_splits(args.source)
     partial_out = args.out.with_name(args.out.name + ".partial")
-    if partial_out.exists():
-        shutil.rmtree(partial_out)  # of a run that was killed
+    make_folders(partial_out)
     try:
-        make_folders(partial_out)
         report = fill(partial_out, args, splits)
         replace_folder(partial_out, args.out)
     finally:
@@ -201,8 +212,9 @@ def prepare(args):
 
 def make_folders(folder):
     try:
-        for name in ("new_joint_vecs", "texts"):
-            (folder / name).mkdir(parents=True)
+        make_data_folder(folder)
+    except FileExistsError as error:
+        raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"cannot write to {folder.parent}: {error.strerror}") from None
 
@@ -260,6 +272,7 @@ def make_report(args, clips, usable):
         f"shorter_than_{WINDOW}_frames": sum(clip.frames < WINDOW for clip in good),
         "share_with_a_repeated_caption": round(repeated_share(good), 3),
         "unusable": unusable,
+        "odd": {clip.name: clip.odd for clip in good if clip.odd},
         "not_used_for_text_to_motion": {clip.name: clip.not_text for clip in good if clip.not_text},
     }
 
@@ -288,7 +301,7 @@ def print_report(report, out, most=10):
     if report["constant_columns"]:
         print(f"{report['constant_columns']} feature columns never change; their Std is set to 1")
     for key, title in (("not_used_for_text_to_motion", "not used for text-to-motion, only for the autoencoder"),
-                       ("unusable", "left out altogether")):
+                       ("unusable", "left out altogether"), ("odd", "used, but look wrong (unless people lie or crouch)")):
         if report[key]:
             print(f"{len(report[key])} clips {title}:")
         for name, reason in list(report[key].items())[:most]:

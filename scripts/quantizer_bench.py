@@ -54,7 +54,8 @@ def parse_args():
     parser.add_argument("--lr", type=options.positive_float, default=2e-4, help="learning rate after warm-up")
     parser.add_argument("--warm_up_iter", type=options.non_negative_int, default=None,
                         help="steps of linear warm-up; default: a tenth of the steps, 2,000 at most")
-    parser.add_argument("--aux_loss_root", type=float, default=0.0, help="weight of the loss on heading and root path")
+    parser.add_argument("--aux_loss_root", type=options.non_negative_float, default=0.0,
+                        help="weight of the loss on heading and root path")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32", help="of training")
     parser.add_argument("--evaluator", default=None, help="the evaluator's --name; default: evaluation_AE.py's")
     parser.add_argument("--output_dir", default=None, help="folder of the table; default: generation/<name>_<dataset>")

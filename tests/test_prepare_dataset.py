@@ -208,11 +208,26 @@ def test_an_interrupted_run_leaves_nothing_and_keeps_what_was_there(source, tmp_
         assert prepare(patch, source, tmp_path / "second") == 130
     assert (out / "Mean.npy").stat().st_mtime_ns == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["capture", "mine"]
+    precious = tmp_path / "second.partial" / "notes.txt"  # not ours
+    precious.parent.mkdir()
+    precious.write_text("keep")
+    assert prepare(monkeypatch, source, tmp_path / "second") == 2 and precious.read_text() == "keep"
+    shutil.rmtree(precious.parent)
     leftover = tmp_path / "second.partial" / "texts"  # of a run that was killed
     leftover.mkdir(parents=True)
     (leftover / "old.txt").touch()
     assert prepare(monkeypatch, source, tmp_path / "second") == 0
     assert not leftover.exists() and not (tmp_path / "second" / "texts" / "old.txt").exists()
+
+
+def test_joints_in_the_wrong_unit_or_lying_down_are_pointed_out(source, tmp_path, monkeypatch, capsys):
+    for name, change in (("walk_a", lambda x: x * 1000), ("turn", lambda x: x[..., [0, 2, 1]])):  # millimetres; Z up
+        file = source / "joints" / f"{name}.npy"
+        np.save(file, change(np.load(file)))
+    assert prepare(monkeypatch, source, tmp_path / "mine", "--retarget", "none") == 0
+    odd = json.loads((tmp_path / "mine" / "report.json").read_text())["odd"]
+    assert set(odd) == {"walk_a", "turn"} and "is the unit right" in odd["walk_a"]
+    assert "look wrong" in capsys.readouterr().out
 
 
 def write(path, text):

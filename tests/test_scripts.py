@@ -232,7 +232,7 @@ def test_evaluation_of_other_conditions(by_mode, work, capsys, name, mode):
     ("sample", ["--name", "mardm", "--action", "jump"], "trained on texts"),
     ("evaluation_MARDM", ["--name", "free", "--ae_name", "ae", "--cal_mm"], "without conditions"),
     ("evaluation_MARDM", ["--name", "by_action", "--ae_name", "ae", "--cfg", "1"], "retrieval needs 32 clips"),
-    ("train_MARDM", ["--name", "by_action", *GENERATOR, *TRAIN, "--is_continue"], "other model settings"),
+    ("train_MARDM", ["--name", "by_action", *GENERATOR, *TRAIN, "--is_continue"], "another size or kind of model"),
 ])
 def test_conditions_that_do_not_fit(by_mode, work, capsys, script, flags, message):
     capsys.readouterr()
@@ -280,7 +280,24 @@ def test_need_evaluation(work, capsys):
     ("train_AE", ["--name", "new", *RVQ, "layers=2", *TRAIN], "no setting 'layers'"),
     ("train_AE", ["--name", "new", *RVQ, "num_layers=two", *TRAIN], "'two' is no int"),
     ("train_AE", ["--name", "ae", *TRAIN, "--model", "FSQ_AE_Symmetric", "--width", "32", "--is_continue"],
-     "was trained as FSQ_AE_High"),
+     "trained with another --model"),
+    ("train_AE", ["--name", "ae", "--model", "FSQ_AE_High", "--width", "16", *TRAIN, "--is_continue"], "another size or kind"),
+    ("train_AE", ["--name", "ae", *AE, *TRAIN, "--is_continue", "--seed", "1"], "trained with --seed 3407"),
+    ("train_AE", ["--name", "ae", *AE, *TRAIN, "--is_continue", "--batch_size", "8"], "trained with --batch_size 16"),
+    ("train_MARDM", ["--name", "mardm", *[flag if flag != "ae" else "other" for flag in GENERATOR], *TRAIN, "--is_continue"],
+     "another autoencoder"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--checkpoints_dir", "datasets/demo/train.txt"], "Not a directory"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--dataset_dir", "datasets/demo/train.txt"], "Not a directory"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--weight_decay", "-5"], "a number of 0 or more"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--aux_loss_joints", "nan"], "a number of 0 or more"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--lr", "inf"], "a number above 0"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--device", "mps"], "use cpu, cuda or cuda:N"),
+    ("train_MARDM", ["--name", "new", *GENERATOR, *TRAIN, "--max_motion_length", "2"], "a whole number of 4 or more"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--cfg", "nan"], "a number of 0 or more, got 'nan'"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--temperature", "-1"], "a number of 0 or more"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "abc"], "a whole number of 0 or more"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40", "--no_video", "--output_dir",
+                "datasets/demo/train.txt"], "Not a directory"),
     ("evaluation_AE", ["--name", "ae", "--model", "FSQ_AE_Symmetric", *ON_DEMO], "was trained as FSQ_AE_High"),
     ("scripts.analyze_codes", ["--name", "absent", *ON_DEMO], "no checkpoint at"),
     ("scripts.quantizer_bench", ["--steps", "0"], "1 or more"),
@@ -310,9 +327,55 @@ def test_mistakes_get_one_line(work, capsys, script, flags, message):
     capsys.readouterr()
     assert call(script, *flags) == 2
     err = capsys.readouterr().err
-    assert message in err and "Traceback" not in err
-    if "usage:" not in err:
-        assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+    said = [line for line in err.splitlines() if line.startswith(("error:", "usage:", "Traceback"))]
+    assert message in err and len(said) == 1 and said[0].startswith("error:")
+
+
+@pytest.mark.parametrize("content, message", [
+    ([1, 2], "holds a list"), (torch.zeros(3), "holds a Tensor"), ({"mardm": torch.zeros(3)}, "not a network's weights"),
+    ({"mardm": {}, "model_name": "FSQ-MARDM-SiT-S", "model_kwargs": {"wings": 2}}, "cannot be built"),
+    (b"text", "no checkpoint, or damaged"),
+])
+def test_files_that_are_no_checkpoints(work, capsys, content, message):
+    path = work / "checkpoints/demo/strange/model/latest.tar"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    for flags in ([], ["--ae_name", "ae"]):
+        assert call("sample", "--name", "strange", *flags, *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40") == 2
+        err = capsys.readouterr().err
+        assert "Traceback" not in err and (message in err or not flags and "--ae_name" in err)
+
+
+@pytest.mark.parametrize("file", ["latest.tar", "net_best_fid.tar", "finest.tar"])
+def test_no_run_is_overwritten(work, capsys, file):
+    path = work / "checkpoints" / "demo" / f"copied {file}" / "model" / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"somebody's")
+    assert call("train_AE", "--name", f"copied {file}", *AE, *TRAIN, *SHORT) == 2
+    assert "exists" in capsys.readouterr().err and path.read_bytes() == b"somebody's"
+
+
+def test_a_run_that_diverges_keeps_its_last_good_state(work, capsys):
+    flags = ["--name", "wild", *AE, *TRAIN, "--log_every", "1000", "--warm_up_iter", "0"]
+    assert call("train_AE", *flags, "--lr", "1e30", "--clip_grad", "0") == 2
+    err = capsys.readouterr().err
+    assert "nothing has been saved yet" in err and not (work / "checkpoints/demo/wild/model/latest.tar").exists()
+
+
+def test_clips_of_other_settings_are_not_overwritten(work):
+    flags = ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40", "--no_video", "--ode_steps", "2",
+             "--output_dir", "kept"]
+    for seed in (1, 2, 1, 2):  # the second time nothing new is made
+        assert call("sample", *flags, "--seed", seed) == 0
+    one, two = (np.load(file) for file in sorted((work / "kept" / "mardm_demo").glob("*.npy")))
+    assert not np.array_equal(one, two)
+
+
+def test_prompts_of_a_file_that_windows_wrote(tmp_path):
+    from utils.clips import read_prompts
+
+    (tmp_path / "prompts.txt").write_bytes("a person walks\r\na man bows#80\r\n".encode("utf-8-sig"))
+    assert read_prompts(None, str(tmp_path / "prompts.txt")) == [("a person walks", 0), ("a man bows", 80)]
 
 
 def test_a_corrupt_file_in_the_data_set_is_named(work, tmp_path, monkeypatch, capsys):

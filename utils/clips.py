@@ -1,4 +1,5 @@
 """What the scripts that make clips share: prompts in, files out."""
+import itertools
 import os
 from pathlib import Path
 
@@ -69,10 +70,10 @@ def read_wanted(args, mode, checkpoint, encode, motion_length=0):
 
 def read_lines(path):
     """[(number from 1, line)] of the lines that are not blank."""
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise UserError(f"--text_path: no file {path}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise UserError(f"--text_path: {path} is not a text in UTF-8") from error
     lines = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
@@ -97,22 +98,40 @@ def parse_line(line, default, where):
     return prompt.strip(), frames
 
 
-def checkpoint_paths(args, read_checkpoint):
+def checkpoint_paths(args, read_checkpoint, which="best"):
     """(generator's, autoencoder's) checkpoint; without --ae_name the generator's record of its autoencoder decides."""
-    generator = RunFolder(args.checkpoints_dir, args.dataset_name, args.name).checkpoint()
+    generator = RunFolder(args.checkpoints_dir, args.dataset_name, args.name).checkpoint(which)
     ae_name = args.ae_name or read_checkpoint(generator).get("trained_on", {}).get("name")
     if ae_name is None:
         raise UserError(f"{generator} does not say which autoencoder it belongs to; pass --ae_name and --ae_model")
     return generator, RunFolder(args.checkpoints_dir, args.dataset_name, ae_name).checkpoint()
 
 
+def free_path(folder, stem, joints):
+    """FOLDER/STEM.npy, or STEM-2.npy, -3 ...: the first that is not there, or that holds these very joints."""
+    for number in itertools.count(1):
+        path = folder / (f"{stem}.npy" if number == 1 else f"{stem}-{number}.npy")
+        if not path.exists() or holds(path, joints):
+            return path
+
+
+def holds(path, joints):
+    try:
+        return np.array_equal(np.load(path), joints)
+    except (OSError, ValueError, EOFError):
+        return False  # something else, which is left alone
+
+
 def write_clips(clips, spec, folder, no_video):
     """The .npy of every clip (file name without suffix, joints (T, J, 3), caption), then the videos, unless ``no_video``.
-    An existing file is replaced: same clip, same name."""
+    A file of another clip (another seed, other settings) keeps its name, and the new one gets a number. UserError where joints
+    are not finite."""
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
     for stem, joints, caption in clips:
-        path = folder / f"{stem}.npy"
+        if not np.isfinite(joints).all():
+            raise UserError(f"'{caption}' came out with joints that are not finite numbers; lower --cfg or --temperature")
+        path = free_path(folder, stem, joints)
         temporary = path.with_name(f".{os.getpid()}.{path.name}")
         np.save(temporary, joints)
         os.replace(temporary, path)

@@ -83,6 +83,8 @@ def get_spec(name, dataset_dir="./datasets"):
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error})") from error
+    if not isinstance(description, dict):
+        raise UserError(f"{path} must hold an object of JSON, {{...}}, not a {type(description).__name__}")
     return spec_from_description(description | {"name": name}, root, path)
 
 
@@ -121,7 +123,7 @@ def read_split(spec, split):
     path = Path(spec.root) / f"{split}.txt"
     if not path.is_file():
         raise UserError(f"{path} is missing: it lists the ids of the split '{split}', one a line")
-    ids = path.read_text(encoding="utf-8").split()
+    ids = path.read_text(encoding="utf-8-sig").split()
     if not ids:
         raise UserError(f"{path} is empty")
     return ids

@@ -6,7 +6,6 @@ was asked for. The same seed makes the same data.
 """
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from utils.demo_actions import ACTIONS
 from utils.demo_captions import caption_line, captions_of
 from utils.demo_performer import Performer
-from utils.motion_process import SKELETONS, joints_to_features, write_statistics
+from utils.motion_process import SKELETONS, joints_to_features, make_data_folder, write_statistics
 
 MIN_FRAMES, MAX_FRAMES = 40, 196  # of the features, which have one frame less than the joints
 SEQUENCE_FRAMES = 120  # two actions in a row are drawn again when they take longer
@@ -116,9 +115,7 @@ def build_demo(root, num_clips=2000, seed=0):
     if root.exists():
         raise FileExistsError(f"{root} exists already; remove it to build the data set again")
     folder = root.with_name(root.name + ".partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    for name in ("new_joint_vecs", "texts"):
-        (folder / name).mkdir(parents=True)
+    make_data_folder(folder)
     rng = np.random.default_rng(seed)
     clips = plan(num_clips, rng)
     splits = split_clips(clips, rng)

@@ -11,6 +11,7 @@ in the facing frame: the vertical axis through the pelvis, turned so that the fi
 velocity is *half* the angle turned in a frame, positive to the right, in radians; the other velocities are per
 frame too.
 """
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -315,6 +316,16 @@ def average_std(std, skeleton):
     for group in skeleton.feature_groups:
         std[group] = std[group].mean()
     return std
+
+
+def make_data_folder(folder):
+    """Make the empty folders of a data set. What a killed run left there goes; FileExistsError where it is something else."""
+    rooms = [folder / name for name in ("new_joint_vecs", "texts")]
+    if folder.exists() and not any(room.is_dir() for room in rooms):
+        raise FileExistsError(f"{folder} is in the way and is no data set half made; move it away")
+    shutil.rmtree(folder, ignore_errors=True)
+    for room in rooms:
+        room.mkdir(parents=True)
 
 
 def write_statistics(folder, total, squares, frames, skeleton):

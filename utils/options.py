@@ -1,44 +1,45 @@
 """Argument parsers: what several scripts share is said once. Help texts state default and unit."""
 import argparse
+import math
 
 from utils.errors import UserError
 
 
 def make_parser(doc):
-    """A parser whose description is the script's docstring, with defaults shown."""
-    return argparse.ArgumentParser(description=doc, formatter_class=_Formatter)
+    """A parser whose description is the script's docstring, with defaults shown; a mistake is one line."""
+    return _Parser(description=doc, formatter_class=_Formatter)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)  # its text says what None stands for
 
 
-def positive_int(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
+def number(kind, low, high=math.inf, open_end=False):
+    """A ``type=`` of finite numbers from ``low`` (left out, if ``open_end``) to ``high``."""
+    words = f"a {'whole ' if kind is int else ''}number" + (
+        f" in {low}..{high}" if high < math.inf else f" above {low}" if open_end else f" of {low} or more")
+
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not low <= value <= high or (open_end and value == low):
+            raise argparse.ArgumentTypeError(f"must be {words}, got '{text}'")
+        return value
+
+    return read
 
 
-def non_negative_int(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
-    return value
-
-
-def positive_float(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text}")
-    return value
-
-
-def fraction(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must lie in 0..1, got {text}")
-    return value
+positive_int, non_negative_int = number(int, 1), number(int, 0)
+positive_float, non_negative_float = number(float, 0, open_end=True), number(float, 0)
+fraction = number(float, 0, 1)
 
 
 def add_common(parser, name, seed=3407):
@@ -61,12 +62,13 @@ def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, mile
     parser.add_argument("--epoch", type=positive_int, default=epoch, help="epochs in all")
     parser.add_argument("--max_iter", type=non_negative_int, default=0, help="steps in all; 0 = as many as the epochs have")
     parser.add_argument("--lr", type=positive_float, default=lr, help="learning rate after warm-up")
-    parser.add_argument("--weight_decay", type=float, default=weight_decay, help="AdamW weight decay")
+    parser.add_argument("--weight_decay", type=non_negative_float, default=weight_decay, help="AdamW weight decay")
     parser.add_argument("--warm_up_iter", type=non_negative_int, default=warm_up_iter, help="steps of linear warm-up")
-    parser.add_argument("--milestones", type=int, nargs="+", default=milestones, help="steps at which the lr drops")
+    parser.add_argument("--milestones", type=non_negative_int, nargs="+", default=milestones, help="steps at which the lr drops")
     parser.add_argument("--lr_decay", type=positive_float, default=0.1, help="factor of the lr at each milestone")
     parser.add_argument("--log_every", type=positive_int, default=log_every, help="steps between two log entries")
-    parser.add_argument("--clip_grad", type=float, default=0.0, help="largest norm of a step's gradient; 0 = not clipped")
+    parser.add_argument("--clip_grad", type=non_negative_float, default=0.0,
+                        help="largest norm of a step's gradient; 0 = not clipped")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32",
                         help="of matrix products in training; auto = bf16 where the machine has it; quantizers stay fp32")
     parser.add_argument("--is_continue", action="store_true", help="resume the run from its latest.tar")
@@ -98,9 +100,9 @@ def add_generator(parser, ae_models, generators):
 def add_sampler(parser, time_steps=18):
     """Flags of every script that generates."""
     parser.add_argument("--time_steps", type=positive_int, default=time_steps, help="iterations of unmasking")
-    parser.add_argument("--cfg", type=float, default=None,
+    parser.add_argument("--cfg", type=non_negative_float, default=None,
                         help="guidance scale; 1 = none; default: what the data set recommends (t2m 4.5, kit 2.5, demo 3)")
-    parser.add_argument("--temperature", type=float, default=1.0,
+    parser.add_argument("--temperature", type=non_negative_float, default=1.0,
                         help="factor of the starting noise (SiT head) or of every step's noise (DDPM head)")
     parser.add_argument("--solver", choices=["adams", "euler", "midpoint", "heun", "dopri5"], default="adams",
                         help="ODE solver of the SiT head; midpoint and heun ask the network twice a step; dopri5, which chooses "

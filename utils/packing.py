@@ -157,7 +157,7 @@ def read_features(path, dim):
 def read_text(path):
     """A text file's content, and None; or None and the reason why it cannot be used."""
     try:
-        return path.read_text(encoding="utf-8"), None
+        return path.read_text(encoding="utf-8-sig"), None
     except FileNotFoundError:
         return None, "has no text file"
     except (UnicodeDecodeError, OSError) as error:

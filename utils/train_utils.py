@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -27,6 +28,12 @@ from utils.errors import UserError
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 SAVE_SECONDS = 60  # at most this much work is lost by a crash
+# A resumed run must keep these flags, which say what a batch is; these others may change without a word in the log.
+FIXED_FLAGS = {"batch_size", "window_size", "max_motion_length"}
+FREE_FLAGS = {"is_continue", "epoch", "max_iter", "num_workers", "log_every", "eval_every", "device", "compile", "dataset_dir",
+              "checkpoints_dir"}
+MEANING = {"model_name": "--model", "model_kwargs": "size or kind of model", "trained_on": "autoencoder", "mean": "Mean.npy",
+           "std": "Std.npy"}
 
 
 def seed_everything(seed):
@@ -78,10 +85,9 @@ def pick_device(name="auto", precision="fp32"):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no CUDA GPU is usable here; pass --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: not a device; use cpu, cuda or cuda:N") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"--device {name}: not a device that this code runs on; use cpu, cuda or cuda:N")
+    return torch.device(name)
 
 
 def start(name="auto", precision="fp32"):
@@ -146,6 +152,15 @@ class EMA:
             mine.copy_(theirs)
 
 
+def same_value(one, other):
+    """Whether two values of checkpoints are alike: tensors, an autoencoder's record (by its weights), or plain values."""
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, dict) and "hash" in one:
+        return one["hash"] == other["hash"]
+    return one == other
+
+
 class RunFolder:
     """checkpoints/<dataset>/<name>/: ``model/`` with latest.tar, net_best_fid.tar and TensorBoard's events, train.log."""
 
@@ -155,21 +170,22 @@ class RunFolder:
         self.root = Path(checkpoints_dir) / dataset / name
         self.model_dir = self.root / "model"
         self.latest, self.best = self.model_dir / "latest.tar", self.model_dir / "net_best_fid.tar"
+        self.finest = self.model_dir / "finest.tar"  # a released evaluator
 
     def prepare(self, is_continue):
         """Make the folders. UserError when this would overwrite a run, or when there is none to go on with."""
         if is_continue and not self.latest.is_file():
             raise UserError(f"--is_continue: there is no {self.latest} to go on with")
-        if not is_continue and self.latest.is_file():
-            raise UserError(f"{self.latest} exists; go on with --is_continue, or pick another --name")
+        there = [path for path in (self.latest, self.best, self.finest) if path.is_file()]
+        if there and not is_continue:
+            raise UserError(f"{there[0]} exists; go on with --is_continue (it needs latest.tar), or pick another --name")
         self.model_dir.mkdir(parents=True, exist_ok=True)
 
     def checkpoint(self, which="best"):
         """Path of the checkpoint to use: the best one where there is one, else the latest, else a released ``finest.tar``."""
         if which == "best" and self.best.is_file():
             return self.best
-        finest = self.model_dir / "finest.tar"
-        return finest if finest.is_file() and not self.latest.is_file() else self.latest
+        return self.finest if self.finest.is_file() and not self.latest.is_file() else self.latest
 
     def log(self, line):
         """Print a line and append it to train.log, once for all processes."""
@@ -216,29 +232,52 @@ class Trainer:
             state |= {"optimizer": self.optimizer.state_dict(), "batch": self.batch, "seed": self.seed}
         return state
 
+    def last_state(self):
+        return f"the last good state is {self.folder.latest}" if self.folder.latest.is_file() else "nothing has been saved yet"
+
     def save(self):
+        """Keep the state in latest.tar. UserError, and the old file stays, where a weight is no longer a finite number."""
+        if not all(bool(value.isfinite().all()) for value in self.model.parameters()):
+            raise UserError(f"the weights are no longer finite at step {self.total_it}; {self.last_state()}. "
+                            "Try a smaller --lr or a longer --warm_up_iter")
         if parallel.is_first():
             save_atomic(self.state(), self.folder.latest)
         self.saved_at = time.monotonic()
 
     def resume(self, checkpoint):
-        """Go on from the dict of a latest.tar. UserError when it is of another kind, or of another seed."""
+        """Go on from the dict of a latest.tar. UserError when that run differs in its seed, model, data or batches."""
         if self.key not in checkpoint or "optimizer" not in checkpoint:
             raise UserError(f"{self.folder.latest} holds no training state of '{self.key}', so it cannot be resumed")
-        if checkpoint["seed"] != self.seed:
-            raise UserError(f"{self.folder.latest} was trained with --seed {checkpoint['seed']}; resume it with that seed")
+        self._check_same_run(checkpoint)
         try:
             self.model.load_state_dict(checkpoint[self.key])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{self.folder.latest} was trained with other model settings; repeat the flags of its first "
-                            f"start ({str(error).splitlines()[0][:120]})") from error
+                            f"start ({' '.join(str(error).split())[:200]})") from error
         if self.ema is not None:
             self.ema.model.load_state_dict(checkpoint[f"ema_{self.key}"])
             self.ema.steps = checkpoint["ema_steps"]
         self.epoch, self.batch, self.total_it = checkpoint["ep"], checkpoint["batch"], checkpoint["total_it"]
         self.best = checkpoint["best"]
         self.folder.log(f"resumed at epoch {self.epoch}, step {self.total_it}")
+
+    def _check_same_run(self, checkpoint):
+        """UserError unless ``checkpoint`` is of this very run; other flags may change, and the log says so."""
+        before, now = checkpoint.get("args", {}), self.describe.get("args", {})
+        changed = [name for name in now if name in before and before[name] != now[name] and name not in FREE_FLAGS]
+        fixed = [f"--{name} {before[name]}" for name in changed if name in FIXED_FLAGS]
+        if checkpoint["seed"] != self.seed:
+            fixed.append(f"--seed {checkpoint['seed']}")
+        if fixed:
+            raise UserError(f"{self.folder.latest} was trained with {', '.join(fixed)}; resume it with the same")
+        for key in ("model_name", "model_kwargs", "trained_on", "mean", "std", "levels", "actions"):
+            if key in checkpoint and key in self.describe and not same_value(checkpoint[key], self.describe[key]):
+                what = MEANING.get(key, f"set of {key}")
+                raise UserError(f"{self.folder.latest} was trained with another {what}; repeat the flags of its first start, "
+                                "or pick another --name")
+        if changed:
+            self.folder.log("settings changed: " + ", ".join(f"--{name} {before[name]} -> {now[name]}" for name in changed))
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -318,8 +357,8 @@ class Trainer:
     def _log_step(self, sums, count, writer, progress):
         means = parallel.mean_of({name: float(total) / count for name, total in sums.items()})
         if not math.isfinite(means["loss"]):
-            raise UserError(f"the loss is {means['loss']} at step {self.total_it}; the last good state is "
-                            f"{self.folder.latest}. Try a smaller --lr or a longer --warm_up_iter")
+            raise UserError(f"the loss is {means['loss']} at step {self.total_it}; {self.last_state()}. "
+                            "Try a smaller --lr or a longer --warm_up_iter")
         means = {f"Train/{name}": value for name, value in means.items()}
         self._write(writer, means | {"Train/lr": self.lr_at(self.total_it - 1)})
         progress.set_postfix(loss=f"{means['Train/loss']:.4f}", refresh=False)
