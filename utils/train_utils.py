@@ -29,9 +29,10 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 SAVE_SECONDS = 60  # at most this much work is lost by a crash
 # A resumed run must keep these flags, which say what a batch is; these others may change without a word in the log.
-FIXED_FLAGS = {"batch_size", "window_size", "max_motion_length"}
-FREE_FLAGS = {"is_continue", "epoch", "max_iter", "num_workers", "log_every", "eval_every", "device", "compile", "dataset_dir",
-              "checkpoints_dir"}
+FIXED_FLAGS = {"whole_batch": "--batch_size (of all processes)", "window_size": "--window_size",
+               "max_motion_length": "--max_motion_length"}
+FREE_FLAGS = {"is_continue", "epoch", "max_iter", "batch_size", "num_workers", "log_every", "eval_every", "device", "compile",
+              "dataset_dir", "checkpoints_dir"}
 MEANING = {"model_name": "--model", "model_kwargs": "size or kind of model", "trained_on": "autoencoder", "mean": "Mean.npy",
            "std": "Std.npy"}
 
@@ -266,7 +267,7 @@ class Trainer:
         """UserError unless ``checkpoint`` is of this very run; other flags may change, and the log says so."""
         before, now = checkpoint.get("args", {}), self.describe.get("args", {})
         changed = [name for name in now if name in before and before[name] != now[name] and name not in FREE_FLAGS]
-        fixed = [f"--{name} {before[name]}" for name in changed if name in FIXED_FLAGS]
+        fixed = [f"{FIXED_FLAGS[name]} {before[name]}" for name in changed if name in FIXED_FLAGS]
         if checkpoint["seed"] != self.seed:
             fixed.append(f"--seed {checkpoint['seed']}")
         if fixed:
@@ -400,8 +401,9 @@ def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None
     # fused: one pass over the weights instead of one for each operation of the update
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=fused)
+    flags = vars(args) | {"whole_batch": args.batch_size * parallel.size()}
     return Trainer(
-        folder, key, model, optimizer, describe=describe | {"args": vars(args)}, seed=args.seed, ema=ema, metric=metric,
+        folder, key, model, optimizer, describe=describe | {"args": flags}, seed=args.seed, ema=ema, metric=metric,
         lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay),
         log_every=args.log_every, clip_grad=args.clip_grad, max_iter=args.max_iter, accumulate=accumulate,
         precision=resolve_precision(args.precision, next(model.parameters()).device))
