@@ -121,18 +121,22 @@ def load_autoencoder(path, model_name=None):
 
 
 def load_generator(path, model_name=None, ema=True):
-    """The generator of a checkpoint (its EMA weights by default), in eval mode, and the checkpoint's dict."""
+    """The generator of a checkpoint (its EMA weights by default), in eval mode, and the dict. ``model_name`` is needed
+    for released files only, which do not say which head they have; given for one of ours it must agree. ModelError otherwise."""
     checkpoint = read_checkpoint(path)
     key = "ema_mardm" if ema and "ema_mardm" in checkpoint else "mardm"
     if key not in checkpoint:
         raise ModelError(f"{path} holds no generator (keys: {', '.join(map(str, checkpoint))})")
     trained_as = checkpoint.get("model_name")
+    if not trained_as and not model_name:
+        raise ModelError(f"{path} does not say which head it has (released files do not, and their weights look alike); "
+                         "pass --model MARDM-SiT-XL or --model MARDM-DDPM-XL, whichever it was published as")
     if trained_as and model_name and trained_as.replace("_", "-") != model_name.replace("_", "-"):
         raise ModelError(f"{path} was trained as {trained_as}, not as {model_name}; pass --model {trained_as}")
     # Released files hold the frozen CLIP of their time under this prefix or leave it out; it is not part of the model.
     state = {name: value for name, value in checkpoint[key].items() if not name.startswith("clip_model.")}
     kwargs = checkpoint.get("model_kwargs") or sizes_of(generator_sizes, state, path)
-    model = build(MARDM_models, trained_as or model_name or "MARDM-SiT-XL", kwargs, "generator")
+    model = build(MARDM_models, trained_as or model_name, kwargs, "generator")
     return load_state(model, state, path), checkpoint
 
 

@@ -206,7 +206,10 @@ def open_run(path, name):
     if not keys:
         raise UserError("it holds no model that is known here")
     kind, load = KINDS[keys[0]]
-    model, spec, best = load(path), content.get("dataset", {}), content.get("best", {})
+    # A released generator does not say its head: its name has to.
+    assumed = ("MARDM-DDPM-XL" if "ddpm" in name.lower() else "MARDM-SiT-XL") if kind == "generator" else None
+    assumed = None if content.get("model_name") else assumed
+    model, spec, best = load(path, *([assumed] if assumed else [])), content.get("dataset", {}), content.get("best", {})
     if not all(torch.isfinite(value).all() for key in keys for value in content[key].values()):
         raise UserError("it holds NaN or infinite weights")
     code = loading.weights_hash(model[0]) if kind == "autoencoder" else None
@@ -217,15 +220,16 @@ def open_run(path, name):
     mode = (content.get("model_kwargs") or {}).get("cond_mode", "text")
     return SimpleNamespace(text=", ".join(filter(None, parts)), name=name, kind=kind, model=model_name, hash=code, ae=None,
                            released=not spec, trained_on=content.get("trained_on"), text_encoder=spec.get("text_encoder"),
-                           cond_mode=mode, actions=content.get("actions"), curves=any(path.parent.glob("events.out.tfevents.*")))
+                           cond_mode=mode, assumed=assumed, actions=content.get("actions"),
+                           curves=any(path.parent.glob("events.out.tfevents.*")))
 
 
 def find_autoencoder(generator, autoencoders):
     """Sets ``generator.ae``; findings where that is not simply the run which the generator names."""
     if generator.trained_on is None:
         generator.ae = next((ae for ae in autoencoders if ae.released), None)
-        return [warning(f"{generator.name} says neither its autoencoder nor its head", "pass --ae_name, and as --model "
-                        "MARDM-SiT-XL or MARDM-DDPM-XL, whichever it was published as: their weights have the same shapes")]
+        return [warning(f"{generator.name} says neither its autoencoder nor its head; it is taken for {generator.assumed}",
+                        "pass --ae_name, and as --model MARDM-SiT-XL or MARDM-DDPM-XL, whichever it was published as")]
     wanted, code = generator.trained_on["name"], generator.trained_on["hash"]
     same = {ae.name: ae for ae in autoencoders if ae.hash == code}
     generator.ae = same.get(wanted, next(iter(same.values()), None))
@@ -281,9 +285,11 @@ def check_commands(name, data, runs, encoders, args):
     """Which commands will work on a data set; else "missing", with the first thing that stands in the way."""
     found = {kind: next((run for run in runs if run.kind == kind and run.name in ("evaluator", "length_estimator")),
                         next((run for run in runs if run.kind == kind), None)) for kind, _ in KINDS.values()}
-    found["generator"] = next((run for run in runs if run.ae), None)
-    rows = [*training_commands(data, found, encoders, args), *evaluation_commands(name, data, found, encoders, args),
-            *generation_commands(name, data, found, encoders)]
+    rows = training_commands(data, found, encoders, args)
+    for generator in [trained for trained in runs if trained.ae] or [None]:
+        found["generator"] = generator
+        rows += [*evaluation_commands(name, data, found, encoders, args), *generation_commands(name, data, found, encoders)]
+    rows = list(dict.fromkeys(rows))  # the autoencoder's rows come with every generator
     rows += [(f"plot_loss.py --log_dir {args.checkpoints_dir / name / run.name}", None) for run in runs if run.curves][:1]
     for command, reason in rows:
         script, _, flags = command.partition(" ")
@@ -335,8 +341,14 @@ def evaluation_commands(name, data, found, encoders, args):
         absent, unfit = judging(data, found, protocol, args) if data else (None, None)
         no_clips = obstacle(data, ("test",)) or (unfit if protocol != default or not absent else None)
         yield f"evaluation_AE.py --name {ae.name if ae else 'AE'}{flags}", no_ae or no_clips
-        pair = f" --name {generator.name} --ae_name {generator.ae.name}" if generator else ""
+        pair = f" {who(generator)}" if generator else ""
         yield f"evaluation_MARDM.py{pair}{flags}", no_generator or evaluating(data, found, protocol, encoders, args)
+
+
+def who(generator):
+    """The flags that name a generator and its autoencoder."""
+    model = f" --model {generator.assumed}" if generator.assumed else ""
+    return f"--name {generator.name} --ae_name {generator.ae.name}{model}"
 
 
 def generation_commands(name, data, found, encoders):
@@ -353,7 +365,7 @@ def generation_commands(name, data, found, encoders):
         length = ""
     if generator.cond_mode == "text":
         reason = reason or encoders.get(encoder)
-    pair = f"--name {generator.name} --ae_name {generator.ae.name}{what}"
+    pair = who(generator) + what
     return [(f"sample.py {pair}{length}", reason), (f"edit.py {pair} --source_motion FILE.npy -msec 0.3,0.6", reason)]
 
 

@@ -265,6 +265,19 @@ def test_the_doctor_is_right_about_every_command(own_copy, monkeypatch, capsys, 
         assert code == (0 if row["level"] == "ok" else 2), (command, row, capsys.readouterr().err)
 
 
+def test_a_released_generator_is_never_taken_for_the_other_head(own_copy, capsys):
+    """SiT and DDPM weights look alike: scripts ask which, and the doctor names the head in the command of every generator."""
+    shutil.copytree("checkpoints/t2m/MARDM", "checkpoints/t2m/MARDM_DDPM_XL")
+    for script in ("evaluation_MARDM", "sample", "edit"):
+        flags = {"sample": ["--text_prompt", "walk"], "edit": ["--text_prompt", "walk", "--source_motion", "x.npy", "-msec", "0,4"]}
+        run = ["--name", "MARDM_DDPM_XL", "--ae_name", "AE", *ON["t2m"], *flags.get(script, [])]
+        assert call(script, *run) == 2 and "does not say which head" in capsys.readouterr().err, script
+    call("scripts.doctor", "--json", "report.json")
+    commands = [row["what"] for row in json.loads(open("report.json").read())["sections"]["commands on t2m"]]
+    for name, model in (("MARDM", "MARDM-SiT-XL"), ("MARDM_DDPM_XL", "MARDM-DDPM-XL")):
+        assert any(f"evaluation_MARDM.py --dataset_name t2m --name {name} --ae_name AE --model {model}" in what for what in commands)
+
+
 def test_validation_by_released_evaluators(own_copy, monkeypatch, capsys):
     quick = {"time_steps": 1, "ode_steps": 1}
     monkeypatch.setattr(Pipeline, "sample", lambda *args, whole=Pipeline.sample, **settings: whole(*args, **settings | quick))
