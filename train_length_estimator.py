@@ -41,7 +41,20 @@ def parse_args():
     options.add_common(parser, name="length_estimator")
     options.add_training(parser, batch_size=64, epoch=50, lr=1e-4, weight_decay=1e-5, warm_up_iter=0, milestones=[50_000],
                          log_every=50)
+    parser.add_argument("--soft_lengths", type=options.non_negative_float, default=0.0,
+                        help="standard deviation, in tokens of 4 frames, by which a clip's length counts for its neighbours too; "
+                        "0 = for itself alone, as published")
+    parser.add_argument("--text_noise", type=options.non_negative_float, default=0.0,
+                        help="noise on the text features in training, relative to their size; for small data sets")
     return parser.parse_args()
+
+
+def length_loss(logits, classes, soft):
+    """Cross entropy () of logits (B, C) with length classes (B,), each spread over its neighbours by ``soft`` classes."""
+    if not soft:
+        return F.cross_entropy(logits, classes)
+    distance = torch.arange(logits.shape[1], device=logits.device) - classes[:, None]  # (B, C)
+    return F.cross_entropy(logits, (-0.5 * (distance / soft) ** 2).softmax(-1))
 
 
 def main():
@@ -59,8 +72,10 @@ def main():
         trainer.resume(read_checkpoint(folder.latest))
 
     def loss_fn(model, batch):
-        logits = model(batch[0].to(device))
-        return {"loss": F.cross_entropy(logits, batch[1].to(device))}
+        text, classes = (part.to(device) for part in batch)
+        if args.text_noise:
+            text = text + args.text_noise * text.square().mean().sqrt() * torch.randn_like(text)
+        return {"loss": length_loss(model(text), classes, args.soft_lengths)}
 
     @torch.no_grad()
     def validate(_epoch, _last):

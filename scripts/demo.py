@@ -102,7 +102,8 @@ def train_and_evaluate(steps, tiny):
           "--batch_size", 64, "--lr", 1e-3, "--warm_up_iter", 100, "--milestones", 1300, 1700, "--aux_loss_root", 0.15,
           "--epoch", 3, "--max_iter", 1900, "--eval_every", 1, *train)
     steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--lr", 1e-3, "--epoch", 16, "--milestones", 300, *train)
-    steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--lr", 3e-4, "--epoch", 8, *train)
+    steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--lr", 1e-3, "--epoch", 20,
+          "--milestones", 1050, "--soft_lengths", 1.5, "--text_noise", 0.5, *train)
     steps("demo_MARDM", "train_MARDM.py", "--name", "demo_MARDM", "--model", GENERATOR, "--ae_name", "demo_AE", "--ae_model", AE,
           "--batch_size", 64, "--lr", 1e-3, "--clip_grad", 1, "--dropout", 0, "--warm_up_iter", 200, "--milestones", 2000, 2400,
           "--epoch", 104, "--eval_every", 104, "--diffmlps_batch_mul", 2, "--ema_decay", 0.995, *train)

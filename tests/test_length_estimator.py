@@ -52,6 +52,16 @@ def test_bad_arguments_are_refused():
         sample_length(torch.zeros(1, 50), min_frames=200)
 
 
+def test_soft_lengths_reward_near_misses():
+    from train_length_estimator import length_loss
+
+    peak = lambda c: 6.0 * torch.nn.functional.one_hot(torch.tensor([c]), 50).float()  # noqa: E731
+    truth = torch.tensor([20])
+    assert torch.allclose(length_loss(peak(21), truth, 0.0), length_loss(peak(35), truth, 0.0))
+    assert length_loss(peak(20), truth, 1.5) < length_loss(peak(21), truth, 1.5) < length_loss(peak(23), truth, 1.5)
+    assert torch.allclose(length_loss(peak(24), truth, 0.05), length_loss(peak(24), truth, 0.0))  # hardly spread: as published
+
+
 def test_central_draws_come_from_the_middle_fifth():
     weights = torch.zeros(1, 50)
     weights[0, 10:30] = 1.0  # 40 to 116 frames, all alike

@@ -269,13 +269,15 @@ def test_a_released_generator_is_never_taken_for_the_other_head(own_copy, capsys
     """SiT and DDPM weights look alike: scripts ask which, and the doctor names the head in the command of every generator."""
     shutil.copytree("checkpoints/t2m/MARDM", "checkpoints/t2m/MARDM_DDPM_XL")
     for script in ("evaluation_MARDM", "sample", "edit"):
-        flags = {"sample": ["--text_prompt", "walk"], "edit": ["--text_prompt", "walk", "--source_motion", "x.npy", "-msec", "0,4"]}
-        run = ["--name", "MARDM_DDPM_XL", "--ae_name", "AE", *ON["t2m"], *flags.get(script, [])]
+        flags = [] if script == "evaluation_MARDM" else ["--text_prompt", "walk"]
+        flags += ["--source_motion", "x.npy", "-msec", "0,4"] if script == "edit" else []
+        run = ["--name", "MARDM_DDPM_XL", "--ae_name", "AE", *ON["t2m"], *flags]
         assert call(script, *run) == 2 and "does not say which head" in capsys.readouterr().err, script
     call("scripts.doctor", "--json", "report.json")
     commands = [row["what"] for row in json.loads(open("report.json").read())["sections"]["commands on t2m"]]
     for name, model in (("MARDM", "MARDM-SiT-XL"), ("MARDM_DDPM_XL", "MARDM-DDPM-XL")):
-        assert any(f"evaluation_MARDM.py --dataset_name t2m --name {name} --ae_name AE --model {model}" in what for what in commands)
+        wanted = f"evaluation_MARDM.py --dataset_name t2m --name {name} --ae_name AE --model {model}"
+        assert any(wanted in what for what in commands)
 
 
 def test_validation_by_released_evaluators(own_copy, monkeypatch, capsys):
