@@ -11,7 +11,6 @@ outside the sections the source's joints, bit for bit; inside, the generated mot
 pose, heading and position (utils/stitching.py). Lengths behind a # in --text_path have no meaning here: the source decides.
 A generator trained with --cond_mode action takes --action instead of a prompt; one trained with uncond takes neither.
 """
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from models.MARDM import MARDM_models
 from models.pipeline import clip_seed
 from models.TextEncoder import load_text_encoder
 from utils import options
+from utils.arrays import load_array
 from utils.clips import SHORTEST, checkpoint_paths, read_wanted, write_clips
 from utils.datasets import MAX_LENGTH, get_spec, load_statistics, spec_of_checkpoint
 from utils.errors import UserError, run
@@ -54,9 +54,9 @@ def read_source(path, spec):
     if not path.is_file():
         raise UserError(f"--source_motion: no file {path}")
     try:
-        source = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"--source_motion: {path} is no .npy file of numbers, or is damaged") from error
+        source = load_array(path)
+    except UserError as error:
+        raise UserError(f"--source_motion is no .npy file of numbers, or is damaged: {error}") from error
     check_source(source, path, skeleton)
     source = source.astype(np.result_type(source, np.float32), copy=False)  # whole numbers and halves keep their values
     if source.ndim == 2:
@@ -69,7 +69,7 @@ def read_source(path, spec):
 def check_source(source, path, skeleton):
     """UserError unless this is a clip of joints or features of the skeleton."""
     other = {dim for row in SKELETONS.values() if row is not skeleton for dim in (row.essential_dim, row.feature_dim)}
-    shape = getattr(source, "shape", "of an archive")
+    shape = source.shape
     joints = len(shape) == 3 and shape[1:] == (skeleton.num_joints, 3)
     if not joints and (len(shape) != 2 or shape[1] < skeleton.essential_dim or shape[1] in other):
         raise UserError(f"--source_motion: {path} has shape {shape}; the generator's skeleton ({skeleton.name}) needs joints "

@@ -9,13 +9,15 @@ Shapes: N texts, B texts of a batch, L tokens, D features.
 import importlib
 import importlib.util
 import os
-import pickle
 import sys
 import warnings
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+
+from models.errors import ModelError
+from models.files import first_line, is_torchscript, load_plain, read_torchscript
 
 INSTALL = "run `pip install -r requirements.txt`"
 CLIP_CONTEXT = 77  # tokens that CLIP was trained on
@@ -149,19 +151,14 @@ def download_clip(openai):
 def read_clip_weights(path):
     """State dict with OpenAI's names, float32, from a TorchScript archive (OpenAI's file) or a plain state dict."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch deprecates TorchScript, which OpenAI's file is written in
-            try:
-                state = torch.jit.load(str(path), map_location="cpu").state_dict()
-            except RuntimeError:  # not an archive
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise TextEncoderError(f"{path} cannot be read as CLIP weights ({first_line(error)}); "
-                               "download it again") from error
-    if not isinstance(state, dict) or not CLIP_WEIGHTS <= set(state):
+        state = read_torchscript(path) if is_torchscript(path) else load_plain(path)
+    except ModelError as error:
+        raise TextEncoderError(f"{path} cannot be read as CLIP weights ({error}); download it again") from error
+    if not isinstance(state, dict) or not CLIP_WEIGHTS <= set(state) or not all(map(torch.is_tensor, state.values())):
         raise TextEncoderError(f"{path} holds no CLIP text tower with OpenAI's names; put OpenAI's {CLIP_FILE} there")
-    sizes = ("input_resolution", "context_length", "vocab_size")  # numbers that the archive keeps among its weights
-    return {name: value.float() for name, value in state.items() if name not in sizes}
+    # numbers, and masks, that the archive keeps among its weights
+    others = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+    return {name: value.float() for name, value in state.items() if name.split(".")[-1] not in others}
 
 
 def clip_in_transformers(state):
@@ -285,10 +282,6 @@ def package_folder(module, package):
     return Path(list(spec.submodule_search_locations)[0])
 
 
-def first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
 def cached_text_features(encoder_name, captions, folder, encode=None):
     """Features (N, dim), float32, of N captions of the data set in ``folder``, computed once and kept on disk.
 
@@ -327,13 +320,12 @@ def read_feature_file(file, dim):
     if not file.is_file():
         return [], []
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
+        saved = load_plain(file)
         captions, features = list(saved["captions"]), saved["features"].float()
         if features.shape != (len(captions), dim or features.shape[-1]) or not features.isfinite().all():
             raise ValueError("its features do not fit its captions")
         return captions, [features]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, TypeError,
-            AttributeError) as error:
+    except (ModelError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         print(f"warning: {file} is damaged ({first_line(error)}); text features are computed again", file=sys.stderr)
         return [], []
 

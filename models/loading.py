@@ -1,14 +1,11 @@
 """From a checkpoint to a model. A checkpoint of ours says how to rebuild its model; released MARDM files, which say
 nothing, are recognised by their keys. Loading never runs code from the file (``weights_only=True``)."""
 import hashlib
-import pickle
-import re
 from pathlib import Path
-
-import torch
 
 from models.AE import AE_models
 from models.errors import ModelError
+from models.files import first_line, load_plain
 from models.LengthEstimator import LengthEstimator
 from models.MARDM import SIZES, MARDM_models
 from models.pipeline import Pipeline
@@ -21,24 +18,13 @@ def read_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no checkpoint at {path}; check --name, --dataset_name and --checkpoints_dir, or train it first")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(f"{path} holds more than tensors and plain values (code that it could run, or damage), so it is not "
-                         "loaded") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} is no checkpoint, or damaged ({type(error).__name__}: {first_line(error)})") from error
+    checkpoint = load_plain(path)
     if not isinstance(checkpoint, dict):
         raise ModelError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dict")
     for key, value in checkpoint.items():
         if key in NETWORKS and not isinstance(value, dict):
             raise ModelError(f"{path} holds a {type(value).__name__} under '{key}', not a network's weights")
     return checkpoint
-
-
-def first_line(error):
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # torch colours its messages
-    return (text.splitlines() or [type(error).__name__])[0][:120]
 
 
 def weights_hash(module):

@@ -35,6 +35,7 @@ from utils import (  # noqa: E402
     train_utils,
     word_vectorizer,
 )
+from utils.arrays import load_array  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.motion_process import SKELETONS  # noqa: E402
 
@@ -56,7 +57,7 @@ def attempt(function, *args):
     """(result, None), or (None, why it failed, in one line): what a reader raises becomes a finding."""
     try:
         return function(*args), None
-    except (ValueError, LookupError, AttributeError, TypeError, RuntimeError, OSError, EOFError) as error:
+    except Exception as error:  # damage may end in any
         return None, " ".join(str(error).split())[:250] or type(error).__name__
 
 
@@ -99,7 +100,7 @@ def check_dataset(folder, quick):
 def read_clip(name, spec):
     """A clip's ``reason`` why it cannot be used, or its ``frames``, and ``mean`` and mean ``square`` (D,) of its features."""
     path, skeleton = Path(spec.root) / "new_joint_vecs" / f"{name}.npy", SKELETONS[spec.skeleton]
-    header, _ = attempt(partial(np.load, mmap_mode="r"), path)  # read_features says what is wrong with a file
+    header, _ = attempt(partial(load_array, mmap_mode="r"), path)  # read_features says what is wrong with a file
     width = header.shape[-1] if getattr(header, "ndim", 0) == 2 else None
     fits = width in (skeleton.feature_dim, skeleton.essential_dim)
     features, reason = packing.read_features(path, width if fits else spec.feature_dim)
@@ -243,7 +244,7 @@ def find_autoencoder(generator, autoencoders):
 def released_width(path):
     """Features that a released evaluator or its statistics are for; networks are built, strictly. It raises for a bad file."""
     if path.suffix == ".npy":
-        vector = np.load(path, allow_pickle=False)
+        vector = load_array(path)
         if vector.ndim != 1 or not np.isfinite(vector).all() or ("std" in path.name and (vector <= 0).any()):
             raise UserError("it must hold finite numbers, those of a std positive")
         return len(vector)

@@ -21,7 +21,6 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.TextEncoder import TEXT_ENCODERS  # noqa: E402
+from utils.arrays import UnreadableArray, load_array  # noqa: E402
 from utils.datasets import KNOWN, TAG_RATE, read_captions  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.motion_process import SKELETONS, MotionError, joints_to_features, make_data_folder, write_statistics  # noqa: E402
@@ -154,15 +154,13 @@ def read_features_of(path, skeleton_name, retarget):
     """Of a joints file: features (T, D), None, and what looks odd or None; or None, the reason why it cannot be used, None."""
     skeleton = SKELETONS[skeleton_name]
     try:
-        joints = np.load(path, allow_pickle=False)
+        joints = load_array(path)
         features = joints_to_features(joints, skeleton, skeleton.target_offsets if retarget == "target" else None)
         return features, None, oddity(joints, *TALL[skeleton_name])
-    except FileNotFoundError:
-        return None, "has no joints file", None
+    except UnreadableArray as error:
+        return None, "has no joints file" if error.missing else f"joints {error.reason}", None
     except MotionError as error:
         return None, str(error), None
-    except (ValueError, OSError, EOFError, BadZipFile) as error:  # what np.load raises for files that are no arrays
-        return None, f"joints cannot be read ({(str(error).splitlines() or ['damaged file'])[0][:80]})", None
 
 
 def oddity(joints, low, high):

@@ -1,14 +1,19 @@
 """Frozen text encoders: the same features from both CLIP backends and alone or in a batch; the cache; the errors."""
 import importlib.util
+import pickle
 import subprocess
 import sys
 import types
+import zipfile
 
 import pytest
 import torch
 from conftest import ROOT
 
 import models.TextEncoder as module
+from models.errors import ModelError
+from models.files import read_torchscript
+from models.loading import read_checkpoint
 from models.TextEncoder import TextEncoderError, cached_text_features, load_text_encoder
 
 CAPTIONS = [
@@ -103,12 +108,78 @@ def test_clip_alone_as_in_a_batch(backend, monkeypatch, clip_weights):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch deprecates TorchScript, in which OpenAI's file is written
-def test_clip_reads_openais_torchscript_archive(monkeypatch, tmp_path, random_clip, openai_features):
-    without_openai(monkeypatch)
+@pytest.mark.parametrize("backend", [with_openai, without_openai])
+def test_clip_reads_openais_torchscript_archive(backend, monkeypatch, tmp_path, random_clip, openai_features):
+    backend(monkeypatch)
     inputs = torch.zeros(1, 3, 32, 32), torch.full((1, 77), 5)
     torch.jit.save(torch.jit.trace(random_clip, inputs, check_trace=False), tmp_path / "archive.pt")
     features = load_text_encoder("clip", weights=tmp_path / "archive.pt").encode(CAPTIONS)
     assert (features - openai_features).abs().max() < 1e-5 * openai_features.abs().max()
+
+
+class Hostile(torch.nn.Module):
+    """Its archive fills the file that it names, when ``torch.jit.load`` puts it together."""
+
+    def __init__(self, target: str):
+        super().__init__()
+        self.weight, self.target = torch.nn.Parameter(torch.zeros(3)), target
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, str, bool]:
+        return self.weight, self.target, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, str, bool]) -> None:
+        self.target, self.training = state[1], state[2]
+        content = torch.from_file(self.target, True, 8, dtype=torch.uint8)
+        content.fill_(65)
+        self.weight = state[0] + content.sum() * 0  # or it is optimised away
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hostile_torchscript_archive_runs_nothing(monkeypatch, tmp_path):
+    without_openai(monkeypatch)
+    target, path = tmp_path / "target", tmp_path / "hostile.pt"
+    torch.jit.script(Hostile(str(target))).save(path)
+    target.write_bytes(b"precious")
+    torch.jit.load(path)
+    assert target.read_bytes() == b"AAAAAAAA"  # it is hostile
+    target.write_bytes(b"precious")
+    for read in (lambda: load_text_encoder("clip", weights=path), lambda: read_checkpoint(path)):
+        with pytest.raises((TextEncoderError, ModelError)) as caught:
+            read()
+        assert "\n" not in str(caught.value) and target.read_bytes() == b"precious"
+
+
+def test_a_hostile_pickle_in_an_archive_runs_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "written"), "w")
+
+    with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
+        archive.writestr("evil/data.pkl", pickle.dumps({"weight": Evil()}, protocol=2))
+        archive.writestr("evil/constants.pkl", b"")
+    with pytest.raises(TextEncoderError, match="cannot be read as CLIP weights"):
+        module.read_clip_weights(tmp_path / "evil.pt")
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", ["scripted", "traced"])
+def test_an_archive_gives_the_tensors_that_torch_would(tmp_path, compiled):
+    torch.manual_seed(0)
+    shared = torch.nn.Linear(4, 4).half()
+    network = torch.nn.Sequential(shared, torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)), shared)
+    network[1][1].weight = torch.nn.Parameter(torch.randn(4, 3).T)  # its strides are not the usual ones
+    archive = torch.jit.script(network) if compiled == "scripted" else torch.jit.trace(network[1], torch.ones(2, 4))
+    archive.save(tmp_path / "archive.pt")
+    tensors, expected = read_torchscript(tmp_path / "archive.pt"), archive.state_dict()
+    assert set(tensors) == set(expected) and len(expected) > 6
+    for name, value in expected.items():
+        assert tensors[name].dtype == value.dtype and torch.equal(tensors[name], value), name
 
 
 def test_clip_weights_are_found_where_they_usually_lie(monkeypatch, tmp_path, clip_weights):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.arrays import load_array
 from utils.conditions import Conditions
 from utils.datasets import MAX_LENGTH
 from utils.errors import UserError
@@ -117,8 +118,8 @@ def free_path(folder, stem, joints):
 
 def holds(path, joints):
     try:
-        return np.array_equal(np.load(path), joints)
-    except (OSError, ValueError, EOFError):
+        return np.array_equal(load_array(path), joints)
+    except UserError:
         return False  # something else, which is left alone
 
 

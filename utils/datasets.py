@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils import parallel
+from utils.arrays import load_array
 from utils.errors import UserError
 from utils.motion_process import SKELETONS, features_to_joints
 from utils.packing import open_packed, read_text
@@ -136,10 +137,7 @@ def load_statistics(spec):
         path = Path(spec.root) / file
         if not path.is_file():
             raise UserError(f"{path} is missing; it holds the features' statistics")
-        try:
-            value = np.load(path, allow_pickle=False).astype(np.float32)[: spec.feature_dim]
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{path} cannot be read ({str(error).splitlines()[0][:80]})") from error
+        value = np.atleast_1d(load_array(path).astype(np.float32))[: spec.feature_dim]
         if value.shape != (spec.feature_dim,) or not np.isfinite(value).all():
             raise UserError(f"{path} must hold {spec.feature_dim} or more finite numbers")
         out.append(value)

@@ -344,8 +344,9 @@ def read_checkpoint(path, keys):
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is damaged, or holds more than tensors and plain values, and is not loaded") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as an evaluator ({first_line(error)})") from error
+    except Exception as error:  # a flipped byte may end in any exception of torch, pickle, zipfile or struct
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{path} cannot be read as an evaluator: it is no checkpoint, or damaged ({reason})") from error
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise UserError(f"{path} is not the evaluator expected: it lacks {', '.join(missing)}")

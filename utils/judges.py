@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.arrays import load_array
 from utils.errors import UserError
 from utils.evaluation import embed_all
 from utils.evaluators import (
@@ -190,9 +191,9 @@ def read_statistics(path, protocol, skeleton):
     """A vector of as many features as the protocol has. Raises UserError."""
     wanted = skeleton.feature_dim if protocol == "standard" else skeleton.essential_dim
     try:
-        value = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0][:80]}); {SOURCE[protocol]}") from error
+        value = load_array(path)
+    except UserError as error:
+        raise UserError(f"{error}; {SOURCE[protocol]}") from error
     if value.shape != (wanted,) or not np.isfinite(value).all():
         raise UserError(f"{path} must hold {wanted} finite numbers for the {protocol} protocol, it has shape {value.shape}")
     return value

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import parallel
+from utils.arrays import UnreadableArray, load_array
 from utils.errors import UserError
 
 MAGIC = b"CLIPS 1\n"
@@ -143,11 +144,9 @@ def map_packed(file, sources, columns):
 def read_features(path, dim):
     """Features (T, dim) float32 of one clip, and None; or None and the reason why the file cannot be used."""
     try:
-        features = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        return None, "file is missing"
-    except (ValueError, OSError, EOFError) as error:
-        return None, f"cannot be read ({str(error).splitlines()[0][:80]})"
+        features = load_array(path)
+    except UnreadableArray as error:
+        return None, "file is missing" if error.missing else error.reason
     if features.ndim != 2 or features.shape[1] < dim or len(features) == 0:
         return None, f"has shape {features.shape}, expected (frames, {dim} or more)"
     features = features[:, :dim].astype(np.float32)

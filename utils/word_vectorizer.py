@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.arrays import load_array
 from utils.errors import UserError
 
 MAX_WORDS = 20
@@ -28,7 +29,7 @@ VIP_WORDS = {
 VIP_CLASS = {word: name for name, words in VIP_WORDS.items() for word in words.split()}
 
 
-class PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(pickle._Unpickler):  # in Python: a damaged number makes that in C take all memory
     """Reads lists, dicts, strings and numbers; a file that asks for any class or function is refused."""
 
     def find_class(self, module, name):
@@ -40,7 +41,7 @@ def load_plain_pickle(path):
     try:
         with open(path, "rb") as file:
             return PlainUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # a flipped byte may end in any exception
         raise UserError(f"{path} is not a plain list or dict of words ({error}); {SOURCE}") from error
 
 
@@ -85,9 +86,9 @@ class WordVectorizer:
 def read_vectors(path):
     """(N, 300) float32. Raises UserError for anything else."""
     try:
-        vectors = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {SOURCE}") from error
+        vectors = load_array(path)
+    except UserError as error:
+        raise UserError(f"{error}; {SOURCE}") from error
     if vectors.ndim != 2 or vectors.shape[1] != 300:
         raise UserError(f"{path} holds {vectors.shape} instead of (words, 300); {SOURCE}")
     return vectors.astype(np.float32)
