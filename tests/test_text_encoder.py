@@ -117,6 +117,15 @@ def test_clip_reads_openais_torchscript_archive(backend, monkeypatch, tmp_path, 
     assert (features - openai_features).abs().max() < 1e-5 * openai_features.abs().max()
 
 
+def test_masks_among_the_weights_are_passed_over(monkeypatch, tmp_path, random_clip, openai_features):
+    """An archive may keep the attention masks, which are plain attributes of the blocks."""
+    with_openai(monkeypatch)
+    masks = {f"transformer.resblocks.{i}.attn_mask": torch.zeros(77, 77) for i in range(2)}
+    torch.save(random_clip.state_dict() | masks, tmp_path / "masks.pt")
+    features = load_text_encoder("clip", weights=tmp_path / "masks.pt").encode(CAPTIONS)
+    assert (features - openai_features).abs().max() < 1e-5 * openai_features.abs().max()
+
+
 class Hostile(torch.nn.Module):
     """Its archive fills the file that it names, when ``torch.jit.load`` puts it together."""
 
