@@ -18,7 +18,7 @@ T2M = SKELETONS["t2m"]
 TAGGED = "a person walks#a/DET person/NOUN walk/VERB#0.0#0.0\n"
 GOOD = {"train": ["walk_a", "walk_b", "long"], "val": ["short"], "test": ["turn"]}
 BAD = {
-    "garbage": "cannot be read", "empty": "cannot be read", "archive": "expected (frames, 22, 3)",
+    "garbage": "cannot be read", "empty": "cannot be read", "archive": "it is an archive",
     "zipped": "cannot be read", "other_body": "(50, 21, 3)", "flat": "(50, 66)", "nan": "NaN", "huge": "values above",
     "one_frame": "1 frames", "pickled": "cannot be read", "no_joints": "no joints file", "no_text": "no text file",
     "blank_text": "no caption", "bad_tags": "text file that cannot be read", "unlisted": "in no split list",
