@@ -21,6 +21,7 @@ import torch
 SMOOTHING = 20  # frames: sigma of the Gaussian over the facing direction
 LARGEST = 1e7  # coordinates beyond this (10 km in millimetres) are no motion
 TINY = 1e-12  # lengths below this have no direction
+OPPOSITE = 3e-4  # radians: closer to opposite than this, float32 knows a rotation less well than "half a turn" states it
 
 
 class MotionError(ValueError):
@@ -61,6 +62,13 @@ class Skeleton:
     def bones(self):
         """[(parent, child)], in an order in which a parent's own bone stands before those that hang on it."""
         return [bone for chain in self.chains for bone in zip(chain, chain[1:])]
+
+    @cached_property
+    def turned_by(self):
+        """The joint in whose frame each joint's rotation is expressed, for joints 1 .. J-1: its parent, but at the start of
+        every chain the root."""
+        starts = {chain[1] for chain in self.chains}
+        return [0 if joint in starts else self.parents[joint] for joint in range(1, self.num_joints)]
 
     @property
     def essential_dim(self):
@@ -140,9 +148,10 @@ def joints_to_features(joints, skeleton, target_offsets=None):
     MotionError where the joints have another shape, fewer than two frames, or NaN.
     """
     joints = _checked(joints, skeleton)
-    if target_offsets is not None:
-        joints = retarget(joints, skeleton, target_offsets)
-    joints = _place(joints, skeleton)
+    if target_offsets is None:
+        joints = _place(joints, skeleton)
+    else:
+        joints = _place(retarget(joints, skeleton, target_offsets), skeleton, single=True)
     heading = _smooth_heading(joints, skeleton)  # (T,)
     turn = np.diff(heading)
     turn = np.arctan2(np.sin(turn), np.cos(turn))  # the short way round, also across +-180 degrees
@@ -162,19 +171,76 @@ def joints_to_features(joints, skeleton, target_offsets=None):
 
 def retarget(joints, skeleton, target_offsets):
     """Joints (T, J, 3) -> the same joint rotations on a body with ``target_offsets`` (J, 3), the root's path scaled
-    by the ratio of the leg lengths. MotionError where the source's leg has no length at frame 0."""
-    lengths = (np.asarray(target_offsets) * skeleton.raw_offsets).sum(-1)
+    by the ratio of the leg lengths. In single precision (see below), returned as float64. MotionError where the source's leg
+    has no length at frame 0."""
+    joints, offsets = np.asarray(joints, np.float32), np.asarray(target_offsets, np.float32)
     legs = list(skeleton.leg_joints)
-    starts = [skeleton.parents[leg] for leg in legs]
-    source_leg = np.linalg.norm(joints[0, legs] - joints[0, starts], axis=-1).sum()
+    source_leg = np.linalg.norm(joints[0, legs] - joints[0, [skeleton.parents[leg] for leg in legs]], axis=-1).sum()
     if source_leg < TINY:
         raise MotionError("the leg has no length in frame 0, so the motion cannot be scaled to another body")
-    bones = _bone_directions(joints, skeleton) * lengths[:, None]  # offsets lie along the axes: rotating = scaling
-    out = np.empty_like(joints)
-    out[:, 0] = joints[:, 0] * lengths[legs].sum() / source_leg
+    bones = _rotate(_bone_rotations(joints, skeleton), offsets)
+    out = np.empty(joints.shape)
+    out[:, 0] = joints[:, 0] * (np.abs(offsets[legs]).max(-1).sum() / source_leg)
     for parent, child in skeleton.bones:
         out[:, child] = out[:, parent] + bones[:, child]
     return out
+
+
+def _bone_rotations(joints, skeleton):
+    """Quaternions (T, J, 4) float32, w first, that turn each bone's raw axis to where the bone points, made as the published
+    features were: inverse kinematics from the facing of each frame outwards, and forward again."""
+    forward = _forward(_across(joints, skeleton))
+    shortest = _shortest_rotation(np.asarray(skeleton.raw_offsets), _bone_directions(joints, skeleton))
+    out = shortest.copy()
+    out[:, 0] = _inverse(_shortest_rotation(np.array([0, 0, 1]), forward))
+    out[0, 0] = [1, 0, 0, 0]
+    for before, child in zip(skeleton.turned_by, range(1, skeleton.num_joints)):
+        local = _multiply(_inverse(out[:, before]), shortest[:, child])
+        out[:, child] = _multiply(out[:, before], local)
+    return out
+
+
+# Single precision, by torch: where a bone points almost against its raw axis its rotation magnifies an error of a joint about
+# a hundred times, so that features agree with the published ones only if the joints carry the same rounding. It is that of
+# torch's float32 root and cross product, which numpy rounds otherwise.
+
+
+def _single(*arrays):
+    """Arrays, broadcast to one shape but for their last axis, as float32 tensors."""
+    shape = np.broadcast_shapes(*(array.shape[:-1] for array in arrays))
+    return [torch.tensor(np.broadcast_to(array, (*shape, array.shape[-1])), dtype=torch.float32) for array in arrays]
+
+
+def _shortest_rotation(start, end):
+    """Quaternions (..., 4) that turn ``start`` (..., 3) to ``end`` (..., 3); for opposite ones half a turn about an axis across
+    ``start``, which is a coordinate axis (about Y where it is Z)."""
+    start, end = _single(start, end)
+    lengths = ((start ** 2).sum(-1, keepdim=True) * (end ** 2).sum(-1, keepdim=True)).sqrt()
+    out = torch.cat([lengths + (start * end).sum(-1, keepdim=True), torch.linalg.cross(start, end)], -1)
+    norm = out.norm(dim=-1, keepdim=True)
+    half_turn = torch.cat([torch.zeros_like(norm), start.roll(-1, -1)], -1)
+    return torch.where(norm > OPPOSITE, out / norm, half_turn).numpy()
+
+
+def _rotate(rotations, vectors):
+    """Vectors (..., 3) turned by quaternions (..., 4)."""
+    rotations, vectors = _single(rotations, vectors)
+    w, axis = rotations[..., :1], rotations[..., 1:]
+    across = torch.linalg.cross(axis, vectors)
+    return (vectors + 2 * (w * across + torch.linalg.cross(axis, across))).numpy()
+
+
+def _multiply(left, right):
+    """The quaternion (T, 4) that turns first by ``right`` (T, 4), then by ``left`` (T, 4)."""
+    a, x, y, z = left.T
+    b, u, v, w = right.T
+    return np.stack([b * a - u * x - v * y - w * z, b * x + u * a - v * z + w * y,
+                     b * y + u * z + v * a - w * x, b * z - u * y + v * x + w * a], -1)
+
+
+def _inverse(rotations):
+    """Unit quaternions (..., 4) the other way round."""
+    return rotations * np.array([1, -1, -1, -1], rotations.dtype)
 
 
 def _checked(joints, skeleton):
@@ -192,13 +258,17 @@ def _checked(joints, skeleton):
     return joints
 
 
-def _place(joints, skeleton):
-    """The lowest joint of the clip on the floor, the root of frame 0 at x = z = 0, and frame 0 facing +Z."""
+def _place(joints, skeleton, single=False):
+    """The lowest joint of the clip on the floor, the root of frame 0 at x = z = 0, and frame 0 facing +Z; ``single``: turned and
+    rounded as float32, as retargeting asks for."""
     origin = joints[0, 0].copy()
     origin[1] = joints[..., 1].min()
     right_hip, left_hip, right_shoulder, left_shoulder = joints[0, list(skeleton.face_joints)]
-    heading = _heading(right_hip - left_hip + right_shoulder - left_shoulder)
-    return rotate_y(joints - origin, -heading)
+    across = right_hip - left_hip + right_shoulder - left_shoulder
+    if not single:
+        return rotate_y(joints - origin, -_heading(across))
+    turn = _inverse(_shortest_rotation(np.array([0, 0, 1]), _forward(across)))
+    return _rotate(turn, joints - origin).astype(np.float64)
 
 
 def _heading(across):
@@ -206,15 +276,27 @@ def _heading(across):
     return np.arctan2(across[..., 2], -across[..., 0])
 
 
-def _smooth_heading(joints, skeleton):
-    """Heading (T,) in radians of the facing frame; frame 0 is 0.
+def _across(joints, skeleton):
+    """Unit vectors (T, 3) to the right of each frame's body.
 
     The hips enter the other way round than in _place: all published features were made so, and ours must agree.
     """
     right_hip, left_hip, right_shoulder, left_shoulder = (joints[:, joint] for joint in skeleton.face_joints)
-    across = left_hip - right_hip + right_shoulder - left_shoulder
+    across = (left_hip - right_hip) + (right_shoulder - left_shoulder)
     norm = np.linalg.norm(across, axis=-1, keepdims=True)
-    across = np.where(norm > TINY, across / np.maximum(norm, TINY), [-1.0, 0.0, 0.0])[:, [0, 2]]
+    return np.where(norm > TINY, across / np.maximum(norm, TINY), [-1.0, 0.0, 0.0])
+
+
+def _forward(across):
+    """Horizontal unit vectors (..., 3) in which a body looks whose right side points along ``across`` (..., 3)."""
+    forward = np.stack([across[..., 2], np.zeros_like(across[..., 1]), -across[..., 0]], -1)
+    norm = np.linalg.norm(forward, axis=-1, keepdims=True)
+    return np.where(norm > TINY, forward / np.maximum(norm, TINY), [0.0, 0.0, 1.0])
+
+
+def _smooth_heading(joints, skeleton):
+    """Heading (T,) in radians of the facing frame; frame 0 is 0."""
+    across = _across(joints, skeleton)[:, [0, 2]]
     offsets = np.arange(-4 * SMOOTHING, 4 * SMOOTHING + 1)
     kernel = np.exp(-0.5 * (offsets / SMOOTHING) ** 2)
     padded = np.pad(across, ((4 * SMOOTHING, 4 * SMOOTHING), (0, 0)), mode="edge")
@@ -248,9 +330,7 @@ def _local_rotations(joints, heading, skeleton):
     mirror = np.eye(3) - 2 * middle[..., :, None] * middle[..., None, :]  # (T, J, 3, 3)
     own = mirror * (1 - 2 * raw ** 2)[:, None, :]
     own[:, 0] = rotate_y(np.eye(3), -heading[:, None]).swapaxes(-1, -2)
-    starts = {chain[1] for chain in skeleton.chains}
-    before = [0 if joint in starts else skeleton.parents[joint] for joint in range(1, skeleton.num_joints)]
-    columns = own[:, before].swapaxes(-1, -2) @ own[:, 1:, :, :2]
+    columns = own[:, skeleton.turned_by].swapaxes(-1, -2) @ own[:, 1:, :, :2]
     return columns.swapaxes(-1, -2).reshape(len(joints), -1, 6)
 
 
