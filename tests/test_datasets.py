@@ -12,6 +12,7 @@ from conftest import golden
 from utils import datasets, packing
 from utils.datasets import DatasetSpec, MotionStore, TextMotionDataset, WindowDataset, get_spec, text_clips
 from utils.errors import UserError
+from utils.protocols import TextClips
 
 RULES = dict(fps=20.0, text_encoder="clip")
 
@@ -49,10 +50,12 @@ def test_text_to_motion_rules(rules, which, shortest):
     spec = DatasetSpec("rules", str(root), which, min_frames=shortest, max_frames=199, **RULES)
     store = MotionStore(spec, "train")
     entries, dropped = text_clips(store)
-    found = {(store.ids[e.clip], e.start, e.end, tuple(c.text for c in e.captions)) for e in entries}
-    for split in ("train", "eval"):  # the evaluation set differs in its order only
-        assert found == {(e["clip"], e["start"], e["end"], tuple(e["captions"])) for e in expected[f"{which}_{split}"]}
-    assert len(entries) == len(found) and "missing_file" in store.skipped
+    evaluated = TextClips(spec, "train")  # the same clips, as an evaluation reads them
+    for split, clips in (("train", entries), ("eval", evaluated.entries)):
+        found = [(store.ids[e.clip], e.start, e.end, tuple(c.text for c in e.captions)) for e in clips]
+        assert found == [(e["clip"], e["start"], e["end"], tuple(e["captions"])) for e in expected[f"{which}_{split}"]]
+    assert entries != evaluated.entries and "missing_file" in store.skipped
+    assert [c.text for c in evaluated.captions] == [text for e in expected[f"{which}_eval"] for text in e["captions"]]
     assert all(reason for reason in dropped.values())
 
 
@@ -67,6 +70,8 @@ def test_windows(rules):
     missed = numbers - {tuple(place) for place in expected["ae_window64_set"]}
     assert numbers >= {tuple(place) for place in expected["ae_window64_set"]}
     assert len(windows) == len(places) == expected["ae_distinct"] + 9 and len(missed) == 9
+    assert expected["ae_window64_count"] == expected["ae_distinct"] + 1  # the one that the reference counts twice
+    assert len(windows) == expected["ae_window64_count"] - 1 + len(missed)
     for clip, length in enumerate(store.lengths):
         starts = sorted(start for c, start in places if c == clip)
         assert starts == list(range(max(0, length - 63)))

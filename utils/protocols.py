@@ -14,7 +14,16 @@ import torch
 from tqdm import tqdm
 
 from utils import parallel
-from utils.datasets import MAX_LENGTH, MotionStore, TextMotionDataset, all_captions, caption_groups, report_skipped, text_clips
+from utils.datasets import (
+    MAX_LENGTH,
+    MotionStore,
+    TextMotionDataset,
+    all_captions,
+    by_length,
+    caption_groups,
+    report_skipped,
+    text_clips,
+)
 from utils.errors import UserError
 from utils.eval_utils import calculate_multimodality
 from utils.evaluation import RETRIEVAL, distribution_scores, diversity_score, draw_batches, retrieval_scores, summarise
@@ -31,14 +40,15 @@ class Drawn(NamedTuple):
 
 
 class TextClips:
-    """The text-to-motion clips of a split. ``columns``: features of a real frame; None = the essential ones. ``conditions``:
-    only clips that have one of these (utils/conditions.py)."""
+    """The text-to-motion clips of a split, ordered by length. ``columns``: features of a real frame; None = the essential ones.
+    ``conditions``: only clips that have one of these (utils/conditions.py)."""
 
     def __init__(self, spec, split="test", num_workers=0, columns=None, conditions=None):
         self.store = MotionStore(spec, split, num_workers, columns)
         self.entries, dropped = text_clips(self.store)
         if conditions is not None:
             self.entries, dropped = conditions.select(self.store, self.entries, dropped)
+        self.entries = by_length(self.entries)
         report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
         self.left_out = len(dropped) + len(self.store.skipped)
         self.dataset = TextMotionDataset(self.store, self.entries, None)
