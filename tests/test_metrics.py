@@ -1,4 +1,5 @@
 """Metrics: the reference's numbers, and what each must do on data whose answer is known."""
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from conftest import golden, relative_error
 
 from utils import eval_utils as metrics
+from utils.evaluation import write_json
 
 FEET = SimpleNamespace(left_feet=(7, 10), right_feet=(8, 11))
 
@@ -73,6 +75,46 @@ def test_hits_are_those_of_a_stable_sort():
         ranking = np.argsort(table, axis=1, kind="stable")
         right = np.maximum.accumulate(ranking[:, :3] == np.arange(32)[:, None], axis=1)
         assert np.array_equal(metrics.top_k_hits(table, 3), right)
+
+
+def test_top_k_of_rankings():
+    ranking = [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    assert metrics.calculate_top_k(ranking, 2).tolist() == [[True, True], [False, True], [False, False]]
+    text, motion = np.random.default_rng(4).standard_normal((2, 32, 8))
+    distances = metrics.euclidean_distance_matrix(text, motion)
+    hits = metrics.calculate_top_k(np.argsort(distances, axis=1), 3)
+    assert hits.dtype == bool and hits.shape == (32, 3) and 0 < hits.sum() < 96
+    assert np.array_equal(hits, metrics.calculate_R_precision(text, motion, 3))
+    assert np.array_equal(hits, metrics.top_k_hits(distances, 3))
+    with pytest.raises(ValueError, match="top 4"):
+        metrics.calculate_top_k(ranking, 4)
+
+
+def test_fid_offsets_the_diagonals_where_the_root_is_not_finite(monkeypatch):
+    sigma, shifted, seen = np.diag([1.0, 0.0]), np.diag([4.0, 0.0]), []
+    exact = metrics._trace_of_root
+
+    def root_of_regular_ones(sigma1, sigma2):
+        seen.append((sigma1, sigma2))
+        return exact(sigma1, sigma2) if np.linalg.matrix_rank(sigma1 @ sigma2) == len(sigma1) else np.nan
+
+    assert metrics.calculate_frechet_distance([0, 0], sigma, [1, 0], shifted, eps=0.1) == pytest.approx(2)  # no need of it
+    monkeypatch.setattr(metrics, "_trace_of_root", root_of_regular_ones)
+    expected = 1 + 5 - 2 * (np.sqrt(1.1 * 4.1) + 0.1)
+    assert metrics.calculate_frechet_distance([0, 0], sigma, [1, 0], shifted, eps=0.1) == pytest.approx(expected)
+    assert len(seen) == 2 and metrics.calculate_frechet_distance([0, 0], sigma, [1, 0], shifted) == pytest.approx(2, abs=1e-5)
+    monkeypatch.undo()
+    assert np.isnan(metrics.calculate_frechet_distance([0, 0], sigma * np.nan, [1, 0], shifted))
+
+
+def test_json_holds_null_where_a_number_is_not_finite(tmp_path):
+    def refuse(word):
+        raise ValueError(word)
+
+    value = {"a": float("nan"), "b": [1.5, {"c": (np.float64("inf"), "nan", None, True)}], "d": -np.inf}
+    write_json(tmp_path / "results.json", value)
+    read = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    assert read == {"a": None, "b": [1.5, {"c": [None, "nan", None, True]}], "d": None}
 
 
 def test_joint_metrics_of_clips_together_are_those_of_each():

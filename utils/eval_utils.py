@@ -24,17 +24,27 @@ def euclidean_distance_matrix(matrix1, matrix2):
 
 
 def top_k_hits(distances, top_k):
-    """Distances (..., N, N) of each row to the candidates, i being right for row i -> hits (..., N, top_k), bool: whether i is
-    among the nearest 1, 2 ... top_k. Of equally near candidates the first comes first."""
+    """``calculate_top_k`` of many tables at once, without sorting: distances (..., N, N) of each row to the candidates, i being
+    right for row i -> hits (..., N, top_k), bool: whether i is among the nearest 1, 2 ... top_k. Of equally near candidates the
+    first comes first."""
     right = np.diagonal(distances, axis1=-2, axis2=-1)[..., None]
     ahead = (distances < right).sum(-1) + np.tril(distances == right, -1).sum(-1)
     return ahead[..., None] < np.arange(1, top_k + 1)
 
 
+def calculate_top_k(mat, top_k):
+    """Rankings (N, N), each row's candidates from the nearest on (argsort of distances), i being right for row i -> hits
+    (N, top_k), bool: whether i is among the first 1, 2 ... top_k."""
+    mat = np.asarray(mat)
+    if mat.ndim != 2 or mat.shape[0] != mat.shape[1] or not 1 <= top_k <= len(mat):
+        raise ValueError(f"the top {top_k} need rankings (N, N) of as many candidates, got {mat.shape}")
+    return np.maximum.accumulate(mat[:, :top_k] == np.arange(len(mat))[:, None], axis=1)
+
+
 def calculate_R_precision(embedding1, embedding2, top_k, sum_all=False):
     """Hits (N, top_k) when each row of ``embedding1`` (N, E) looks for its partner among the N rows of ``embedding2``;
     ``sum_all``: the counts (top_k,)."""
-    hits = top_k_hits(euclidean_distance_matrix(embedding1, embedding2), top_k)
+    hits = calculate_top_k(np.argsort(euclidean_distance_matrix(embedding1, embedding2), axis=1, kind="stable"), top_k)
     return hits.sum(0) if sum_all else hits
 
 
@@ -79,20 +89,32 @@ def calculate_activation_statistics(activations):
     return activations.mean(0), np.atleast_2d(np.cov(activations, rowvar=False))
 
 
-def calculate_frechet_distance(mu1, sigma1, mu2, sigma2):
+def calculate_frechet_distance(mu1, sigma1, mu2, sigma2, eps=1e-6):
     """Frechet distance between two Gaussians: |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (FID, Heusel et al. 2017).
 
     The trace of the root is that of (R S2 R)^(1/2), R = S1^(1/2): symmetric, so that it stays real and finite for the
-    singular covariances of small sets, where a general matrix square root breaks down.
+    singular covariances of small sets, where a general matrix square root breaks down. Where it is not finite all the same,
+    ``eps`` is added to both diagonals before the root. Statistics that are not finite themselves give nan.
     """
     mu1, sigma1, mu2, sigma2 = (np.asarray(a, np.float64) for a in (mu1, sigma1, mu2, sigma2))
     if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape:
         raise ValueError(f"statistics of different widths: {mu1.shape} and {mu2.shape}")
-    values, vectors = np.linalg.eigh(sigma1)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    covariance = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ sigma2 @ root), 0)).sum()
+    covariance = _trace_of_root(sigma1, sigma2)
+    if not np.isfinite(covariance):
+        offset = eps * np.eye(len(sigma1))
+        covariance = _trace_of_root(sigma1 + offset, sigma2 + offset)
     difference = mu1 - mu2
     return float(difference @ difference + np.trace(sigma1) + np.trace(sigma2) - 2 * covariance)
+
+
+def _trace_of_root(sigma1, sigma2):
+    """tr((S1 S2)^(1/2)) of covariances (E, E); nan where the decomposition fails."""
+    try:
+        values, vectors = np.linalg.eigh(sigma1)
+        root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        return np.sqrt(np.maximum(np.linalg.eigvalsh(root @ sigma2 @ root), 0)).sum()
+    except np.linalg.LinAlgError:
+        return np.nan
 
 
 def calculate_diversity(activation, diversity_times):

@@ -5,6 +5,7 @@ recovered with the accumulated heading, root aligned a frame), "MPJPE_facing" in
 Shapes: T frames, D features, J joints, N clips, E embedding.
 """
 import json
+import math
 import os
 import re
 import time
@@ -265,10 +266,19 @@ def write_results(folder, name, results, table):
     write_json(folder / f"{name}.json", results)
 
 
+def finite_or_none(value):
+    """A copy of plain values, nested in any way, with None in the place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path, value):
-    """Write JSON by way of a temporary name."""
+    """Write JSON by way of a temporary name. JSON has no NaN or infinity: they are written as null."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(finite_or_none(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
