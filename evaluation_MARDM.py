@@ -165,11 +165,11 @@ def main():
         "kind": judges.tag("generation"), "protocol": judges.protocol, "judge": judges.describe(), "dataset": spec.name,
         "split": "test", "clips": len(clips), "clips_scored": scores.pop("scored", len(clips)), "left_out": clips.left_out,
         "retrieval": "batches of 32 without repeated captions" if distinct else "batches of 32, shuffled",
-        "model": checkpoint.get("model_name") or args.model, "trained_on": checkpoint.get("trained_on"),
+        "name": args.name, "model": checkpoint.get("model_name") or args.model, "trained_on": checkpoint.get("trained_on"),
         "cond_mode": mode, "steps": checkpoint.get("total_it"), "sampler": settings, "repeats_asked": args.repeats,
         "scores": without_text(scores) if mode == "uncond" else scores,
         "seed": args.seed, "checkpoint": path.name, "weights": weights_hash(pipeline.generator),
-        "autoencoder": {"name": args.ae_name, "weights": weights_hash(pipeline.ae)}, "code_version": code_version(),
+        "autoencoder": {"name": ae_path.parent.parent.name, "weights": weights_hash(pipeline.ae)}, "code_version": code_version(),
         "machine": machine(), "foot_skating": {"generated": mean_foot_skating(motions, spec),
                                                "real": mean_foot_skating(real, spec)},
     }

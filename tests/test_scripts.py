@@ -109,10 +109,11 @@ def test_reconstructions_come_in_the_order_of_the_store(work):
 
 
 def test_evaluation_MARDM(work, capsys):
-    flags = ["--name", "mardm", "--ae_name", "ae", *ON_DEMO, "--num_workers", "0", "--repeats", "2", *FAST]
+    flags = ["--name", "mardm", *ON_DEMO, "--num_workers", "0", "--repeats", "2", *FAST]  # the autoencoder is as trained
     assert call("evaluation_MARDM", *flags, "--probe_repeats", "1") == 0, capsys.readouterr().err
     results = json.loads((work / "checkpoints/demo/mardm/eval/evaluation_MARDM.json").read_text())
     assert {"FID", "R1", "R2", "R3", "matching", "diversity"} <= set(results["scores"]["generated"])
+    assert results["name"] == "mardm" and results["autoencoder"]["name"] == "ae"
     assert 0 <= results["probes"]["rate"] <= 1 and results["probes"]["real"] > results["probes"]["shuffled"]
     assert results["sampler"]["time_steps"] == 2 and results["scores"]["generated"]["FID"]["interval"] >= 0
 
