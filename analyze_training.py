@@ -7,8 +7,6 @@ Says for each run after how many iterations the metric reaches the threshold, it
 values, and the best value of the metric and of every Val/ metric with its iteration: a table on the screen, and in
 --output_dir analysis.json (with all metrics) and analysis.png.
 """
-import json
-import os
 import re
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 from plot_loss import STYLE, curve, draw_curves, ema, plt, read_runs, save_figure, smoothing
 from utils import options
 from utils.errors import UserError, run
+from utils.evaluation import write_json
 
 # Metrics of which more is better, by the last part of their tag; of all others less is.
 MORE_IS_BETTER = re.compile(r"R\d|R_precision.*|top_?\d|.*clip.*|.*accuracy.*|diversity|multimodality|perplexity|"
@@ -128,17 +127,6 @@ def plot(curves, results, args, path):
         save_figure(figure, path)
 
 
-def write_json(content, path):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    print(f"wrote {path}")
-
-
 def main(argv=None):
     args = parse_args(argv)
     if not np.isfinite(args.threshold):
@@ -147,7 +135,8 @@ def main(argv=None):
     results = {name: analyze(scalars, name, args) for name, scalars in runs.items()}
     print(report(results, args) + "\n")
     settings = {key: getattr(args, key) for key in ("metric", "threshold", "window", "smooth")}
-    write_json({**settings, "runs": results}, Path(args.output_dir) / "analysis.json")
+    write_json(Path(args.output_dir) / "analysis.json", {**settings, "runs": results})
+    print(f"wrote {Path(args.output_dir) / 'analysis.json'}")
     curves = {name: curve(scalars, args.metric, name) for name, scalars in runs.items()}
     plot(curves, results, args, Path(args.output_dir) / "analysis.png")
 

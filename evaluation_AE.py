@@ -24,7 +24,7 @@ from utils.evaluation import (
     write_results,
 )
 from utils.judges import add_judges, load_judges
-from utils.probes import RULES, check, probe_report
+from utils.probes import check, knows, probe_report
 from utils.protocols import TextClips, evaluate_protocol, score_rows
 from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, seed_everything, start
 
@@ -33,9 +33,8 @@ def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="AE")
     options.add_workers(parser)
-    parser.add_argument("--model", choices=list(AE_models), default=None, help="autoencoder of the zoo; default: as trained")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="split to evaluate on")
-    parser.add_argument("--which", choices=["best", "latest"], default="best", help="checkpoint: net_best_fid.tar or latest.tar")
+    options.add_trained(parser, AE_models, "autoencoder")
+    options.add_split(parser)
     parser.add_argument("--repeats", type=options.positive_int, default=20, help="repeats of a released protocol")
     add_judges(parser)
     return parser.parse_args()
@@ -71,7 +70,7 @@ def probe_reconstructions(spec, store, pairs):
     labels = read_labels(spec) or {} if spec.skeleton == "t2m" else {}
     names = [name for name, length in zip(store.ids, store.lengths) if length >= 4]
     rows = [(labels[name], check(labels[name], joints_in_metres(made, spec), spec.fps)) for name, (_, made) in zip(names, pairs)
-            if labels.get(name) and set(labels[name]) <= set(RULES)]
+            if knows(labels.get(name))]
     return probe_report(rows) if rows else None
 
 

@@ -25,7 +25,7 @@ from utils.datasets import MAX_LENGTH, get_spec, joints_in_metres, load_statisti
 from utils.errors import UserError, run
 from utils.evaluation import evaluate_generation, format_table, mean_foot_skating, without_text, write_results
 from utils.judges import add_judges, load_judges
-from utils.probes import PROMPTS, RULES, check, probe_report
+from utils.probes import PROMPTS, RULES, check, knows, probe_report
 from utils.protocols import MULTIMODAL_SAMPLES, MULTIMODAL_TEXTS, TextClips, evaluate_protocol, score_rows
 from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, seed_everything, start
 
@@ -35,8 +35,7 @@ def parse_args():
     options.add_common(parser, name="MARDM")
     parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one the generator was trained on")
     parser.add_argument("--ae_model", choices=list(AE_models), default=None, help="its zoo name; default: as trained")
-    parser.add_argument("--model", choices=list(MARDM_models), default=None, help="generator of the zoo; default: as trained")
-    parser.add_argument("--which", choices=["best", "latest"], default="best", help="checkpoint: net_best_fid.tar or latest.tar")
+    options.add_trained(parser, MARDM_models, "generator")
     add_judges(parser)
     parser.add_argument("--repeats", type=options.positive_int, default=20, help="repeats of the whole protocol")
     parser.add_argument("--cal_mm", action="store_true", help="measure multimodality too (30 clips a text: slow)")
@@ -117,7 +116,7 @@ def run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settin
     report = probe_report([(actions, check(actions, clip, spec.fps)) for (_, actions, _), clip in zip(jobs, joints)])
     report["rate"] = report["all"]["share"]
     known, names = read_labels(spec) or {}, [clips.store.ids[entry.clip] for entry in clips.entries]
-    if all(known.get(name) and set(known[name]) <= set(RULES) for name in names):
+    if all(knows(known.get(name)) for name in names):
         labels, real = [known[name] for name in names], [joints_in_metres(motion, spec) for motion in real]
         shuffled = np.random.default_rng(args.seed).permutation(len(labels))
         report["real"] = float(np.mean([check(label, clip, spec.fps) for label, clip in zip(labels, real)]))

@@ -55,6 +55,11 @@ def smoothing(text):
 
 # ---- reading ----
 
+def run_folder(folder):
+    """The folder that names a run: that of its event files, but for the model/ in which training keeps them."""
+    return folder.parent if folder.name == "model" else folder
+
+
 def read_runs(log_dirs, names=None):
     """{name: {tag: (steps (N,) int64, values (N,) float64)}} of the runs in log_dirs, one a folder. UserError for a
     folder without events or with several runs, and where names do not match the folders."""
@@ -66,7 +71,7 @@ def read_runs(log_dirs, names=None):
         if len(found) > 1:
             raise UserError(f"{log_dir} holds {len(found)} runs ({', '.join(sorted(found))}); name one of them, or "
                             "several with --log_dirs")
-        name = names[i] if names else Path(log_dir).resolve().name
+        name = names[i] if names else run_folder(Path(log_dir).resolve()).name
         if name in runs:
             raise UserError(f"two runs are called {name!r}; tell them apart with --names")
         runs[name] = read_scalars(next(iter(found.values())), log_dir)
@@ -83,10 +88,10 @@ def find_runs(log_dir):
     if not files:
         raise UserError(f"no TensorBoard events (events.out.tfevents.*) in {log_dir} or below it")
     if any(file.parent in (root, root / "model") for file in files):
-        return {root.resolve().name: files}
+        return {run_folder(root.resolve()).name: files}
     runs = {}
     for file in files:
-        folder = file.parent.parent if file.parent.name == "model" else file.parent
+        folder = run_folder(file.parent)
         runs.setdefault(folder.relative_to(root).as_posix(), []).append(file)
     return runs
 

@@ -5,7 +5,6 @@
 
 The first opening packs the clips (utils/packing.py), the second maps the packed file. Every opening is a process of its own.
 """
-import argparse
 import json
 import subprocess
 import sys
@@ -20,6 +19,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from utils.datasets import DatasetSpec, MotionStore, WindowDataset, make_loader, text_clips  # noqa: E402
+from utils.options import make_parser, non_negative_int, positive_int  # noqa: E402
 
 CAPTION = "a person walks forward and then turns to the left slowly"
 LINE = f"{CAPTION}#{' '.join(f'{word}/NOUN' for word in CAPTION.split())}#0.0#0.0"
@@ -98,10 +98,10 @@ def measure(clips=24_000, folder=None):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=24_000, help="clips of the data set (default: 24000)")
+    parser = make_parser(__doc__)
+    parser.add_argument("--clips", type=positive_int, default=24_000, help="clips of the data set")
     parser.add_argument("--root", default=None, help="open the data set that lies there, once, instead of making one")
-    parser.add_argument("--workers", type=int, default=0, help="with --root: workers of a loader to look at (default: 0)")
+    parser.add_argument("--workers", type=non_negative_int, default=0, help="with --root: workers of a loader to look at")
     args = parser.parse_args()
     print(json.dumps(opening(args.root, args.workers) if args.root else measure(args.clips), indent=None if args.root else 1))
 

@@ -33,9 +33,8 @@ def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="AE")
     options.add_workers(parser)
-    parser.add_argument("--model", choices=list(AE_models), default=None, help="autoencoder of the zoo; default: as trained")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="split whose codes are counted")
-    parser.add_argument("--which", choices=["best", "latest"], default="best", help="checkpoint: net_best_fid.tar or latest.tar")
+    options.add_trained(parser, AE_models, "autoencoder")
+    options.add_split(parser)
     parser.add_argument("--samples", type=options.positive_int, default=256, help="tokens that are changed, for each axis")
     return parser.parse_args()
 

@@ -2,7 +2,6 @@
 
     python scripts/compare_evaluations.py checkpoints/t2m/*/eval/evaluation_MARDM_essential.json
 """
-import argparse
 import sys
 from pathlib import Path
 
@@ -11,11 +10,12 @@ sys.path.insert(0, str(ROOT))
 
 from utils.errors import run  # noqa: E402
 from utils.evaluation import format_table  # noqa: E402
+from utils.options import make_parser  # noqa: E402
 from utils.protocols import compare_results  # noqa: E402
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("results", nargs="+", metavar="FILE", help="evaluation_*.json files")
     rows = compare_results(parser.parse_args().results)
     metrics = list(dict.fromkeys(name for _, name, _, _ in rows))

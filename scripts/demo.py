@@ -6,7 +6,6 @@
 Data, autoencoder, evaluator, length estimator, generator, both evaluations, eight clips, a contact sheet, and the table of
 generation/demo/report.json. Every step is one of the root scripts, called as a user would call it; the commands are printed.
 """
-import argparse
 import json
 import os
 import resource
@@ -25,6 +24,7 @@ from utils.datasets import get_spec  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.evaluation import format_table, write_json  # noqa: E402
 from utils.motion_process import SKELETONS  # noqa: E402
+from utils.options import make_parser, non_negative_int  # noqa: E402
 from utils.train_utils import code_version, machine  # noqa: E402
 from utils.visualize import contact_sheet  # noqa: E402
 
@@ -50,10 +50,10 @@ GOALS = {  # figure: (goal, whether more is better)
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=3407, help="random seed of every step (3407)")
+    parser = make_parser(__doc__)
+    parser.add_argument("--seed", type=non_negative_int, default=3407, help="random seed of every step")
     parser.add_argument("--tiny", action="store_true", help="a few training steps only; no goal is judged")
-    parser.add_argument("--work_dir", default=".", help="where datasets/, checkpoints/ and generation/ are kept (.)")
+    parser.add_argument("--work_dir", default=".", help="where datasets/, checkpoints/ and generation/ are kept")
     return parser.parse_args()
 
 

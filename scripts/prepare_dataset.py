@@ -11,7 +11,6 @@ The source is a folder with
 OUT receives new_joint_vecs/, texts/, the split lists, Mean.npy and Std.npy (of the training split), dataset.json,
 and report.json, which names every clip that was left out, and why.
 """
-import json
 import multiprocessing
 import os
 import shutil
@@ -31,6 +30,7 @@ from models.TextEncoder import TEXT_ENCODERS  # noqa: E402
 from utils.arrays import UnreadableArray, load_array  # noqa: E402
 from utils.datasets import KNOWN, TAG_RATE, read_captions  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
+from utils.evaluation import write_json  # noqa: E402
 from utils.motion_process import SKELETONS, MotionError, joints_to_features, make_data_folder, write_statistics  # noqa: E402
 from utils.options import make_parser, non_negative_int, positive_float, positive_int  # noqa: E402
 
@@ -273,10 +273,6 @@ def make_report(args, clips, usable):
         "odd": {clip.name: clip.odd for clip in good if clip.odd},
         "not_used_for_text_to_motion": {clip.name: clip.not_text for clip in good if clip.not_text},
     }
-
-
-def write_json(path, content):
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def replace_folder(new, out):

@@ -206,3 +206,10 @@ def test_analysis_mistakes_are_one_line(runs):
         analysis(runs, "--metric", "Val/R3")
     with pytest.raises(UserError, match="finite"):
         analysis(runs, "--threshold", "nan")
+
+
+def test_a_run_is_named_by_its_folder_and_not_by_its_model_folder():
+    from pathlib import Path
+
+    from plot_loss import run_folder
+    assert run_folder(Path("checkpoints/demo/AE/model")).name == run_folder(Path("checkpoints/demo/AE")).name == "AE"

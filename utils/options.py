@@ -75,6 +75,16 @@ def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, mile
     add_workers(parser)
 
 
+def add_trained(parser, zoo, what):
+    """Flags of every script that looks at a trained model; the zoo is a table by name."""
+    parser.add_argument("--model", choices=list(zoo), default=None, help=f"{what} of the zoo; default: as trained")
+    parser.add_argument("--which", choices=["best", "latest"], default="best", help="checkpoint: net_best_fid.tar or latest.tar")
+
+
+def add_split(parser):
+    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="split that is looked at")
+
+
 def add_large_models(parser):
     """Flags of the scripts that train the two large models."""
     parser.add_argument("--accumulate", type=positive_int, default=1,

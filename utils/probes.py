@@ -374,6 +374,11 @@ RULES = {
 }
 
 
+def knows(actions):
+    """Whether there is a rule for each of the actions, a list of ids, and there are any."""
+    return bool(actions) and set(actions) <= set(RULES)
+
+
 def check(actions, joints, fps=20.0):
     """Whether a motion (T, 22, 3) performs the actions (an id of RULES, or a list of them in order)."""
     actions = [actions] if isinstance(actions, str) else list(actions)
