@@ -7,6 +7,7 @@ skating, and, for 22-joint skeletons, whether the clips do what fixed prompts sa
 Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, beside it, evaluation_MARDM_<protocol>.json
 (evaluation_MARDM.json for a data set with an evaluator of its own). Figures of two protocols cannot be compared.
 """
+import time
 from functools import partial
 
 import numpy as np
@@ -58,6 +59,7 @@ class Maker:
 
     def __init__(self, pipeline, clips, conditions, settings, seed):
         self.pipeline, self.settings, self.seed = pipeline, settings, seed
+        self.seconds = 0.0  # of generating
         self.conditions = conditions.lookup(clips.store, clips.entries)
 
     def __call__(self, repeat, drawn, rows=None, sample=0, decode=None):
@@ -65,8 +67,11 @@ class Maker:
         rows = range(len(drawn.frames)) if rows is None else rows
         cond = self.conditions(rows, [drawn.captions[row] for row in rows])
         seeds = [clip_seed(self.seed, repeat, drawn.captions[row].text, row, sample) for row in rows]
-        return generate(self.pipeline, cond, [drawn.frames[row] for row in rows], seeds, "generating", decode=decode,
+        start = time.perf_counter()
+        made = generate(self.pipeline, cond, [drawn.frames[row] for row in rows], seeds, "generating", decode=decode,
                         **self.settings)
+        self.seconds += time.perf_counter() - start
+        return made
 
     def twice(self, repeat, drawn, rows=None, sample=0):
         """Pairs (clip, clip with the published tail)."""
@@ -126,6 +131,8 @@ def run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settin
 
 def make_table(results):
     rows = score_rows(results["scores"])
+    rows.append(("seconds: generating", f"{results['seconds']['generating']:.1f}", "-"))
+    rows.append(("seconds: all else", f"{results['seconds']['judging']:.1f}", "-"))
     skating = results["foot_skating"]
     rows.append(("foot skating m/s", f"{skating['generated']:.4f}", f"{skating['real']:.4f}"))
     if "probes" in results:
@@ -158,7 +165,9 @@ def main():
         clips = TextClips(spec, "test", args.num_workers, judges.columns, conditions)
         judges.check_captions(clips.captions)
         maker = Maker(pipeline, clips, conditions, settings, args.seed)
+    begun = time.perf_counter()
     scores, motions, real = score(judges, clips, maker, args, spec.distinct_retrieval)
+    seconds = {"generating": maker.seconds, "judging": time.perf_counter() - begun - maker.seconds}
     distinct = spec.distinct_retrieval and not judges.released
     results = {
         "kind": judges.tag("generation"), "protocol": judges.protocol, "judge": judges.describe(), "dataset": spec.name,
@@ -169,7 +178,7 @@ def main():
         "scores": without_text(scores) if mode == "uncond" else scores,
         "seed": args.seed, "checkpoint": path.name, "weights": weights_hash(pipeline.generator),
         "autoencoder": {"name": ae_path.parent.parent.name, "weights": weights_hash(pipeline.ae)}, "code_version": code_version(),
-        "machine": machine(), "foot_skating": {"generated": mean_foot_skating(motions, spec),
+        "machine": machine(), "seconds": seconds, "foot_skating": {"generated": mean_foot_skating(motions, spec),
                                                "real": mean_foot_skating(real, spec)},
     }
     if args.probe_repeats:

@@ -59,6 +59,8 @@ def parse_args():
                         help="what the head predicts; velocity or x (the clean target): SiT, noise: DDPM; default: the first")
     parser.add_argument("--cond_drop_prob", type=options.fraction, default=0.1, help="share of conditions dropped, for guidance")
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the transformer")
+    parser.add_argument("--count_from_end", action="store_true", help="positions from a clip's end for MARDM-* too; FSQ-MARDM-* "
+                        "and VQ-MARDM-* have them always")
     parser.add_argument("--ema_decay", type=options.fraction, default=0.9999, help="decay of the weights' average")
     args = parser.parse_args()
     if args.unit_length != 4:
@@ -165,7 +167,7 @@ def main():
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
               "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions), "dropout": args.dropout,
               "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul,
-              "prediction": args.prediction}
+              "prediction": args.prediction, **({"count_from_end": True} if args.count_from_end else {})}
     model = MARDM_models[args.model](**kwargs).to(device)
     ema = EMA(model, args.ema_decay)
     if args.compile:

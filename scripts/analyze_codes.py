@@ -45,7 +45,8 @@ def make_table(results):
     rows += [("bits_a_second", f"{results['bits_a_second']:.4g}", f"{results['tokens_a_second']:g} tokens a second"),
              ("entropy_a_second", f"{results['entropy_a_second']:.4g}", "bits, of whole codes as counted"),
              ("step_mm", f"{moved['step_mm']:.4g}", "mean joint displacement by one step, all axes"),
-             ("swap_mm", f"{moved['swap_mm']:.4g}", "by a random other code"), ("ratio", f"{moved['ratio']:.4g}", "step / swap")]
+             ("swap_mm", f"{moved['swap_mm']:.4g}", "by a random other code"), ("ratio", f"{moved['ratio']:.4g}", "step / swap"),
+             ("rank_correlation", f"{moved['rank_correlation']:.4g}", "of the distance of swapped codes with that displacement")]
     for i, (axis, mm) in enumerate(zip(results["axes"][:LISTED], moved["axes"])):
         rows.append((f"axis {i}", f"{mm:.4g} mm a step", f"{axis['used']} of {axis['size']} used, entropy "
                      f"{axis['entropy_bits']:.3f} of {axis['ceiling_bits']:.3f} bits"))

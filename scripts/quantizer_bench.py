@@ -6,19 +6,18 @@
 
 Each row is trained by train_AE.py and judged by evaluation_AE.py, after its last step, as a user would call them; the runs are
 checkpoints/<dataset>/bench_<row>_<seed>. Started again it goes on where it stopped, and more rows or seeds join the table.
-Writes bench.json, bench.md and bench.png into --output_dir. FID needs the data set's evaluator (train_evaluator.py).
+--jobs 2 trains two at a time. Writes bench.json, bench.md and bench.png into --output_dir. FID needs the data set's
+evaluator (train_evaluator.py).
 """
-import json
 import math
 import os
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,22 +28,22 @@ from plot_loss import STYLE, plt, save_figure  # noqa: E402
 from utils import options  # noqa: E402
 from utils.datasets import get_spec  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.evaluation import write_json  # noqa: E402
-from utils.train_utils import RunFolder, code_version, learning_rate, machine, pick_device, seed_everything  # noqa: E402
+from utils.runs import RunTable, Scripts, add_runs, newest_result  # noqa: E402
+from utils.train_utils import RunFolder, learning_rate, pick_device, seed_everything  # noqa: E402
 
 TIMED = 10  # steps whose median is the time of a step
 FIGURES = {  # column: (unit, digits)
     "bits": ("bits a token", 1), "MPJPE": ("mm, protocol", 1), "MPJPE_facing": ("mm, facing", 1), "FID": ("", 4),
     "acceleration_error": ("mm / frame^2", 2), "codes_used": ("", 0), "entropy_share": ("of whole codes", 3),
-    "axes_entropy_share": ("of the axes", 3), "ms_a_step": ("ms", 0)}
+    "axes_entropy_share": ("of the axes", 3),
+    "step_swap": ("step / swap", 3), "swap_correlation": ("distance of codes and of poses", 2), "ms_a_step": ("ms", 0)}
 
 
 def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="bench")
-    options.add_workers(parser)
+    add_runs(parser, "table")
     parser.add_argument("--steps", type=options.positive_int, default=20_000, help="training steps of every row")
-    parser.add_argument("--seeds", type=options.positive_int, default=3, help="runs a row: seeds --seed, --seed + 1 ...")
     parser.add_argument("--rows", nargs="+", choices=list(AE_models), default=list(AE_models), metavar="ROW",
                         help="rows of the autoencoder zoo; default: all of them")
     parser.add_argument("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
@@ -58,7 +57,6 @@ def parse_args():
                         help="weight of the loss on heading and root path")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32", help="of training")
     parser.add_argument("--evaluator", default=None, help="the evaluator's --name; default: evaluation_AE.py's")
-    parser.add_argument("--output_dir", default=None, help="folder of the table; default: generation/<name>_<dataset>")
     return parser.parse_args()
 
 
@@ -73,79 +71,45 @@ def settings_of(args):
 
 
 class Bench:
-    """The runs so far, in bench.json: {row: {seed: figures}}, and the settings that all of them have."""
+    """Trains and evaluates the rows of a RunTable."""
 
-    def __init__(self, args, folder):
-        self.args, self.settings, self.path = args, settings_of(args), Path(folder) / "bench.json"
-        self.checkpoints = Path(args.checkpoints_dir)
-        self.runs = {}
-        if self.path.is_file():
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            different = [key for key, value in self.settings.items() if content["settings"].get(key) != value]
-            if different:
-                raise UserError(f"{self.path} was made with {different[0]} {content['settings'].get(different[0])}, not "
-                                f"{self.settings[different[0]]}; pick another --name and --output_dir")
-            self.runs = content["runs"]
+    def __init__(self, args, spec, folder):
+        self.args, self.spec, self.settings, self.call = args, spec, settings_of(args), Scripts(args, folder)
+        self.table = RunTable(Path(folder) / "bench.json", "quantizer bench", self.settings, AE_models, FIGURES)
 
-    def save(self):
-        write_json(self.path, {"kind": "quantizer bench", "settings": self.settings, "runs": self.runs,
-                               "rows": [summary for _, summary in self.rows()], "machine": machine(),
-                               "code_version": code_version()})
+    def folder(self, row, seed):
+        return RunFolder(self.args.checkpoints_dir, self.spec.name, f"{self.args.name}_{row}_{seed}")
 
-    def call(self, script, *flags):
-        """Run a root script; its wall time in seconds. UserError when it fails."""
-        args = self.args
-        command = [script, *map(str, flags), "--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir,
-                   "--checkpoints_dir", args.checkpoints_dir, "--device", args.device, "--num_workers", str(args.num_workers)]
-        print("\npython " + shlex.join(command), flush=True)
-        start = time.monotonic()
-        process = subprocess.Popen([sys.executable, str(ROOT / script), *command[1:]])
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it got the same signal, and saves what it has
-            raise
-        if code:
-            raise UserError(f"{script} did not finish; its message is above. The same command goes on from here")
-        return time.monotonic() - start
-
-    def measure(self, row, seed, spec):
-        """Train and evaluate one row with one seed, unless that is done; what an earlier start did is kept."""
-        done = self.runs.setdefault(row, {}).get(str(seed))
-        if done:
-            return
-        name, s = f"{self.args.name}_{row}_{seed}", self.settings
-        folder = RunFolder(self.checkpoints, spec.name, name)
+    def measure(self, row, seed):
+        """The figures of one row with one seed; what an earlier start did is kept."""
+        folder, s = self.folder(row, seed), self.settings
+        name = folder.root.name
         resume = ["--is_continue"] if folder.latest.is_file() else []
         if resume:
             check_settings(folder.latest, s)
         # As many epochs as the steps can need; the one validation is the last.
-        seconds = self.call("train_AE.py", "--name", name, "--model", row, "--seed", seed, "--max_iter", s["steps"], "--epoch",
-                            s["steps"], "--eval_every", s["steps"], "--width", s["width"], "--dropout", s["dropout"],
+        seconds = self.call(name, "train_AE.py", "--name", name, "--model", row, "--seed", seed, "--max_iter", s["steps"],
+                            "--epoch", s["steps"], "--eval_every", s["steps"], "--width", s["width"], "--dropout", s["dropout"],
                             "--batch_size", s["batch_size"], "--window_size", s["window_size"], "--lr", s["lr"],
                             "--warm_up_iter", s["warm_up_iter"], "--milestones", *s["milestones"], "--aux_loss_root",
                             s["aux_loss_root"], "--precision", s["precision"], *resume)
         judge = ["--evaluator", self.args.evaluator] if self.args.evaluator else []
-        self.call("evaluation_AE.py", "--name", name, "--which", "latest", "--seed", seed, *judge)
+        self.call(name, "evaluation_AE.py", "--name", name, "--which", "latest", "--seed", seed, *judge)
         figures = read_evaluation(folder.root / "eval")
+        if figures["bits"]:
+            self.call(name, "scripts/analyze_codes.py", "--name", name, "--which", "latest", "--seed", seed)
+            figures |= read_topology(folder.root / "eval")
         if figures["steps"] != s["steps"]:
             raise UserError(f"{folder.latest} has {figures['steps']} steps, not {s['steps']}; remove it, or pick another --name")
-        figures["ms_a_step"] = time_of_a_step(folder.latest, s, pick_device(self.args.device))
-        # the time of the last start alone, where there were several
-        self.runs[row][str(seed)] = figures | {"seconds": seconds, "resumed": bool(resume), "machine": machine()}
-        self.save()
+        return figures | {"seconds": seconds, "resumed": bool(resume)}  # the time of the last start alone
 
-    def rows(self):
-        """[(row, {figure: mean, figure_std: ...})] over the seeds, in the order of the zoo."""
-        found = []
-        for row in AE_models:
-            runs = list(self.runs.get(row, {}).values())
-            if runs:
-                keys = [key for key in FIGURES if all(run.get(key) is not None for run in runs)]
-                values = {key: [run[key] for run in runs] for key in keys}
-                found.append((row, {"row": row, "seeds": len(runs)} | {key: float(np.mean(v)) for key, v in values.items()}
-                              | {f"{key}_std": float(np.std(v, ddof=1)) for key, v in values.items() if len(v) > 1}))
-        return found
+    def time_steps(self, wanted):
+        """Time a step of every run that was not timed, one after the other, when nothing else of the bench runs."""
+        for row, seed in tqdm(wanted, desc="time of a step", unit="run"):
+            run = self.table.runs[row][str(seed)]
+            if "ms_a_step" not in run:
+                run["ms_a_step"] = time_of_a_step(self.folder(row, seed).latest, self.settings, pick_device(self.args.device))
+        self.table.save()
 
 
 def check_settings(path, settings):
@@ -158,8 +122,7 @@ def check_settings(path, settings):
 
 def read_evaluation(folder):
     """The figures of the newest result of evaluation_AE.py in a folder."""
-    path = max(folder.glob("evaluation_AE*.json"), key=lambda file: file.stat().st_mtime)
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = newest_result(folder, "evaluation_AE")
     fid = [value for key, value in results["figures"].items() if key.startswith("FID")]
     codes, size = results["codes"], results["codebook_size"]
     return {"bits": math.log2(size) if size else None, "FID": fid[0] if fid else None, "steps": results["steps"],
@@ -167,6 +130,13 @@ def read_evaluation(folder):
                 "MPJPE", "MPJPE_facing", "acceleration_error")},
             **{key: codes.get(key) for key in ("codes_used", "codebook_share", "perplexity", "entropy_bits", "entropy_share",
                                                "axes_entropy_share")}}
+
+
+def read_topology(folder):
+    """What scripts/analyze_codes.py found: joint displacement by a step to a neighbouring code, and by a random swap."""
+    moved = newest_result(folder, "analyze_codes")["topology"]
+    return {"step_mm": moved["step_mm"], "swap_mm": moved["swap_mm"], "step_swap": moved["ratio"],
+            "swap_correlation": moved["rank_correlation"]}
 
 
 def time_of_a_step(path, settings, device):
@@ -190,56 +160,54 @@ def time_of_a_step(path, settings, device):
     return 1000 * float(np.median(times[2:]))
 
 
-def make_markdown(bench):
-    """The table, with the command's settings above it."""
-    def cell(summary, key):
-        if key not in summary:
-            return "-"
-        spread = f" ± {summary[key + '_std']:.{FIGURES[key][1]}f}" if summary.get(key + "_std") else ""
-        return f"{summary[key]:.{FIGURES[key][1]}f}{spread}"
-
-    header = ["row", *(f"{key} ({unit})" if unit else key for key, (unit, _) in FIGURES.items()), "seeds"]
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header)]]
-    for row, summary in bench.rows():
-        lines.append("| " + " | ".join([row, *(cell(summary, key) for key in FIGURES), str(summary["seeds"])]) + " |")
-    settings = ", ".join(f"{key} {value}" for key, value in bench.settings.items())
-    return f"Mean ± standard deviation over the seeds. Settings: {settings}. Machine: {machine()}.\n\n" + "\n".join(lines) + "\n"
-
-
-def draw(bench, path):
-    """Rate against distortion, both MPJPEs; the continuous autoencoder, which has no rate, as a line."""
-    rows = bench.rows()
+def draw(rows, path):
+    """Rate against distortion, both MPJPEs; the continuous autoencoder, which has no rate, as a line. And the topology."""
+    rated = [summary for summary in rows if "bits" in summary]
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+        figure, panels = plt.subplots(1, 3, figsize=(18, 6), layout="constrained", width_ratios=[1.2, 1.2, 1])
         for axes, key in zip(panels, ("MPJPE", "MPJPE_facing")):
-            for row, summary in rows:
+            for summary in rows:
                 if "bits" not in summary:
-                    axes.axhline(summary[key], color="0.4", linestyle="--", label=row)
+                    axes.axhline(summary[key], color="0.4", linestyle="--", label=summary["row"])
                     continue
-                colour = "C0" if row.startswith("FSQ") else "C3"
-                axes.errorbar(summary["bits"], summary[key], summary.get(f"{key}_std"), marker="o", color=colour, capsize=2)
-            rated = [(row, summary) for row, summary in rows if "bits" in summary]
+                axes.errorbar(summary["bits"], summary[key], summary.get(f"{key}_std"), marker="o", capsize=2, **colour(summary))
             if rated:
                 axes.set_xscale("log", base=2)
                 axes.xaxis.set_major_formatter("{x:g}")
                 axes.margins(x=0.2)
-            name_points(figure, axes, [(row, summary["bits"], summary[key]) for row, summary in rated])
+            name_points(figure, axes, [(summary, summary["bits"], summary[key]) for summary in rated])
             axes.set(xlabel="rate: bits a token", ylabel=f"{key} ({FIGURES[key][0]})")
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(fontsize=8)
+        draw_topology(panels[2], [summary for summary in rated if "step_swap" in summary])
         save_figure(figure, path)
 
 
+def colour(summary):
+    return {"color": "C0" if summary["row"].startswith("FSQ") else "C3"}
+
+
+def short(summary):
+    return summary["row"].replace("_AE", "").replace("_", " ")
+
+
+def draw_topology(axes, rows):
+    """How far a step to a neighbouring code moves the body, as a share of what a random other code does."""
+    for place, summary in enumerate(reversed(rows)):
+        axes.barh(place, summary["step_swap"], xerr=summary.get("step_swap_std"), capsize=2, **colour(summary))
+    axes.set_yticks(range(len(rows)), [short(summary) for summary in reversed(rows)], fontsize=7)
+    axes.set(xlabel="joint displacement: neighbouring code / random other code", xlim=(0, None))
+
+
 def name_points(figure, axes, points, apart=9):
-    """Write the row's name beside each (row, x, y); of one x, ``apart`` points of type above each other at least."""
+    """Write the row's name beside each (summary, x, y); of one x, ``apart`` points of type above each other at least."""
     figure.draw_without_rendering()  # places the axes, so that data can be told in points
     highest = {}
-    for row, x, y in sorted(points, key=lambda point: point[2]):
+    for summary, x, y in sorted(points, key=lambda point: point[2]):
         height = axes.transData.transform((x, y))[1] * 72 / figure.dpi
         shift = max(0, highest.get(round(x, 1), -apart) + apart - height)
         highest[round(x, 1)] = height + shift
-        axes.annotate(row.replace("_AE", "").replace("_", " "), (x, y), (5, shift - 2), textcoords="offset points", fontsize=7,
-                      color="C0" if row.startswith("FSQ") else "C3")
+        axes.annotate(short(summary), (x, y), (5, shift - 2), textcoords="offset points", fontsize=7, **colour(summary))
 
 
 def main():
@@ -248,16 +216,16 @@ def main():
         raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
     spec = get_spec(args.dataset_name, args.dataset_dir)
     folder = Path(args.output_dir or f"generation/{args.name}_{spec.name}")
-    bench = Bench(args, folder)
+    bench = Bench(args, spec, folder)
     os.makedirs(folder, exist_ok=True)
-    for seed in range(args.seed, args.seed + args.seeds):  # a whole table of one seed first
-        for row in args.rows:
-            bench.measure(row, seed, spec)
-    bench.save()
-    text = make_markdown(bench)
+    # a whole table of one seed first
+    wanted = [(row, seed) for seed in range(args.seed, args.seed + args.seeds) for row in args.rows]
+    bench.table.fill(wanted, bench.measure, args.jobs)
+    bench.time_steps(wanted)
+    text = bench.table.markdown()
     (folder / "bench.md").write_text(text, encoding="utf-8")
     print("\n" + text + f"\nwrote {folder / 'bench.json'} and bench.md")
-    draw(bench, folder / "bench.png")
+    draw(bench.table.rows(), folder / "bench.png")
 
 
 if __name__ == "__main__":

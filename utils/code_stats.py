@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from utils import parallel
@@ -109,8 +110,10 @@ def topology(ae, store, device="cpu", samples=256, seed=0, batch_size=64):
     a grid; the nearest other code of a codebook), and to another token's code at random. Measured in the facing frame, over
     the changed token's own four frames.
 
-    Returns {"axes": [mm an axis], "step_mm", "swap_mm", "ratio": step / swap, "samples"}. A ratio near 0 says that the order
-    of the codes means something; near 1, that it means nothing.
+    Returns {"axes": [mm an axis], "step_mm", "swap_mm", "ratio": step / swap, "rank_correlation", "samples"}. A ratio near 0
+    says that the order of the codes means something; near 1, that it means nothing. The ratio falls with the number of axes,
+    since one of many says little; the rank correlation (Spearman) of how far apart a swap's two codes lie with how far it moves
+    the body does not.
     """
     rng, q = np.random.default_rng(seed), ae.quantizer
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
@@ -129,9 +132,16 @@ def topology(ae, store, device="cpu", samples=256, seed=0, batch_size=64):
 
     plain = pose(codes)
 
-    def displacement(new):
-        return 1000 * store.spec.metres_per_unit * float((pose(new) - plain).norm(dim=-1).mean())
+    def displacements(new):
+        """Of every sample, in mm."""
+        return (1000 * store.spec.metres_per_unit * (pose(new) - plain).norm(dim=-1)).mean((1, 2)).cpu().numpy()
 
-    axes = [displacement(q.neighbour(codes, axis)) for axis in tqdm(range(len(q.axis_sizes)), desc="axes", unit="axis")]
-    step, swap = float(np.mean(axes)), displacement(other_codes(codes.cpu(), rng).to(device))
-    return {"axes": axes, "step_mm": step, "swap_mm": swap, "ratio": step / swap if swap else float("nan"), "samples": samples}
+    axes = [float(displacements(q.neighbour(codes, axis)).mean())
+            for axis in tqdm(range(len(q.axis_sizes)), desc="axes", unit="axis")]
+    others = other_codes(codes.cpu(), rng).to(device)
+    swaps, distances = displacements(others), (others - codes).norm(dim=-1).cpu().numpy()
+    step, swap = float(np.mean(axes)), float(swaps.mean())
+    constant = np.ptp(swaps) == 0 or np.ptp(distances) == 0  # no order, then
+    correlation = float("nan") if constant else float(spearmanr(distances, swaps).statistic)
+    return {"axes": axes, "step_mm": step, "swap_mm": swap, "ratio": step / swap if swap else float("nan"),
+            "rank_correlation": correlation, "samples": samples}

@@ -294,28 +294,39 @@ def _follow(root, fps):
 
 class _Floor:
     """A checkered floor that fades into the background with distance. Its pattern is computed from the floor point
-    under each pixel and softened by the pixel's footprint, so it neither flickers nor shows moire when it scrolls."""
+    under each pixel and softened by the pixel's footprint, so it neither flickers nor shows moire when it scrolls.
+
+    A pixel's place within the pattern's period is a 16-bit number, which wraps around as the pattern does; read as a signed
+    number its size is a triangle wave. Places are odd and shifts even, so the one number without an opposite is never met."""
 
     def __init__(self, camera):
-        x, z = camera.ground()
-        self.x, self.z = (np.nan_to_num(a, nan=1e3).astype(np.float32) / (2 * TILE) for a in (x, z))
-        distance = np.hypot(np.nan_to_num(x, nan=1e3), np.nan_to_num(z, nan=1e3))
-        fade = np.clip((7.0 - distance) / 5.0, 0, 1)
+        x, z = (np.nan_to_num(a, nan=1e3) for a in camera.ground())
+        fade = np.clip((7.0 - np.hypot(x, z)) / 5.0, 0, 1)
         fade = (fade * fade * (3 - 2 * fade))[..., None]
         self.base = np.rint(fade * FLOOR + (1 - fade) * SKY).astype(np.uint8)
-        self.contrast = (fade[..., 0] * TILE_CONTRAST).astype(np.float32)
-        self.sharpness = [1 / np.maximum(np.abs(np.gradient(a)).sum(axis=0), 1e-6).astype(np.float32)
-                          for a in (self.x, self.z)]
+        self.top = int((fade > 0).any((1, 2)).argmax())         # above this row there is no pattern
+        x, z, contrast = x[self.top:], z[self.top:], fade[self.top:, :, 0] * TILE_CONTRAST
+        self.places = [(np.floor(a / (2 * TILE) % 1 * 65536).astype(np.uint16) | 1) for a in (x, z)]
+        self.sharpness = [(1 / 65536 / np.maximum(np.abs(np.gradient(a / (2 * TILE))).sum(axis=0), 1e-6)).astype(np.float32)
+                          for a in (x, z)]
+        self.scale, self.middle = (2 * contrast).astype(np.float32), (contrast / 2).astype(np.float32)
 
     def draw(self, x, z):
         """The floor as seen when the camera aims at (x, z), (H, W, 3)."""
         waves = []
-        for place, offset, sharpness in zip((self.x, self.z), (x, z), self.sharpness):
-            phase = place + np.float32(offset / (2 * TILE) % 1)
-            phase -= np.floor(phase)
-            waves.append(np.clip((np.abs(phase - 0.5) - 0.25) * sharpness, -0.5, 0.5))
-        tiles = ((waves[0] * waves[1] * 2 + 0.5) * self.contrast).astype(np.uint8)
-        return cv2.subtract(self.base, cv2.merge([tiles, tiles, tiles]))
+        for place, offset, sharpness in zip(self.places, (x, z), self.sharpness):
+            shift = np.uint16(int(offset / (2 * TILE) % 1 * 65536) & 65534)
+            wave = np.abs((place + shift).view(np.int16))
+            wave -= 16384
+            wave = np.multiply(wave, sharpness, dtype=np.float32)
+            waves.append(np.clip(wave, -0.5, 0.5, out=wave))
+        tiles = np.multiply(*waves, out=waves[0])
+        tiles *= self.scale
+        tiles += self.middle
+        tiles = tiles.astype(np.uint8)
+        picture = self.base.copy()
+        cv2.subtract(self.base[self.top:], cv2.merge([tiles, tiles, tiles]), dst=picture[self.top:])
+        return picture
 
 
 class _Scene:
