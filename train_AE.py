@@ -29,6 +29,8 @@ def parse_args():
     parser.add_argument("--model", choices=list(AE_models), default="AE_Model", help="autoencoder of the zoo")
     parser.add_argument("--fsq_levels", type=options.positive_int, nargs="+", default=None,
                         help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
+    parser.add_argument("--fsq_normalise", action="store_true", default=None,
+                        help="for FSQ_AE_Model: bring z to mean 0 and spread 1 before the grid")
     parser.add_argument("--num_codes", type=options.positive_int, default=None, help="codes of VQ_AE_Model (512 unless given)")
     parser.add_argument("--code_dim", type=options.positive_int, default=None,
                         help="dimensions of a code of VQ_AE_Model (512 unless given)")
@@ -53,7 +55,8 @@ def settings_help(name):
     return settings and f"{name}: {settings}"
 
 
-FREE = {"FSQ_AE_Model": {"fsq_levels": "levels"}, "VQ_AE_Model": {"num_codes": "num_codes", "code_dim": "code_dim"}}
+FREE = {"FSQ_AE_Model": {"fsq_levels": "levels", "fsq_normalise": "normalise"},
+        "VQ_AE_Model": {"num_codes": "num_codes", "code_dim": "code_dim"}}
 
 
 def model_kwargs(args, feature_dim):

@@ -13,6 +13,7 @@ from torch import nn
 
 from models.FSQ import check_levels
 from models.quantizers import make_quantizer
+from models.VQ import summed
 
 UNIT = 4  # frames a token: two down-samplings by two
 
@@ -177,7 +178,7 @@ class QuantizedAE(AE):
 
     def __init__(self, quantizer, input_width=67, **kwargs):
         super().__init__(input_width, **kwargs)
-        self.quantizer = quantizer
+        self.quantizer, self.norm = quantizer, None
         self.pre_quant = nn.Linear(self.latent_dim, quantizer.dim)
         self.post_quant = nn.Linear(quantizer.dim, self.latent_dim)
 
@@ -192,10 +193,11 @@ class QuantizedAE(AE):
     def quantize(self, motion, lengths=None):
         """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L) or, one an axis, (B, L, axes)."""
         z = self.pre_quant(super().encode(motion, lengths).transpose(1, 2))
-        if lengths is None:
-            return self.quantizer(z)
-        tokens = torch.div(lengths, UNIT, rounding_mode="floor")[:, None]
-        return self.quantizer(z, torch.arange(z.shape[1], device=z.device) < tokens)
+        mask = None
+        if lengths is not None:
+            tokens = torch.div(lengths, UNIT, rounding_mode="floor")[:, None]
+            mask = torch.arange(z.shape[1], device=z.device) < tokens
+        return self.quantizer(z if self.norm is None else self.norm(z, mask), mask)
 
     def forward(self, motion):
         out = self.quantize(motion)
@@ -225,14 +227,47 @@ class QuantizedAE(AE):
         return self.quantizer.snap(targets)
 
 
+class RunningNorm(nn.Module):
+    """z (..., d) less its running mean, divided by its running standard deviation, each dimension by itself. What a grid's bound
+    expects is a z of about this spread; without, z starts so narrow that nearly all of it falls on the middle level."""
+
+    def __init__(self, dim, momentum=0.1):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("var", torch.ones(dim))
+        self.register_buffer("seeded", torch.tensor(False))  # by the first batch
+
+    def forward(self, z, mask=None):
+        """z (..., d) -> (..., d), float32. In training the statistics follow the vectors of the mask (...), or all."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            if self.training:
+                self.follow((z if mask is None else z[mask]).detach().reshape(-1, z.shape[-1]))
+            return (z - self.mean) * torch.rsqrt(self.var + 1e-8)
+
+    @torch.no_grad()
+    def follow(self, vectors):
+        count, total, squares = vectors.new_tensor(len(vectors)), vectors.sum(0), vectors.square().sum(0)
+        summed(count, total, squares)  # of several processes that train together
+        if count > 0:
+            mean = total / count
+            var = (squares / count - mean.square()).clamp(min=0)
+            weight = torch.where(self.seeded, self.momentum, 1.0)
+            self.mean.lerp_(mean, weight)
+            self.var.lerp_(var, weight)
+            self.seeded.fill_(True)
+
+
 class FSQ_AE(QuantizedAE):
     """The autoencoder on a grid. ``levels``: values a dimension; ``quantizer``, ``settings``: a name of the FSQ family in
-    models/quantizers.py and its hyper-parameters."""
+    models/quantizers.py and its hyper-parameters; ``normalise``: bring z to mean 0 and spread 1 before the grid."""
 
-    def __init__(self, input_width=67, levels=(8, 5, 5, 5, 5), quantizer="fsq", settings=None, **kwargs):
+    def __init__(self, input_width=67, levels=(8, 5, 5, 5, 5), quantizer="fsq", settings=None, normalise=False, **kwargs):
         super().__init__(make_quantizer("FSQ", quantizer, settings, levels=levels), input_width, **kwargs)
-        # z starts in the bend of the tanh: spread over most levels, saturated nowhere.
         nn.init.orthogonal_(self.pre_quant.weight)
+        if normalise:
+            self.norm = RunningNorm(self.quantizer.dim)
 
     @property
     def levels(self):
@@ -270,7 +305,8 @@ FSQ_ROWS = {
     "FSQ_AE_iFSQ": dict(quantizer="ifsq", levels=(7, 7, 7, 7, 5, 5)),
     # dimensions x levels
     **{f"FSQ_AE_iFSQ_{dims}x{count}": dict(quantizer="ifsq", levels=(count,) * dims)
-       for dims, count in ((8, 9), (12, 9), (16, 5), (16, 9), (16, 17), (24, 9), (32, 9), (64, 9), (64, 17))},
+       for dims, count in ((8, 9), (12, 9), (16, 5), (16, 9), (16, 17), (24, 9), (32, 9), (64, 9), (64, 17), (128, 17))},
+    "FSQ_AE_iFSQ_64x17_Norm": dict(quantizer="ifsq", levels=(17,) * 64, normalise=True),
 }
 VQ_ROWS = {
     "VQ_AE_EMA": dict(quantizer="ema"),

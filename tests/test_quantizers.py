@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.VQ as VQ_module
-from models.AE import FSQ_LEVELS, AE_models
+from models.AE import FSQ_LEVELS, AE_models, RunningNorm
 from models.errors import ModelError
 from models.FSQ import FSQ
 from models.MARDM import check_pair
@@ -305,6 +305,32 @@ def test_bad_settings_are_refused(family, name, settings, message):
 def test_ifsq_refuses_even_levels():
     with pytest.raises(ModelError, match="odd levels"):
         make_quantizer("FSQ", "ifsq", {}, levels=(8, 5))
+
+
+def test_running_norm_by_hand():
+    torch.manual_seed(0)
+    norm, z = RunningNorm(2), torch.randn(64, 8, 2) * torch.tensor([0.1, 5.0]) + torch.tensor([0.0, 3.0])
+    mask = torch.arange(8) < 6
+    mask = mask.expand(64, 8)
+    z[~mask] = 1e6  # what lies behind a clip's end counts for nothing
+    out = norm(z, mask)[mask]
+    assert torch.allclose(out.mean(0), torch.zeros(2), atol=1e-4) and torch.allclose(out.std(0), torch.ones(2), atol=1e-2)
+    norm(torch.ones(4, 2))  # the second batch counts a tenth
+    assert torch.allclose(norm.mean, 0.9 * z[mask].mean(0) + 0.1, atol=1e-4)
+    before = norm.mean.clone()
+    norm.eval()(z)
+    assert torch.equal(norm.mean, before)
+
+
+def test_a_normalised_grid_is_filled_from_the_start():
+    """The encoder's first z spreads a tenth of what the bound expects: most of it falls on the middle level."""
+    torch.manual_seed(0)
+    share = {}
+    for normalise in (False, True):
+        ae = AE_models["FSQ_AE_Model"](levels=(9,) * 8, quantizer="ifsq", normalise=normalise, width=32, latent_dim=32)
+        digits = ae.quantizer.to_digits(ae(torch.randn(64, 64, 67)).indices)
+        share[normalise] = float((digits == 4).float().mean())
+    assert share[True] < 0.2 and share[False] > 0.4
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 5, 6, 7, 8, 9, 16])
