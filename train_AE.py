@@ -33,7 +33,7 @@ def parse_args():
                         help="for FSQ_AE_Model: bring z to mean 0 and spread 1 before the grid")
     parser.add_argument("--num_codes", type=options.positive_int, default=None, help="codes of VQ_AE_Model (512 unless given)")
     parser.add_argument("--code_dim", type=options.positive_int, default=None,
-                        help="dimensions of a code of VQ_AE_Model (512 unless given)")
+                        help="dimensions of a code of VQ_AE_Model (as many as --width unless given)")
     parser.add_argument("--quantizer", choices=list(QUANTIZERS), default=None,
                         help="quantizer of FSQ_AE_Model (fsq unless given) or VQ_AE_Model (vq unless given)")
     parser.add_argument("--quantizer_settings", nargs="+", default=[], metavar="NAME=VALUE",

@@ -275,12 +275,12 @@ class FSQ_AE(QuantizedAE):
 
 
 class VQ_AE(QuantizedAE):
-    """The autoencoder on an unordered codebook of ``num_codes`` codes (a layer, for RVQ) of ``code_dim`` dimensions;
-    ``quantizer``, ``settings``: a name of the VQ family in models/quantizers.py and its hyper-parameters."""
+    """The autoencoder on an unordered codebook of ``num_codes`` codes (a layer, for RVQ) of ``code_dim`` dimensions (None: as many as
+    the latent has, 512 as published); ``quantizer``, ``settings``: a name of the VQ family in models/quantizers.py and its hyper-parameters."""
 
-    def __init__(self, input_width=67, num_codes=512, code_dim=512, quantizer="vq", settings=None, **kwargs):
-        sizes = {"codebook_size": num_codes, "dim": code_dim}
-        super().__init__(make_quantizer("VQ", quantizer, settings, **sizes), input_width, **kwargs)
+    def __init__(self, input_width=67, num_codes=512, code_dim=None, quantizer="vq", settings=None, latent_dim=512, **kwargs):
+        sizes = {"codebook_size": num_codes, "dim": latent_dim if code_dim is None else code_dim}
+        super().__init__(make_quantizer("VQ", quantizer, settings, **sizes), input_width, latent_dim=latent_dim, **kwargs)
 
 
 FSQ_LEVELS = {
@@ -310,8 +310,9 @@ FSQ_ROWS = {
 }
 VQ_ROWS = {
     "VQ_AE_EMA": dict(quantizer="ema"),
-    "VQ_AE_RVQ": dict(quantizer="rvq", code_dim=64),
-    "VQ_AE_RVQ_First": dict(quantizer="rvq", code_dim=64, settings={"use_layers": 1}),
+    "VQ_AE_EMA_64k": dict(quantizer="ema", num_codes=65_536, code_dim=32),  # the rate of FSQ_AE_High
+    "VQ_AE_RVQ": dict(quantizer="rvq", code_dim=32),
+    "VQ_AE_RVQ_First": dict(quantizer="rvq", code_dim=32, settings={"use_layers": 1}),
     "VQ_AE_SimVQ": dict(quantizer="simvq"),
     "VQ_AE_Rotation": dict(quantizer="rotation"),
     "VQ_AE_DiVeQ": dict(quantizer="diveq"),

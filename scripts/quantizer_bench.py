@@ -62,7 +62,7 @@ def parse_args():
 
 def settings_of(args):
     """What every run of one table shares."""
-    names = ("steps", "width", "dropout", "batch_size", "window_size", "lr", "aux_loss_root", "precision")
+    names = ("steps", "width", "dropout", "batch_size", "window_size", "lr", "aux_loss_root", "precision", "evaluator")
     warm_up = min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter
     # The published milestones, at 3/5 and 1 of 250,000 steps, in proportion; the second leaves a last twentieth.
     milestones = [args.steps * 6 // 10, args.steps * 19 // 20]
