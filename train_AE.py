@@ -7,6 +7,8 @@
 
 Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log beside.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -87,8 +89,10 @@ def parse_settings(name, pairs):
         try:
             read = {"true": True, "false": False}.__getitem__ if isinstance(known[key], bool) else type(known[key])
             settings[key] = read(text.lower())
+            if not math.isfinite(settings[key]):
+                raise ValueError
         except (ValueError, KeyError) as error:
-            raise UserError(f"--quantizer_settings {pair}: '{text}' is no {type(known[key]).__name__}") from error
+            raise UserError(f"--quantizer_settings {pair}: '{text}' is no usable {type(known[key]).__name__}") from error
     return settings
 
 

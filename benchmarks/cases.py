@@ -17,7 +17,7 @@ from models.MARDM import MARDM_models, mask_schedule
 from train_MARDM import make_loss
 from utils.demo_dataset import make_clip
 from utils.motion_process import SKELETONS
-from utils.train_utils import EMA, autocast
+from utils.train_utils import EMA, autocast, pick_device
 from utils.visualize import render_many, render_video
 
 ARROW = "{:.3g} -> {:.3g}"
@@ -32,6 +32,7 @@ class Bench:
     def speed(self, precision="fp32"):
         """GFLOP/s of a matrix product, measured once."""
         if precision not in self._speeds:
+            pick_device(self.device.type, precision)
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             self._speeds[precision] = product_speed(self.device, self.args.product_size, dtype)
         return self._speeds[precision]
@@ -86,14 +87,17 @@ def generate_plain(bench, family, clips, **settings):
         return took, meter, ""
     counts = mask_schedule(args.frames // 4, args.time_steps)
     scale = sum(counts) / sum(counts[i] for i in chosen)
+    meter.calls = round(meter.calls * args.time_steps / len(chosen))
     return took * scale, meter, f"plain: {len(chosen)} of {args.time_steps} iterations measured, scaled by {scale:.2f}; "
 
 
 def sampling_case(bench, family, clips, plain_settings, fast_settings, aim, what):
     """Rows of one batch: seconds of both samplers in each precision asked for, and the head's share of the product speed."""
     rows = []
+    pick_device(bench.device.type, "fp32")
     plain, plain_meter, note = generate_plain(bench, family, clips, **plain_settings)
     for precision in bench.args.precisions:
+        pick_device(bench.device.type, precision)
         settings = fast_settings | {"precision": precision}
         generate(bench, family, clips, time_steps=2, **settings)  # warms up
         meter = HeadMeter(bench.pair(family)[0], bench.device)
@@ -211,9 +215,10 @@ def plain_values(ae, tower, device, variant, model, batch):
     return {"loss": model.loss(latents, targets, text, lengths)}
 
 
-def time_steps(bench, *args, **kwargs):
+def time_steps(bench, variant, precision="fp32", compiled=False):
     """Seconds a training step: the best of --train_steps after one that fills caches."""
-    step = training_step(bench, *args, **kwargs)
+    pick_device(bench.device.type, precision)
+    step = training_step(bench, variant, precision, compiled)
     step()
     return min(seconds(step, bench.device) for _ in range(bench.args.train_steps))
 
@@ -232,6 +237,7 @@ def train(bench):
                         "plain: head on all tokens, captions and motion encoded in every step, loops for AdamW and EMA"))
         rows.append(row(what + " (masked tokens in both)", plain["masked tokens"], fast, "s", None,
                         "plain: as above, but the head on masked tokens only, as published"))
+    bench._made.clear()  # it holds an autoencoder without a generator
     return rows
 
 

@@ -19,6 +19,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from utils.datasets import DatasetSpec, MotionStore, WindowDataset, make_loader, text_clips  # noqa: E402
+from utils.errors import run  # noqa: E402
 from utils.options import make_parser, non_negative_int, positive_int  # noqa: E402
 
 CAPTION = "a person walks forward and then turns to the left slowly"
@@ -107,4 +108,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

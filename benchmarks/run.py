@@ -41,7 +41,7 @@ def parse_args():
     parser.add_argument("--clips", type=options.positive_int, default=16, help="clips of a batch")
     parser.add_argument("--frames", type=options.positive_int, default=196, help="frames a clip")
     parser.add_argument("--time_steps", type=options.positive_int, default=18, help="iterations of unmasking")
-    parser.add_argument("--cfg", type=float, default=4.5, help="guidance scale")
+    parser.add_argument("--cfg", type=options.non_negative_float, default=4.5, help="guidance scale")
     parser.add_argument("--solver", choices=SOLVERS, default=SOLVER,
                         help="of both sides in the rows with the same solver")
     parser.add_argument("--ode_steps", type=options.positive_int, default=ODE_STEPS, help="its steps")
@@ -91,10 +91,21 @@ def cells(entry):
 HEADER = ("what", "plain", "fast", "unit", "ratio", "aim", "note")
 
 
+def read_results(path):
+    """The cases measured so far, {} without a file. UserError for another file."""
+    path = Path(path)
+    if path.suffix != ".json":
+        raise UserError(f"--output {path}: its name must end in .json; the table goes beside it, as .md")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {case: results[case] for case in results if describe(results[case]["about"])}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged or holds something else; move it away") from error
+
+
 def save(path, case, rows, about):
     """Put the rows of a case into the result file, in place of its earlier ones, and write the table beside it."""
-    path = Path(path)
-    results = json.loads(path.read_text()) if path.is_file() else {}
+    path, results = Path(path), read_results(path)
     results[case] = {"about": about, "rows": rows}
     ordered = {name: results[name] for name in CASES if name in results}
     lines = []
@@ -119,7 +130,9 @@ def main():
     args = parse_args()
     if args.frames < 4:
         raise UserError("--frames: a clip has 4 frames at least")
-    device = pick_device(args.device, "tf32" if "tf32" in args.precisions else "fp32")
+    if args.output:
+        read_results(args.output)  # a damaged file is seen before anything is measured
+    device = pick_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     bench = Bench(args, device)

@@ -89,8 +89,10 @@ class Study:
 
     def rows(self):
         """[{solver, steps, network calls, share of codes and of coordinates that differ, relative distance}]."""
-        calls = {"midpoint": 2, "heun": 2}
-        return [{"solver": solver, "steps": steps or None, "calls": calls.get(solver, 1) * steps if steps else None,
+        def calls(solver, steps):  # the last step to a predicted x is one of Euler's
+            return 2 * steps - (self.head.prediction == "x") if solver.startswith(("midpoint", "heun")) else steps or None
+
+        return [{"solver": solver, "steps": steps or None, "calls": calls(solver, steps),
                  "codes_differ": float(tally[0]) / self.tokens, "coordinates_differ": float(tally[1]) / self.tokens,
                  "distance": float(tally[2] / self.spread) ** 0.5} for (solver, steps), tally in self.tally.items()]
 

@@ -140,6 +140,11 @@ class AE(nn.Module):
         """Number of codes, None without a quantizer."""
         return None
 
+    @property
+    def finite_targets(self):
+        """Whether a target is one of the codes; not without a quantizer, nor with one that mixes codes outside training."""
+        return False
+
     def forward(self, motion):
         """Normalised motion (B, T, D), T a multiple of 4 -> Reconstruction."""
         decoded = self.decode(self.encode(motion))
@@ -189,6 +194,10 @@ class QuantizedAE(AE):
     @property
     def codebook_size(self):
         return self.quantizer.codebook_size
+
+    @property
+    def finite_targets(self):
+        return not getattr(self.quantizer, "soft", False)
 
     def quantize(self, motion, lengths=None):
         """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L) or, one an axis, (B, L, axes)."""
@@ -275,8 +284,9 @@ class FSQ_AE(QuantizedAE):
 
 
 class VQ_AE(QuantizedAE):
-    """The autoencoder on an unordered codebook of ``num_codes`` codes (a layer, for RVQ) of ``code_dim`` dimensions (None: as many as
-    the latent has, 512 as published); ``quantizer``, ``settings``: a name of the VQ family in models/quantizers.py and its hyper-parameters."""
+    """The autoencoder on an unordered codebook of ``num_codes`` codes (a layer, for RVQ) of ``code_dim`` dimensions (None: as
+    many as the latent has, 512 as published); ``quantizer``, ``settings``: a name of the VQ family in models/quantizers.py and
+    its hyper-parameters."""
 
     def __init__(self, input_width=67, num_codes=512, code_dim=None, quantizer="vq", settings=None, latent_dim=512, **kwargs):
         sizes = {"codebook_size": num_codes, "dim": latent_dim if code_dim is None else code_dim}

@@ -12,6 +12,7 @@ from torch import nn
 from models.errors import ModelError
 
 TABLE = 4096  # most values that a learned dimension may have
+MOST = 2**16  # values that any dimension may have: float32 still tells them well apart
 
 
 class Quantized(NamedTuple):
@@ -23,10 +24,10 @@ class Quantized(NamedTuple):
 
 
 def check_levels(levels):
-    """The levels as a tuple of ints. Raises ModelError unless there is one at least and each is 2 or more."""
+    """The levels as a tuple of ints. Raises ModelError unless there is one at least and each is 2 to MOST."""
     levels = tuple(int(level) for level in levels)
-    if not levels or min(levels) < 2:
-        raise ModelError(f"FSQ levels must be whole numbers of 2 or more, one a dimension; got {list(levels)}")
+    if not levels or min(levels) < 2 or max(levels) > MOST:
+        raise ModelError(f"FSQ levels must be whole numbers of 2 to {MOST}, one a dimension; got {list(levels)}")
     return levels
 
 

@@ -14,6 +14,7 @@ from models.errors import ModelError
 from models.FSQ import Quantized, check_range
 
 DISTANCE_BYTES = 64 * 2**20  # of a (vectors x codes) matrix that is alive at a time
+MOST_WEIGHTS = 2**30  # of a codebook: 4 GB
 JITTER = 0.01  # of the spread: two codes that start from one vector must not stay the same code
 EMA_FLOOR = 1e-5  # keeps a code that nothing chooses from being divided by zero
 
@@ -88,8 +89,11 @@ class VQ(nn.Module):
 
     def __init__(self, codebook_size=512, dim=512, beta=0.25):
         super().__init__()
-        if codebook_size < 1 or dim < 1:
-            raise ModelError(f"VQ needs a codebook of 1 code and 1 dimension at least; got {codebook_size} x {dim}")
+        if codebook_size < 1 or dim < 1 or codebook_size * dim > MOST_WEIGHTS:
+            raise ModelError(f"VQ needs a codebook of 1 code and 1 dimension at least, and {MOST_WEIGHTS} numbers at most; "
+                             f"got {codebook_size} x {dim}")
+        if not 0 <= beta < math.inf:
+            raise ModelError(f"beta weighs a loss: 0 or more; got {beta}")
         self.codebook_size, self.beta = int(codebook_size), beta
         self.dim = self.target_dim = int(dim)
         self.axis_sizes = (self.codebook_size,)
@@ -218,7 +222,7 @@ class EMAVQ(VQ):
     def __init__(self, codebook_size=512, dim=512, beta=0.25, decay=0.99, reseed_every=20, dead_below=0.1):
         super().__init__(codebook_size, dim, beta)
         check_share("EMA decay", decay)
-        if reseed_every < 0 or dead_below < 0:
+        if reseed_every < 0 or not dead_below >= 0:
             raise ModelError(f"re-seeding needs steps and a share of 0 or more; got {reseed_every} and {dead_below}")
         self.decay, self.reseed_every, self.dead_below = decay, reseed_every, dead_below
         start = self.codebook.detach().clone()

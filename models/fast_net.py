@@ -3,7 +3,7 @@
 While a token is sampled its condition stands still and only x and the time change, and a solver's times are known
 beforehand. So the modulations, which hold 60% of the weights, are projected for many times in one product, and weights are
 read once where the plain net reads them at every step. Both guidance branches share one call. On a CPU the weights are
-packed for oneDNN, which reads them at two to three times the speed when a call has few rows.
+packed for oneDNN, which reads them faster when a call has few rows (docs/performance.md).
 
 Shapes: N tokens, M = N or 2 N rows (guidance), d target dimensions, W width of the net, Z width of the transformer's output.
 """

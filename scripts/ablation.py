@@ -30,15 +30,15 @@ from utils import options  # noqa: E402
 from utils.datasets import get_spec  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.judges import default_flags, load_judges  # noqa: E402
-from utils.runs import RunTable, Scripts, add_runs, newest_result  # noqa: E402
+from utils.runs import RunTable, Scripts, add_runs, check_begun, judge_of, newest_result, warm_up_of  # noqa: E402
 from utils.train_utils import RunFolder  # noqa: E402
 
 PREDICTIONS = ("velocity", "x")
-TAIL = 0.25  # share of the training whose losses tell how steady it is
+DROP = 0.8  # of the steps: where the learning rate drops; the losses behind it tell how steady the training is
 FIGURES = {  # column: (unit, digits)
     "target_dim": ("dimensions", 0), "FID": ("", 4), "R1": ("", 3), "R3": ("", 3), "matching": ("", 3), "diversity": ("", 2),
     "probes": ("share passed", 3), "foot_skating": ("m/s", 3), "steps_to_FID": ("steps to the threshold", 0),
-    "loss_mean": ("last quarter", 3), "loss_noise": ("std / mean, last quarter", 3)}
+    "loss_mean": ("last fifth", 3), "loss_noise": ("std / mean, last fifth", 3)}
 
 
 def parse_args():
@@ -55,8 +55,6 @@ def parse_args():
     parser.add_argument("--steps", type=options.positive_int, default=20_000, help="training steps of every generator")
     parser.add_argument("--batch_size", type=options.positive_int, default=64, help="clips a step")
     parser.add_argument("--lr", type=options.positive_float, default=2e-4, help="learning rate after warm-up")
-    parser.add_argument("--warm_up_iter", type=options.non_negative_int, default=None,
-                        help="steps of linear warm-up; default: a tenth of the steps, 2,000 at most")
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the transformer")
     parser.add_argument("--diffmlps_batch_mul", type=options.positive_int, default=4,
                         help="(noise, time) pairs a masked token sees in a step")
@@ -72,13 +70,13 @@ def parse_args():
     return parser.parse_args()
 
 
-def settings_of(args):
+def settings_of(args, spec):
     """What every run of one table shares."""
     names = ("ae_bench", "ae_seed", "size", "steps", "batch_size", "lr", "dropout", "diffmlps_batch_mul", "ema_decay",
              "precision", "eval_every", "repeats", "probe_repeats", "cfg", "evaluator")
-    warm_up = min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter
     return {name: getattr(args, name) for name in names} | {
-        "dataset": args.dataset_name, "warm_up_iter": warm_up, "milestones": [args.steps * 8 // 10]}
+        "dataset": args.dataset_name, "warm_up_iter": warm_up_of(args), "milestones": [int(DROP * args.steps)],
+        "judge": judge_of(args, spec)}
 
 
 def family(row):
@@ -89,9 +87,9 @@ class Ablation:
     """Trains and evaluates the rows of a RunTable; a row is "<autoencoder> <prediction>"."""
 
     def __init__(self, args, spec, folder):
-        self.args, self.spec, self.settings, self.call = args, spec, settings_of(args), Scripts(args, folder)
+        self.args, self.spec, self.settings, self.call = args, spec, settings_of(args, spec), Scripts(args, folder)
         order = [f"{row} {prediction}" for row in AE_models for prediction in PREDICTIONS]
-        self.table = RunTable(Path(folder) / "ablation.json", "ablation", self.settings, order, FIGURES)
+        self.table = RunTable(Path(folder) / "ablation.json", "ablation", self.settings, order, dict(FIGURES))
 
     def autoencoder(self, row, seed):
         """RunFolder of the autoencoder that a generator is trained on. UserError when it is not there."""
@@ -111,6 +109,9 @@ class Ablation:
         folder, ae_folder, s = self.folder(row, seed), self.autoencoder(ae_row, seed), self.settings
         name, ae_name, model = folder.root.name, ae_folder.root.name, f"{family(ae_row)}-SiT-{s['size']}"
         resume = ["--is_continue"] if folder.latest.is_file() else []
+        if resume:
+            began = {key: value for key, value in read_checkpoint(folder.latest).get("args", {}).items() if key != "cfg"}
+            check_begun(folder.latest, began, s)
         seconds = self.call(name, "train_MARDM.py", "--name", name, "--model", model, "--ae_name", ae_name, "--ae_model", ae_row,
                             "--prediction", prediction, "--count_from_end", "--seed", seed, "--max_iter", s["steps"],
                             "--epoch", s["steps"], "--batch_size", s["batch_size"], "--lr", s["lr"], "--clip_grad", 1,
@@ -127,12 +128,27 @@ class Ablation:
         target_dim = read_checkpoint(folder.latest)["model_kwargs"]["target_dim"]
         return figures | read_curves(folder) | {"target_dim": target_dim, "seconds": seconds, "resumed": bool(resume)}
 
+    def check(self, wanted):
+        """UserError for what is missing, and for heads that are too narrow for their targets."""
+        args = self.args
+        load_judges(default_flags(args.checkpoints_dir, protocol="trained", evaluator=args.evaluator), self.spec, lambda _: None)
+        estimator = RunFolder(args.checkpoints_dir, self.spec.name, "length_estimator").checkpoint()
+        if args.probe_repeats and (self.spec.skeleton != "t2m" or not estimator.is_file()):
+            raise UserError(f"--probe_repeats needs 22 joints and a length estimator ({estimator}: train_length_estimator.py)")
+        for row, seed in wanted:
+            ae_row, prediction = row.split()
+            ae, _ = load_autoencoder(self.autoencoder(ae_row, seed).latest, ae_row)
+            width = SIZES[args.size]["head_width"]
+            if prediction == "velocity" and ae.target_dim > width:
+                raise UserError(f"{ae_row} has targets of {ae.target_dim} dimensions, a head of size {args.size} is {width} wide "
+                                "and cannot tell the noise of more dimensions; pass a larger --size, or leave velocity out")
+
     def count_steps(self, threshold):
         """Steps to the threshold, of every run, from its validations; none where a run has not reached it."""
         for entry in (entry for runs in self.table.runs.values() for entry in runs.values()):
             steps, values = (np.array(entry["validation"][key]) for key in ("steps", "FID"))
             entry["steps_to_FID"] = first_reach(steps, values, threshold, upwards=False)
-        self.table.settings |= {"FID_threshold": threshold}
+        self.table.figures["steps_to_FID"] = (f"steps to a validation FID of {threshold:g}", 0)
         self.table.save()
 
 
@@ -147,14 +163,14 @@ def read_evaluation(folder):
 
 
 def read_curves(folder):
-    """Validations of a run, and mean and relative noise of the training loss in its last quarter."""
+    """Validations of a run, and mean and relative noise of the training loss after the learning rate has dropped."""
     name = folder.root.name
     scalars = read_scalars(find_runs(folder.root)[name], folder.root)
     steps, fid = curve(scalars, "Val/FID", name)
-    losses = curve(scalars, "Train/loss", name)[1]
-    tail = losses[-max(1, round(TAIL * len(losses))):]
+    at, losses = curve(scalars, "Train/loss", name)
+    tail = losses[at > DROP * at[-1]]
     return {"validation": {"steps": steps.tolist(), "FID": fid.tolist()}, "loss_mean": float(tail.mean()),
-            "loss_noise": float(tail.std() / tail.mean())}
+            "loss_noise": float(tail.std() / tail.mean()) if len(tail) > 1 else None}
 
 
 def draw(table, path):
@@ -187,10 +203,8 @@ def main():
     # a whole table of one seed first
     wanted = [(f"{row} {prediction}", seed) for seed in range(args.seed, args.seed + args.seeds) for row in args.rows
               for prediction in args.predictions]
-    for row, seed in wanted:  # before the first training, not after hours of it
-        load_autoencoder(ablation.autoencoder(row.split()[0], seed).checkpoint("latest"), row.split()[0])
-    load_judges(default_flags(args.checkpoints_dir, protocol="trained", evaluator=args.evaluator), spec, lambda _: None)
-    ablation.table.fill(wanted, ablation.measure, args.jobs)
+    ablation.check(wanted)  # before the first training, not after hours of it
+    ablation.table.fill(wanted, ablation.measure, ablation.call, args.jobs)
     ablation.count_steps(args.FID_threshold)
     text = ablation.table.markdown()
     (folder / "ablation.md").write_text(text, encoding="utf-8")

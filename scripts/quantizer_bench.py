@@ -28,9 +28,10 @@ from plot_loss import STYLE, plt, save_figure  # noqa: E402
 from utils import options  # noqa: E402
 from utils.datasets import get_spec  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.runs import RunTable, Scripts, add_runs, newest_result  # noqa: E402
+from utils.runs import RunTable, Scripts, add_runs, check_begun, judge_of, newest_result, warm_up_of  # noqa: E402
 from utils.train_utils import RunFolder, learning_rate, pick_device, seed_everything  # noqa: E402
 
+ALL = [row for row in AE_models if row != "FSQ_AE_Model"]  # which is FSQ_AE_Medium, unless told otherwise
 TIMED = 10  # steps whose median is the time of a step
 FIGURES = {  # column: (unit, digits)
     "bits": ("bits a token", 1), "MPJPE": ("mm, protocol", 1), "MPJPE_facing": ("mm, facing", 1), "FID": ("", 4),
@@ -44,37 +45,34 @@ def parse_args():
     options.add_common(parser, name="bench")
     add_runs(parser, "table")
     parser.add_argument("--steps", type=options.positive_int, default=20_000, help="training steps of every row")
-    parser.add_argument("--rows", nargs="+", choices=list(AE_models), default=list(AE_models), metavar="ROW",
+    parser.add_argument("--rows", nargs="+", choices=list(AE_models), default=ALL, metavar="ROW",
                         help="rows of the autoencoder zoo; default: all of them")
     parser.add_argument("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the residual blocks")
     parser.add_argument("--batch_size", type=options.positive_int, default=256, help="windows a step")
     parser.add_argument("--window_size", type=options.positive_int, default=64, help="frames of a window")
     parser.add_argument("--lr", type=options.positive_float, default=2e-4, help="learning rate after warm-up")
-    parser.add_argument("--warm_up_iter", type=options.non_negative_int, default=None,
-                        help="steps of linear warm-up; default: a tenth of the steps, 2,000 at most")
     parser.add_argument("--aux_loss_root", type=options.non_negative_float, default=0.0,
                         help="weight of the loss on heading and root path")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32", help="of training")
-    parser.add_argument("--evaluator", default=None, help="the evaluator's --name; default: evaluation_AE.py's")
+    parser.add_argument("--evaluator", default="evaluator", help="--name of the evaluator's run, for the FID")
     return parser.parse_args()
 
 
-def settings_of(args):
+def settings_of(args, spec):
     """What every run of one table shares."""
-    names = ("steps", "width", "dropout", "batch_size", "window_size", "lr", "aux_loss_root", "precision", "evaluator")
-    warm_up = min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter
+    names = ("steps", "width", "dropout", "batch_size", "window_size", "lr", "aux_loss_root", "precision")
     # The published milestones, at 3/5 and 1 of 250,000 steps, in proportion; the second leaves a last twentieth.
     milestones = [args.steps * 6 // 10, args.steps * 19 // 20]
-    return {name: getattr(args, name) for name in names} | {"dataset": args.dataset_name, "warm_up_iter": warm_up,
-                                                             "milestones": milestones}
+    return {name: getattr(args, name) for name in names} | {
+        "dataset": args.dataset_name, "warm_up_iter": warm_up_of(args), "milestones": milestones, "judge": judge_of(args, spec)}
 
 
 class Bench:
     """Trains and evaluates the rows of a RunTable."""
 
     def __init__(self, args, spec, folder):
-        self.args, self.spec, self.settings, self.call = args, spec, settings_of(args), Scripts(args, folder)
+        self.args, self.spec, self.settings, self.call = args, spec, settings_of(args, spec), Scripts(args, folder)
         self.table = RunTable(Path(folder) / "bench.json", "quantizer bench", self.settings, AE_models, FIGURES)
 
     def folder(self, row, seed):
@@ -86,17 +84,17 @@ class Bench:
         name = folder.root.name
         resume = ["--is_continue"] if folder.latest.is_file() else []
         if resume:
-            check_settings(folder.latest, s)
+            check_begun(folder.latest, read_checkpoint(folder.latest).get("args", {}), s)
         # As many epochs as the steps can need; the one validation is the last.
         seconds = self.call(name, "train_AE.py", "--name", name, "--model", row, "--seed", seed, "--max_iter", s["steps"],
                             "--epoch", s["steps"], "--eval_every", s["steps"], "--width", s["width"], "--dropout", s["dropout"],
                             "--batch_size", s["batch_size"], "--window_size", s["window_size"], "--lr", s["lr"],
                             "--warm_up_iter", s["warm_up_iter"], "--milestones", *s["milestones"], "--aux_loss_root",
                             s["aux_loss_root"], "--precision", s["precision"], *resume)
-        judge = ["--evaluator", self.args.evaluator] if self.args.evaluator else []
-        self.call(name, "evaluation_AE.py", "--name", name, "--which", "latest", "--seed", seed, *judge)
+        self.call(name, "evaluation_AE.py", "--name", name, "--which", "latest", "--seed", seed, "--evaluator",
+                  self.args.evaluator)
         figures = read_evaluation(folder.root / "eval")
-        if figures["bits"]:
+        if figures["codes_used"]:
             self.call(name, "scripts/analyze_codes.py", "--name", name, "--which", "latest", "--seed", seed)
             figures |= read_topology(folder.root / "eval")
         if figures["steps"] != s["steps"]:
@@ -112,24 +110,17 @@ class Bench:
         self.table.save()
 
 
-def check_settings(path, settings):
-    """UserError when a run that is to go on was begun with other settings."""
-    began = read_checkpoint(path).get("args", {})
-    for key, value in {**settings, "max_iter": settings["steps"], "dataset_name": settings["dataset"]}.items():
-        if key in began and began[key] != value:
-            raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another --name, or remove that run")
-
-
 def read_evaluation(folder):
-    """The figures of the newest result of evaluation_AE.py in a folder."""
+    """The figures of the newest result of evaluation_AE.py in a folder. A soft codebook has no rate: its targets are no finite
+    set."""
     results = newest_result(folder, "evaluation_AE")
     fid = [value for key, value in results["figures"].items() if key.startswith("FID")]
-    codes, size = results["codes"], results["codebook_size"]
-    return {"bits": math.log2(size) if size else None, "FID": fid[0] if fid else None, "steps": results["steps"],
-            "target_dim": results["target_dim"], **{key: results["figures"][key] for key in (
-                "MPJPE", "MPJPE_facing", "acceleration_error")},
-            **{key: codes.get(key) for key in ("codes_used", "codebook_share", "perplexity", "entropy_bits", "entropy_share",
-                                               "axes_entropy_share")}}
+    codes = results["codes"]
+    bits = math.log2(results["codebook_size"]) if results["finite_targets"] else None
+    errors = {key: results["figures"][key] for key in ("MPJPE", "MPJPE_facing", "acceleration_error")}
+    usage = ("codes_used", "codebook_share", "perplexity", "entropy_bits", "entropy_share", "axes_entropy_share")
+    return {"bits": bits, "FID": fid[0] if fid else None, "steps": results["steps"], "target_dim": results["target_dim"],
+            **errors, **{key: codes.get(key) for key in usage}}
 
 
 def read_topology(folder):
@@ -161,26 +152,33 @@ def time_of_a_step(path, settings, device):
 
 
 def draw(rows, path):
-    """Rate against distortion, both MPJPEs; the continuous autoencoder, which has no rate, as a line. And the topology."""
-    rated = [summary for summary in rows if "bits" in summary]
+    """Rate against distortion, both MPJPEs, what has no rate as a line; and the topology, by two measures."""
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 3, figsize=(18, 6), layout="constrained", width_ratios=[1.2, 1.2, 1])
-        for axes, key in zip(panels, ("MPJPE", "MPJPE_facing")):
-            for summary in rows:
-                if "bits" not in summary:
-                    axes.axhline(summary[key], color="0.4", linestyle="--", label=summary["row"])
-                    continue
-                axes.errorbar(summary["bits"], summary[key], summary.get(f"{key}_std"), marker="o", capsize=2, **colour(summary))
-            if rated:
-                axes.set_xscale("log", base=2)
-                axes.xaxis.set_major_formatter("{x:g}")
-                axes.margins(x=0.2)
-            name_points(figure, axes, [(summary, summary["bits"], summary[key]) for summary in rated])
-            axes.set(xlabel="rate: bits a token", ylabel=f"{key} ({FIGURES[key][0]})")
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize=8)
-        draw_topology(panels[2], [summary for summary in rated if "step_swap" in summary])
+        figure, panels = plt.subplots(2, 2, figsize=(14, 13), layout="constrained")
+        for axes, key in zip(panels[0], ("MPJPE", "MPJPE_facing")):
+            draw_rate(figure, axes, key, rows)
+        for axes, key, what in zip(panels[1], ("step_swap", "swap_correlation"), (
+                "joint displacement: neighbouring code / random other code", "rank correlation: distance of codes, of poses")):
+            draw_bars(axes, key, what, [summary for summary in rows if key in summary])
         save_figure(figure, path)
+
+
+def draw_rate(figure, axes, key, rows):
+    """Bits a token against an error."""
+    rated = [summary for summary in rows if "bits" in summary]
+    for summary in rows:
+        if summary in rated:
+            axes.errorbar(summary["bits"], summary[key], summary.get(f"{key}_std"), marker="o", capsize=2, **colour(summary))
+        else:
+            axes.axhline(summary[key], color="0.4", linestyle="--", label=f"{short(summary)}, which has no rate")
+    if rated:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.margins(x=0.2)
+    name_points(figure, axes, [(summary, summary["bits"], summary[key]) for summary in rated])
+    axes.set(xlabel="rate: bits a token", ylabel=f"{key} ({FIGURES[key][0]})")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
 
 
 def colour(summary):
@@ -188,15 +186,15 @@ def colour(summary):
 
 
 def short(summary):
-    return summary["row"].replace("_AE", "").replace("_", " ")
+    return summary["row"].replace("_AE", "").replace("AE_Model", "AE").replace("_", " ")
 
 
-def draw_topology(axes, rows):
-    """How far a step to a neighbouring code moves the body, as a share of what a random other code does."""
+def draw_bars(axes, key, what, rows):
+    """A figure of every row, the first one on top."""
     for place, summary in enumerate(reversed(rows)):
-        axes.barh(place, summary["step_swap"], xerr=summary.get("step_swap_std"), capsize=2, **colour(summary))
-    axes.set_yticks(range(len(rows)), [short(summary) for summary in reversed(rows)], fontsize=7)
-    axes.set(xlabel="joint displacement: neighbouring code / random other code", xlim=(0, None))
+        axes.barh(place, summary[key], xerr=summary.get(f"{key}_std"), capsize=2, **colour(summary))
+    axes.set_yticks(range(len(rows)), [short(summary) for summary in reversed(rows)], fontsize=8)
+    axes.set(xlabel=what)
 
 
 def name_points(figure, axes, points, apart=9):
@@ -220,7 +218,7 @@ def main():
     os.makedirs(folder, exist_ok=True)
     # a whole table of one seed first
     wanted = [(row, seed) for seed in range(args.seed, args.seed + args.seeds) for row in args.rows]
-    bench.table.fill(wanted, bench.measure, args.jobs)
+    bench.table.fill(wanted, bench.measure, bench.call, args.jobs)
     bench.time_steps(wanted)
     text = bench.table.markdown()
     (folder / "bench.md").write_text(text, encoding="utf-8")

@@ -1,14 +1,21 @@
 """scripts/ablation.py on autoencoders of scripts/quantizer_bench.py, two runs at a time, on a small demo set."""
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_scripts import call
 
+from utils import options
 from utils.demo_dataset import build_demo
 from utils.errors import UserError
-from utils.runs import RunTable
+from utils.runs import RunTable, Scripts, add_runs
 
 ON = ["--dataset_name", "demo", "--device", "cpu", "--num_workers", "0"]
 AES = ["--width", "16", "--batch_size", "256", "--window_size", "40", "--steps", "2", "--jobs", "2", "--rows", "AE_Model",
@@ -59,28 +66,105 @@ def test_what_is_missing_is_said_before_anything_is_trained(data, monkeypatch, c
     assert "was made with lr" in capfd.readouterr().err
 
 
-def table_of(tmp_path):
-    return RunTable(tmp_path / "table.json", "test", {"steps": 1}, ["b", "a"], {"loss": ("m", 1), "other": ("", 2)})
+def test_runs_of_other_settings_are_not_credited(data, monkeypatch, capfd):
+    """A table in another folder, of other settings, over runs that are there already."""
+    monkeypatch.chdir(data)
+    flags = [*ON, *GENERATORS, "--name", "other", "--rows", "AE_Model", "--predictions", "x", "--output_dir"]
+    assert call("scripts.ablation", *flags, "one", "--eval_every", "2") == 0
+    assert call("scripts.ablation", *flags, "two", "--eval_every", "2", "--lr", "1e-3") == 2
+    assert "was begun with lr 0.0002, not 0.001" in capfd.readouterr().err
+
+
+def test_narrow_heads_are_refused(data, monkeypatch, capfd):
+    monkeypatch.chdir(data)
+    monkeypatch.setitem(sys.modules["models.MARDM"].SIZES["S"], "head_width", 15)
+    assert call("scripts.ablation", *ON, *GENERATORS, "--rows", "AE_Model") == 2
+    assert "targets of 16 dimensions" in capfd.readouterr().err
+
+
+def scripts_of(tmp_path, jobs=1):
+    parser = options.make_parser("")
+    options.add_common(parser, "x")
+    add_runs(parser, "table")
+    return Scripts(parser.parse_args(["--jobs", str(jobs)]), tmp_path)
+
+
+def table_of(tmp_path, **settings):
+    return RunTable(tmp_path / "table.json", "test", {"steps": 1, **settings}, ["b", "a"], {"loss": ("m", 1), "other": ("", 2)})
+
+
+def fill(tmp_path, wanted, measure, jobs=1):
+    table = table_of(tmp_path)
+    table.fill(wanted, measure, scripts_of(tmp_path), jobs)
+    return table
 
 
 def test_table_by_hand(tmp_path):
-    table = table_of(tmp_path)
-    table.fill([("a", 1), ("a", 2), ("b", 1)], lambda row, seed: {"loss": 2.0 * seed, "other": None if row == "a" else 1.0}, 1)
+    calls = []
+
+    def measure(row, seed):
+        calls.append((row, seed))
+        return {"loss": 2.0 * seed, "other": None if row == "a" else 1.0}
+
+    table = fill(tmp_path, [("a", 1), ("a", 2), ("a", 1), ("b", 1)], measure)
+    assert calls == [("a", 1), ("a", 2), ("b", 1)]  # what is named twice is done once
     assert table.rows() == [{"row": "b", "seeds": 1, "loss": 2.0, "other": 1.0},
                             {"row": "a", "seeds": 2, "loss": 3.0, "loss_std": pytest.approx(np.sqrt(2))}]
     assert "| b | 2.0 | 1.00 | 1 |" in table.markdown() and "| a | 3.0 ± 1.4 | - | 2 |" in table.markdown()
-    again = table_of(tmp_path)
-    again.fill([("a", 1)], None, 1)  # is there
-    assert again.runs == table.runs
+    assert fill(tmp_path, [("a", 1)], None).runs == table.runs  # is there
+
+
+def test_two_tables_of_one_file_lose_nothing(tmp_path):
+    one, two = table_of(tmp_path), table_of(tmp_path)
+    for table, row in ((one, "a"), (two, "b")):
+        table.fill([(row, 1)], lambda row, seed: {"loss": 1.0}, scripts_of(tmp_path), 1)
+    assert set(table_of(tmp_path).runs) == {"a", "b"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"kind": "test", "settings": [], "runs": {}}',
+                                     '{"kind": "test", "settings": {}, "runs": {"a": 1}}'])
+def test_damaged_tables(tmp_path, content):
+    (tmp_path / "table.json").write_text(content)
+    with pytest.raises(UserError, match="damaged or no table"):
+        table_of(tmp_path)
+    assert (tmp_path / "table.json").read_text() == content
+
+
+def test_tables_of_another_kind_or_settings(tmp_path):
+    table_of(tmp_path).save()
+    with pytest.raises(UserError, match="holds a test, not a bench"):
+        RunTable(tmp_path / "table.json", "bench", {}, [], {})
+    with pytest.raises(UserError, match="made with lr None, not 2"):
+        table_of(tmp_path, lr=2)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_what_was_done_before_a_failure_is_kept(tmp_path, jobs):
+def test_what_was_done_before_a_failure_is_kept_and_nothing_is_begun(tmp_path, jobs):
+    begun = []
+
     def measure(row, seed):
-        if seed == 3:
+        begun.append(seed)
+        if seed == 1:
             raise UserError("no")
+        time.sleep(0.2)
         return {"loss": 1.0}
 
     with pytest.raises(UserError, match="no"):
-        table_of(tmp_path).fill([("a", 1), ("a", 2), ("a", 3)], measure, jobs)
-    assert sorted(table_of(tmp_path).runs["a"]) == ["1", "2"]
+        fill(tmp_path, [("a", seed) for seed in range(1, 7)], measure, jobs)
+    kept = table_of(tmp_path).runs.get("a", {})
+    assert len(begun) <= jobs and sorted(kept) == [str(seed) for seed in sorted(begun) if seed != 1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_sigterm_saves_the_runs_and_leaves_no_child(data):
+    flags = [*ON, *AES, "--steps", "100000", "--seeds", "1", "--name", "long"]
+    process = subprocess.Popen([sys.executable, str(ROOT / "scripts/quantizer_bench.py"), *flags], cwd=data)
+    logs = [data / f"generation/long_demo/logs/long_{row}_3407.log" for row in AES[-2:]]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not all(log.is_file() and "step/s" in log.read_text() for log in logs):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    for log, row in zip(logs, AES[-2:]):
+        assert "go on with --is_continue" in log.read_text()
+        assert (data / f"checkpoints/demo/long_{row}_3407/model/latest.tar").is_file()

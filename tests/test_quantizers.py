@@ -390,7 +390,7 @@ def test_snap_takes_the_nearest_grid_point():
 
 @pytest.mark.parametrize("levels", [[], [1, 5], [-3]])
 def test_bad_levels_are_refused(levels):
-    with pytest.raises(ModelError, match="2 or more"):
+    with pytest.raises(ModelError, match="2 to 65536"):
         FSQ(levels)
 
 

@@ -8,11 +8,13 @@ import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from tqdm import tqdm
 from utils import options
 from utils.errors import UserError
 from utils.evaluation import write_json
-from utils.train_utils import code_version, machine
+from utils.judges import file_hash
+from utils.train_utils import RunFolder, code_version, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +35,40 @@ def add_runs(parser, what):
     parser.add_argument("--seeds", type=options.positive_int, default=3, help="runs a row: seeds --seed, --seed + 1 ...")
     parser.add_argument("--jobs", type=options.positive_int, default=1,
                         help="runs at a time; beyond 1 each has its share of the cores, and a log of its own")
+    parser.add_argument("--warm_up_iter", type=options.non_negative_int, default=None,
+                        help="steps of linear warm-up; default: a tenth of the steps, 2,000 at most")
     parser.add_argument("--output_dir", default=None, help=f"folder of the {what}; default: generation/<name>_<dataset>")
+
+
+def warm_up_of(args):
+    return min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter
+
+
+def judge_of(args, spec):
+    """Hash of the data set's own evaluator, None where there is none: figures of two judges are not for one table."""
+    path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
+    return file_hash(path) if path.is_file() else None
+
+
+def check_begun(path, began, settings):
+    """UserError when a run that is to go on, or to be judged again, was begun with other settings than the table's; ``began``:
+    the flags in its checkpoint."""
+    for key, value in {**settings, "max_iter": settings["steps"], "dataset_name": settings["dataset"]}.items():
+        if key in began and began[key] != value:
+            raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another --name, or remove that run")
+
+
+@contextmanager
+def ended_like_ctrl_c():
+    """SIGTERM as if it were Ctrl-C: the children must not be left alone."""
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Scripts:
@@ -43,26 +79,32 @@ class Scripts:
     """
 
     def __init__(self, args, folder):
-        self.args, self.logs = args, Path(folder) / "logs"
+        self.args, self.logs, self.children, self.stopped = args, Path(folder) / "logs", set(), False
         self.shared = ["--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir, "--checkpoints_dir",
                        args.checkpoints_dir, "--device", args.device, "--num_workers", str(args.num_workers)]
         self.environment = os.environ.copy()
-        if args.jobs > 1:
-            self.environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // args.jobs)
-                                                      if hasattr(os, "sched_getaffinity") else 1)
+
+    def share_cores(self, jobs):
+        """Give each of ``jobs`` runs at a time its share of the cores, unless the user has set it."""
+        if jobs > 1:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
 
     def __call__(self, run, script, *flags):
-        """Run ``script`` for the run of that name; its wall time in seconds. UserError when it fails."""
+        """Run ``script`` for the run of that name; its wall time in seconds. UserError when it fails or was stopped."""
+        if self.stopped:
+            raise UserError(f"{run} was not gone on with")
         command = [script, *map(str, flags), *self.shared]
         start = time.monotonic()
         code, where = self._logged(run, command) if self.args.jobs > 1 else self._shown(command)
         if code:
-            raise UserError(f"{script} did not finish for {run}; its message is {where}. The same command goes on from here")
+            raise UserError(f"{script} did not finish for {run}; its message is {where}. Once its cause is gone, the same "
+                            "command goes on from here")
         return time.monotonic() - start
 
     def _shown(self, command):
         print("\npython " + shlex.join(command), flush=True)
-        return self._finish(subprocess.Popen(self._python(command), env=self.environment)), "above"
+        return self._finish(command), "above"
 
     def _logged(self, run, command):
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -70,20 +112,23 @@ class Scripts:
         with open(path, "a", encoding="utf-8") as log:
             log.write("\npython " + shlex.join(command) + "\n")
             log.flush()
-            process = subprocess.Popen(self._python(command), env=self.environment, stdout=log, stderr=log)
-            return self._finish(process), f"in {path}"
+            return self._finish(command, stdout=log, stderr=log), f"in {path}"
 
-    @staticmethod
-    def _python(command):
-        return [sys.executable, str(ROOT / command[0]), *command[1:]]
-
-    @staticmethod
-    def _finish(process):
+    def _finish(self, command, **streams):
+        process = subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], env=self.environment, **streams)
+        self.children.add(process)
         try:
             return process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it got the same signal, and saves what it has
-            raise
+        finally:
+            self.children.discard(process)
+
+    def stop(self):
+        """Ask what runs to save and end, and begin nothing more. After Ctrl-C the children have been asked already; twice is
+        no harm."""
+        self.stopped = True
+        for process in list(self.children):
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
 
 
 class RunTable:
@@ -96,44 +141,68 @@ class RunTable:
 
     def __init__(self, path, kind, settings, order, figures):
         self.path, self.kind, self.settings, self.order, self.figures = Path(path), kind, settings, list(order), figures
-        self.runs, self.lock = {}, threading.Lock()
-        if self.path.is_file():
+        self.runs, self.lock = self.read(), threading.Lock()
+
+    def read(self):
+        """The runs in the file, {} without one. UserError for a damaged file, or one of another table."""
+        if not self.path.is_file():
+            return {}
+        try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            different = [key for key, value in settings.items() if content["settings"].get(key) != value]
-            if different:
-                raise UserError(f"{path} was made with {different[0]} {content['settings'].get(different[0])}, not "
-                                f"{settings[different[0]]}; pick another --name and --output_dir")
-            self.runs = content["runs"]
+            kind, settings, runs = content["kind"], content["settings"], content["runs"]
+            assert isinstance(settings, dict) and all(isinstance(runs[row], dict) for row in runs)
+        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            raise UserError(f"{self.path} is damaged or no table of runs; move it away") from error
+        if kind != self.kind:
+            raise UserError(f"{self.path} holds a {kind}, not a {self.kind}; pick another --output_dir")
+        different = [key for key, value in self.settings.items() if settings.get(key) != value]
+        if different:
+            raise UserError(f"{self.path} was made with {different[0]} {settings.get(different[0])}, not "
+                            f"{self.settings[different[0]]}; pick another --name and --output_dir")
+        return runs
 
     def save(self):
+        """Write the file; runs that another process has put there meanwhile stay."""
+        for row, runs in self.read().items():
+            self.runs[row] = runs | self.runs.get(row, {})
         write_json(self.path, {"kind": self.kind, "settings": self.settings, "runs": self.runs, "rows": self.rows(),
                                "machine": machine(), "code_version": code_version()})
 
-    def fill(self, wanted, measure, jobs):
+    def fill(self, wanted, measure, scripts, jobs):
         """``measure(row, seed)`` -> figures, ``jobs`` at a time, for every one of ``wanted`` that is not there. When one fails,
-        those that go on are still waited for and kept, no other is begun, and its error is raised."""
-        missing = [(row, seed) for row, seed in wanted if str(seed) not in self.runs.get(row, {})]
+        those that go on are waited for and kept, no other is begun, and its error is raised; when the user stops, what goes on
+        is asked to save and end."""
+        missing = [(row, seed) for row, seed in dict.fromkeys(wanted) if str(seed) not in self.runs.get(row, {})]
+        self.save()  # that the folder can be written to is seen before hours of work, not after
+        jobs, failed = max(1, min(jobs, len(missing))), threading.Event()
+        scripts.share_cores(jobs)
         progress = tqdm(total=len(missing), unit="run", desc="runs", disable=jobs == 1)
 
         def job(row, seed):
-            figures = measure(row, seed)
-            with self.lock:
-                self.runs.setdefault(row, {})[str(seed)] = figures | {"jobs": jobs, "machine": machine()}
-                self.save()
-                progress.update()
+            if failed.is_set():
+                return
+            try:
+                figures = measure(row, seed)
+                with self.lock:
+                    self.runs.setdefault(row, {})[str(seed)] = figures | {
+                        "jobs": jobs, "machine": machine(), "code_version": code_version()}
+                    self.save()
+                    progress.update()
+            except BaseException:
+                failed.set()
+                raise
 
-        if jobs == 1:
-            for row, seed in missing:
-                job(row, seed)
-            return
-        with ThreadPoolExecutor(jobs) as pool:
+        with ended_like_ctrl_c(), ThreadPoolExecutor(jobs) as pool:
             started = [pool.submit(job, row, seed) for row, seed in missing]
             try:
-                done, _ = wait(started, return_when=FIRST_EXCEPTION)
+                wait(started)
+            except KeyboardInterrupt:
+                failed.set()
+                scripts.stop()
+                raise
             finally:
-                pool.shutdown(wait=True, cancel_futures=True)
                 progress.close()
-        for future in done:
+        for future in started:
             future.result()
 
     def rows(self):
