@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +127,7 @@ class Scripts:
         no harm."""
         self.stopped = True
         for process in list(self.children):
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
+            process.terminate()  # and not SIGINT, which what a shell has put into the background does not hear
 
 
 class RunTable:
