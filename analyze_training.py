@@ -15,7 +15,7 @@ import numpy as np
 from plot_loss import STYLE, curve, draw_curves, ema, plt, read_runs, save_figure, smoothing
 from utils import options
 from utils.errors import UserError, run
-from utils.evaluation import write_json
+from utils.evaluation import format_table, write_json
 
 # Metrics of which more is better, by the last part of their tag; of all others less is.
 MORE_IS_BETTER = re.compile(r"R\d|R_precision.*|top_?\d|.*clip.*|.*accuracy.*|diversity|multimodality|perplexity|"
@@ -72,16 +72,6 @@ def analyze(scalars, name, args):
     }
 
 
-def format_table(header, rows, left=1):
-    """Aligned plain text: the first ``left`` columns to the left, the others to the right."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    cells.insert(1, ["-" * width for width in widths])
-    aligned = [[cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width)
-                in enumerate(zip(row, widths))] for row in cells]
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
-
-
 def show(number):
     if number is None:
         return "never"
@@ -104,8 +94,8 @@ def report(results, args):
              show(result["metrics"][tag]["last"])]
             for tag in tags for name, result in results.items() if tag in result["metrics"]]
     return (f"{args.metric}: reaching {args.threshold:g}, and the last values of each run\n\n"
-            f"{format_table(header, rows)}\n\nBest values\n\n"
-            f"{format_table(['metric', 'run', 'best', 'at iteration', 'last'], best, left=2)}")
+            f"{format_table(rows, header, left=1)}\n\nBest values\n\n"
+            f"{format_table(best, ['metric', 'run', 'best', 'at iteration', 'last'], left=2)}")
 
 
 def plot(curves, results, args, path):

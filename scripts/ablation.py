@@ -110,8 +110,7 @@ class Ablation:
         name, ae_name, model = folder.root.name, ae_folder.root.name, f"{family(ae_row)}-SiT-{s['size']}"
         resume = ["--is_continue"] if folder.latest.is_file() else []
         if resume:
-            began = {key: value for key, value in read_checkpoint(folder.latest).get("args", {}).items() if key != "cfg"}
-            check_begun(folder.latest, began, s)
+            check_begun(folder.latest, read_checkpoint(folder.latest).get("args", {}), s)
         seconds = self.call(name, "train_MARDM.py", "--name", name, "--model", model, "--ae_name", ae_name, "--ae_model", ae_row,
                             "--prediction", prediction, "--count_from_end", "--seed", seed, "--max_iter", s["steps"],
                             "--epoch", s["steps"], "--batch_size", s["batch_size"], "--lr", s["lr"], "--clip_grad", 1,

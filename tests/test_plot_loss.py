@@ -196,7 +196,7 @@ def test_analysis_of_a_metric_of_which_more_is_better(tmp_path, no_figure):
 
 
 def test_analysis_table_is_aligned():
-    lines = analyze_training.format_table(["run", "at"], [["a long name", "1"], ["b", "10,000"]]).splitlines()
+    lines = analyze_training.format_table([["a long name", "1"], ["b", "10,000"]], ["run", "at"], left=1).splitlines()
     assert {len(line) for line in lines} == {len("a long name") + 2 + len("10,000")}
     assert lines[2].endswith("     1") and lines[3].startswith("b ")
 

@@ -245,11 +245,13 @@ def mean_foot_skating(motions, spec):
 # ---- output ------------------------------------------------------------------------------------------------------
 
 
-def format_table(rows, header):
-    """A plain aligned table of strings."""
+def format_table(rows, header, left=None):
+    """A plain aligned table of strings: the first ``left`` columns (None: all) to the left, the others to the right."""
     cells = [list(map(str, row)) for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    aligned = [[cell.ljust(width) if left is None or i < left else cell.rjust(width) for i, (cell, width)
+                in enumerate(zip(row, widths))] for row in cells]
+    lines = ["  ".join(row).rstrip() for row in aligned]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
