@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -189,6 +190,10 @@ def draw(table, path):
             right.scatter([entry["FID"] for entry in runs], [entry[shown] for entry in runs], **style)
         left.set(xlabel="training steps", ylabel="validation FID, mean of the seeds", yscale="log")
         right.set(xlabel="test FID", ylabel=what, xscale="log")
+        for axis in (left.yaxis, right.xaxis):  # plain numbers, few enough to be read
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         figure.legend(loc="outside right upper", fontsize=9)
         save_figure(figure, path)
 
@@ -196,6 +201,7 @@ def draw(table, path):
 def main():
     args = parse_args()
     spec = get_spec(args.dataset_name, args.dataset_dir)
+    RunFolder(args.checkpoints_dir, spec.name, args.name)  # a name that is none is seen here
     folder = Path(args.output_dir or f"generation/{args.name}_{spec.name}")
     ablation = Ablation(args, spec, folder)
     os.makedirs(folder, exist_ok=True)

@@ -174,7 +174,7 @@ def draw_rate(figure, axes, key, rows):
     if rated:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.margins(x=0.2)
+        axes.margins(x=0.3)
     name_points(figure, axes, [(summary, summary["bits"], summary[key]) for summary in rated])
     axes.set(xlabel="rate: bits a token", ylabel=f"{key} ({FIGURES[key][0]})")
     if axes.get_legend_handles_labels()[0]:
@@ -213,6 +213,7 @@ def main():
     if args.window_size % 4:
         raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
     spec = get_spec(args.dataset_name, args.dataset_dir)
+    RunFolder(args.checkpoints_dir, spec.name, args.name)  # a name that is none is seen here
     folder = Path(args.output_dir or f"generation/{args.name}_{spec.name}")
     bench = Bench(args, spec, folder)
     os.makedirs(folder, exist_ok=True)

@@ -308,6 +308,7 @@ def test_need_evaluation(work, capsys):
     ("evaluation_AE", ["--name", "ae", "--model", "FSQ_AE_Symmetric", *ON_DEMO], "was trained as FSQ_AE_High"),
     ("scripts.analyze_codes", ["--name", "absent", *ON_DEMO], "no checkpoint at"),
     ("scripts.quantizer_bench", ["--steps", "0"], "1 or more"),
+    ("scripts.quantizer_bench", ["--name", "a/b", *ON_DEMO], "must be a plain name"),
     ("scripts.quantizer_bench", ["--rows", "FSQ_AE_Hihg"], "invalid choice"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--window_size", "42"], "multiple of 4"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--batch_size", "0"], "1 or more"),
