@@ -283,7 +283,7 @@ def test_need_evaluation(work, capsys):
     ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--num_codes", "0", *TRAIN], "1 or more"),
     ("train_AE", ["--name", "new", *RVQ, "num_layers=2", "use_layers=3", *TRAIN], "cannot use 3 of 2"),
     ("train_AE", ["--name", "new", *RVQ, "layers=2", *TRAIN], "no setting 'layers'"),
-    ("train_AE", ["--name", "new", *RVQ, "num_layers=two", *TRAIN], "'two' is no int"),
+    ("train_AE", ["--name", "new", *RVQ, "num_layers=two", *TRAIN], "'two' is no usable int"),
     ("train_AE", ["--name", "ae", *TRAIN, *SHORT, "--model", "FSQ_AE_Symmetric", "--width", "32", "--is_continue"],
      "trained with another --model"),
     ("train_AE", ["--name", "ae", "--model", "FSQ_AE_High", "--width", "16", *TRAIN, *SHORT, "--is_continue"],
