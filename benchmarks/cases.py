@@ -17,7 +17,7 @@ from models.MARDM import MARDM_models, mask_schedule
 from train_MARDM import make_loss
 from utils.demo_dataset import make_clip
 from utils.motion_process import SKELETONS
-from utils.train_utils import EMA, autocast, pick_device
+from utils.train_utils import EMA, allow_tf32, autocast
 from utils.visualize import render_many, render_video
 
 ARROW = "{:.3g} -> {:.3g}"
@@ -32,7 +32,7 @@ class Bench:
     def speed(self, precision="fp32"):
         """GFLOP/s of a matrix product, measured once."""
         if precision not in self._speeds:
-            pick_device(self.device.type, precision)
+            allow_tf32(precision == "tf32")
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             self._speeds[precision] = product_speed(self.device, self.args.product_size, dtype)
         return self._speeds[precision]
@@ -94,10 +94,10 @@ def generate_plain(bench, family, clips, **settings):
 def sampling_case(bench, family, clips, plain_settings, fast_settings, aim, what):
     """Rows of one batch: seconds of both samplers in each precision asked for, and the head's share of the product speed."""
     rows = []
-    pick_device(bench.device.type, "fp32")
+    allow_tf32(False)
     plain, plain_meter, note = generate_plain(bench, family, clips, **plain_settings)
     for precision in bench.args.precisions:
-        pick_device(bench.device.type, precision)
+        allow_tf32(precision == "tf32")
         settings = fast_settings | {"precision": precision}
         generate(bench, family, clips, time_steps=2, **settings)  # warms up
         meter = HeadMeter(bench.pair(family)[0], bench.device)
@@ -217,7 +217,7 @@ def plain_values(ae, tower, device, variant, model, batch):
 
 def time_steps(bench, variant, precision="fp32", compiled=False):
     """Seconds a training step: the best of --train_steps after one that fills caches."""
-    pick_device(bench.device.type, precision)
+    allow_tf32(precision == "tf32")
     step = training_step(bench, variant, precision, compiled)
     step()
     return min(seconds(step, bench.device) for _ in range(bench.args.train_steps))

@@ -1,6 +1,7 @@
 """Time the fast variants against the plain variants of the same code, in the same run. Random weights of the real sizes.
 
-    python benchmarks/run.py                        # everything, size XL: an idle machine, 20 GB, and an hour on two cores
+    python benchmarks/run.py                        # everything, size XL: an idle machine, 15 GB, and hours on two cores
+    python benchmarks/run.py --plain_iterations 6   # plain generations are cut short and scaled: 40 minutes
     python benchmarks/run.py --only work single     # some of it; the other rows of the result file stay as they are
     python benchmarks/run.py --quick                # does it run: tiny, seconds, writes no file
 

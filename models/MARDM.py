@@ -349,9 +349,16 @@ MARDM_models = {
 MARDM_models.update({name.replace("VQ-", "VQ_", 1): MARDM_models[name] for name in list(MARDM_models) if name[:2] == "VQ"})
 
 
+FAMILIES = {"FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE", "MARDM": "AE_Model"}  # and the autoencoders that each is trained on
+
+
+def family_of(ae_name):
+    """The family of generators that is trained on an autoencoder of the zoo."""
+    return next(family for family, kind in FAMILIES.items() if ae_name.startswith(kind))
+
+
 def check_pair(model_name, ae_name):
     """Raise ModelError unless the generator's family fits the kind of autoencoder (both zoo names)."""
-    families = {"FSQ": "FSQ_AE", "VQ": "VQ_AE", "MARDM": "AE_Model"}
-    wanted = families[model_name.replace("_", "-").split("-")[0]]
+    wanted = FAMILIES[model_name.replace("VQ_", "VQ-", 1).partition("-SiT")[0].partition("-DDPM")[0]]
     if not ae_name.startswith(wanted):
         raise ModelError(f"{model_name} is trained on an autoencoder of the kind {wanted}*, not on {ae_name}")

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from analyze_training import first_reach  # noqa: E402
 from models.AE import AE_models  # noqa: E402
 from models.loading import load_autoencoder, read_checkpoint  # noqa: E402
-from models.MARDM import SIZES  # noqa: E402
+from models.MARDM import SIZES, family_of  # noqa: E402
 from plot_loss import STYLE, curve, find_runs, plt, read_scalars, save_figure  # noqa: E402
 from utils import options  # noqa: E402
 from utils.datasets import get_spec  # noqa: E402
@@ -74,14 +74,10 @@ def parse_args():
 def settings_of(args, spec):
     """What every run of one table shares."""
     names = ("ae_bench", "ae_seed", "size", "steps", "batch_size", "lr", "dropout", "diffmlps_batch_mul", "ema_decay",
-             "precision", "eval_every", "repeats", "probe_repeats", "cfg", "evaluator")
+             "precision", "eval_every", "repeats", "probe_repeats", "cfg")
     return {name: getattr(args, name) for name in names} | {
         "dataset": args.dataset_name, "warm_up_iter": warm_up_of(args), "milestones": [int(DROP * args.steps)],
         "judge": judge_of(args, spec)}
-
-
-def family(row):
-    return {"A": "MARDM", "F": "FSQ-MARDM", "V": "VQ-MARDM"}[row[0]]
 
 
 class Ablation:
@@ -108,7 +104,7 @@ class Ablation:
         """The figures of one row with one seed; what an earlier start did is kept."""
         ae_row, prediction = row.split()
         folder, ae_folder, s = self.folder(row, seed), self.autoencoder(ae_row, seed), self.settings
-        name, ae_name, model = folder.root.name, ae_folder.root.name, f"{family(ae_row)}-SiT-{s['size']}"
+        name, ae_name, model = folder.root.name, ae_folder.root.name, f"{family_of(ae_row)}-SiT-{s['size']}"
         resume = ["--is_continue"] if folder.latest.is_file() else []
         if resume:
             check_begun(folder.latest, read_checkpoint(folder.latest).get("args", {}), s)
@@ -117,11 +113,11 @@ class Ablation:
                             "--epoch", s["steps"], "--batch_size", s["batch_size"], "--lr", s["lr"], "--clip_grad", 1,
                             "--warm_up_iter", s["warm_up_iter"], "--milestones", *s["milestones"], "--dropout", s["dropout"],
                             "--diffmlps_batch_mul", s["diffmlps_batch_mul"], "--ema_decay", s["ema_decay"], "--precision",
-                            s["precision"], "--need_evaluation", "--evaluator", s["evaluator"], "--protocol", "trained",
+                            s["precision"], "--need_evaluation", "--evaluator", self.args.evaluator, "--protocol", "trained",
                             "--eval_every", s["eval_every"], "--log_every", 10, *resume)
         cfg = [] if s["cfg"] is None else ["--cfg", s["cfg"]]
         self.call(name, "evaluation_MARDM.py", "--name", name, "--which", "latest", "--seed", seed, "--repeats", s["repeats"],
-                  "--probe_repeats", s["probe_repeats"], "--evaluator", s["evaluator"], "--protocol", "trained", *cfg)
+                  "--probe_repeats", s["probe_repeats"], "--evaluator", self.args.evaluator, "--protocol", "trained", *cfg)
         figures = read_evaluation(folder.root / "eval")
         if figures["steps"] != s["steps"]:
             raise UserError(f"{folder.latest} has {figures['steps']} steps, not {s['steps']}; remove it, or pick another --name")
@@ -211,10 +207,7 @@ def main():
     ablation.check(wanted)  # before the first training, not after hours of it
     ablation.table.fill(wanted, ablation.measure, ablation.call, args.jobs)
     ablation.count_steps(args.FID_threshold)
-    text = ablation.table.markdown()
-    (folder / "ablation.md").write_text(text, encoding="utf-8")
-    print("\n" + text + f"\nwrote {folder / 'ablation.json'} and ablation.md")
-    draw(ablation.table, folder / "ablation.png")
+    ablation.table.publish(draw)
 
 
 if __name__ == "__main__":

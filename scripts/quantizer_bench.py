@@ -151,8 +151,9 @@ def time_of_a_step(path, settings, device):
     return 1000 * float(np.median(times[2:]))
 
 
-def draw(rows, path):
+def draw(table, path):
     """Rate against distortion, both MPJPEs, what has no rate as a line; and the topology, by two measures."""
+    rows = table.rows()
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(2, 2, figsize=(14, 13), layout="constrained")
         for axes, key in zip(panels[0], ("MPJPE", "MPJPE_facing")):
@@ -221,10 +222,7 @@ def main():
     wanted = [(row, seed) for seed in range(args.seed, args.seed + args.seeds) for row in args.rows]
     bench.table.fill(wanted, bench.measure, bench.call, args.jobs)
     bench.time_steps(wanted)
-    text = bench.table.markdown()
-    (folder / "bench.md").write_text(text, encoding="utf-8")
-    print("\n" + text + f"\nwrote {folder / 'bench.json'} and bench.md")
-    draw(bench.table.rows(), folder / "bench.png")
+    bench.table.publish(draw)
 
 
 if __name__ == "__main__":

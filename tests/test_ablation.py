@@ -9,9 +9,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from test_scripts import call
 
+from models.MARDM import MARDM_models
 from utils import options
 from utils.demo_dataset import build_demo
 from utils.errors import UserError
@@ -49,6 +51,8 @@ def test_two_rows_resume_and_are_judged(data, monkeypatch, capfd):
     assert all(row[key] == value for key, value in kept.items() if key != "steps_to_FID")  # and nothing was trained again
     assert row["steps"] == 3 and row["target_dim"] == 8 and row["FID"] > 0 and row["loss_mean"] > 0 and row["probes"] is None
     assert table["runs"]["AE_Model x"]["3407"]["target_dim"] == 16
+    kwargs = torch.load(data / "checkpoints/demo/ablation_AE_Model_x_3407/model/latest.tar", weights_only=True)["model_kwargs"]
+    assert kwargs["count_from_end"] and MARDM_models["MARDM-SiT-S"](**kwargs).count_from_end
     text = (data / "generation/ablation_demo/ablation.md").read_text()
     assert "| AE_Model x | 16 |" in text and "| FSQ_AE_iFSQ_8x9 x | 8 |" in text
     assert (data / "generation/ablation_demo/ablation.png").stat().st_size > 10_000

@@ -12,16 +12,17 @@ from test_generation import make_pair
 from benchmarks.cases import demo_clip, row
 from benchmarks.meter import HeadMeter
 from benchmarks.plain import PlainEMA, plain_video
-from benchmarks.run import HEADER, cells, save
+from benchmarks.run import HEADER, cells, read_results, save
 from benchmarks.solver_steps import Study
 from models.MARDM import mask_schedule
+from utils.errors import UserError
 from utils.motion_process import SKELETONS
 from utils.train_utils import EMA
 
 
 def test_quick_run(tmp_path):
     out = tmp_path / "performance.json"
-    command = [sys.executable, "benchmarks/run.py", "--quick", "--only", "work", "single", "train", "--output", str(out),
+    command = [sys.executable, "benchmarks/run.py", "--quick", "--only", "train", "work", "single", "--output", str(out),
                "--threads", "1", "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -46,6 +47,13 @@ def test_results_of_other_cases_stay(tmp_path):
     table = path.with_suffix(".md").read_text()
     assert "one again" in table and "evaluations" in table and "missed" not in table
     assert len(cells(row("x", 1.0, 1.0, aim=2))) == len(HEADER) and "missed" in cells(row("x", 1.0, 1.0, aim=2))[5]
+
+
+@pytest.mark.parametrize("name, content", [("x.json", "{"), ("x.json", '{"work": 1}'), ("x.md", "")])
+def test_other_files_are_not_overwritten(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="damaged|must end in .json"):
+        read_results(tmp_path / name)
 
 
 @pytest.mark.parametrize("sampler", ["fast", "reference"])

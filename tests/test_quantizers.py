@@ -442,6 +442,14 @@ def test_every_row_has_its_generator(name):
             check_pair(other, name)
 
 
+def test_which_targets_are_a_finite_set():
+    small = {"width": 32, "latent_dim": 32}
+    names = ("AE_Model", "VQ_AE_Gumbel", "VQ_AE_Gumbel_Soft", "FSQ_AE_High")
+    finite = {name: AE_models[name](**small).finite_targets for name in names}
+    assert finite == {"AE_Model": False, "VQ_AE_Gumbel": True, "VQ_AE_Gumbel_Soft": False, "FSQ_AE_High": True}
+    assert AE_models["VQ_AE_Model"](**small).target_dim == 32  # codes are as long as the latent
+
+
 def test_names_that_users_know():
     ae = AE_models["FSQ_AE_High"](width=32, latent_dim=32).eval()
     latents, out = ae.encode_with_fsq_output(torch.randn(1, 16, 67))

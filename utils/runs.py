@@ -149,8 +149,9 @@ class RunTable:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             kind, settings, runs = content["kind"], content["settings"], content["runs"]
-            assert isinstance(settings, dict) and all(isinstance(runs[row], dict) for row in runs)
-        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            if not isinstance(settings, dict) or not all(isinstance(runs[row], dict) for row in runs):
+                raise ValueError("no dicts")
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.path} is damaged or no table of runs; move it away") from error
         if kind != self.kind:
             raise UserError(f"{self.path} holds a {kind}, not a {self.kind}; pick another --output_dir")
@@ -225,6 +226,13 @@ class RunTable:
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         above = f"Mean ± standard deviation over the seeds. Settings: {settings}. Machine: {machine()}."
         return above + "\n\n" + "\n".join(lines) + "\n"
+
+    def publish(self, draw):
+        """Print the table, and put it and ``draw(table, path)``'s figure beside the JSON file."""
+        text, path = self.markdown(), self.path.with_suffix(".md")
+        path.write_text(text, encoding="utf-8")
+        print(f"\n{text}\nwrote {self.path} and {path.name}")
+        draw(self, self.path.with_suffix(".png"))
 
     def cell(self, summary, key):
         """Mean ± standard deviation; "-" where a run of the row has no such figure."""

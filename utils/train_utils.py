@@ -78,10 +78,15 @@ def machine():
     return f"{device}, {platform.system()} {platform.machine()}, torch {torch.__version__}"
 
 
+def allow_tf32(allowed):
+    """Whether float32 products on CUDA may run in TF32 from now on."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 def pick_device(name="auto", precision="fp32"):
     """torch.device of a --device flag; "auto" is CUDA where there is one. A --precision of "tf32" lets float32 products on
     CUDA run in TF32 from now on."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    allow_tf32(precision == "tf32")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
