@@ -33,6 +33,10 @@ def parse_args():
                         help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
     parser.add_argument("--fsq_normalise", action="store_true", default=None,
                         help="for FSQ_AE_Model: bring z to mean 0 and spread 1 before the grid")
+    parser.add_argument("--fsq_direct", action="store_true", default=None, help="for FSQ_AE_Model: no linear layers before and "
+                        "behind the grid; the latent is as wide as the grid has dimensions")
+    parser.add_argument("--fsq_reach", type=options.positive_float, default=None, help="for FSQ_AE_Model: half of the grid's "
+                        "width as encoder and decoder see it (1 unless given); targets span -1 to 1 all the same")
     parser.add_argument("--num_codes", type=options.positive_int, default=None, help="codes of VQ_AE_Model (512 unless given)")
     parser.add_argument("--code_dim", type=options.positive_int, default=None,
                         help="dimensions of a code of VQ_AE_Model (as many as --width unless given)")
@@ -57,7 +61,7 @@ def settings_help(name):
     return settings and f"{name}: {settings}"
 
 
-FREE = {"FSQ_AE_Model": {"fsq_levels": "levels", "fsq_normalise": "normalise"},
+FREE = {"FSQ_AE_Model": {"fsq_levels": "levels", "fsq_normalise": "normalise", "fsq_direct": "direct", "fsq_reach": "reach"},
         "VQ_AE_Model": {"num_codes": "num_codes", "code_dim": "code_dim"}}
 
 

@@ -9,6 +9,7 @@
 Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log beside.
 """
 from functools import partial
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,13 @@ from utils.datasets import (
     load_text_motion,
     make_loader,
 )
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.evaluation import evaluate_generation, without_text
 from utils.judges import add_judges, load_judges
 from utils.train_utils import EMA, RunFolder, make_trainer, seed_everything, start
 
 CACHE_BYTES = 2**30
+SCALE_BATCHES = 32  # whose targets tell their spread
 
 
 def parse_args():
@@ -61,6 +63,8 @@ def parse_args():
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the transformer")
     parser.add_argument("--count_from_end", action="store_true", help="positions from a clip's end for MARDM-* too; FSQ-MARDM-* "
                         "and VQ-MARDM-* have them always")
+    parser.add_argument("--scale_targets", action="store_true", help="divide the targets by their standard deviation, so that "
+                        "those of any autoencoder are as wide as the head's noise (the published models do not)")
     parser.add_argument("--ema_decay", type=options.fraction, default=0.9999, help="decay of the weights' average")
     args = parser.parse_args()
     if args.unit_length != 4:
@@ -96,6 +100,18 @@ class TargetCache:
         if self.room >= size:
             self.known[key] = targets
             self.room -= size
+
+
+def spread_of_targets(ae, data, device):
+    """The standard deviation of the targets of some training clips, the same in all processes."""
+    cache = TargetCache(ae, device, capacity=0)
+    loader = make_loader(data, min(32, len(data)), 0, 0, data.lengths, collate_clips, whole=True)
+    found = [targets[:length] for batch in islice(loader, SCALE_BATCHES)
+             for targets, length in zip(cache(batch).cpu(), batch["lengths"] // 4)]
+    spread = float(torch.cat(found).std())
+    if not spread > 0:
+        raise UserError("--scale_targets: the autoencoder gives the same target for every token; train it further")
+    return spread
 
 
 def make_loss(ae, device):
@@ -167,7 +183,8 @@ def main():
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
               "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions), "dropout": args.dropout,
               "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul,
-              "prediction": args.prediction, **({"count_from_end": True} if args.count_from_end else {})}
+              "prediction": args.prediction, **({"count_from_end": True} if args.count_from_end else {}),
+              **({"target_scale": spread_of_targets(ae, data, device)} if args.scale_targets else {})}
     model = MARDM_models[args.model](**kwargs).to(device)
     ema = EMA(model, args.ema_decay)
     if args.compile:

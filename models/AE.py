@@ -179,13 +179,18 @@ class AE(nn.Module):
 
 
 class QuantizedAE(AE):
-    """Conv stack -> C -> linear to d -> quantizer -> linear to C -> conv stack. Targets are the quantizer's codes."""
+    """Conv stack -> C -> linear to d -> quantizer -> linear to C -> conv stack. Targets are the quantizer's codes.
 
-    def __init__(self, quantizer, input_width=67, **kwargs):
-        super().__init__(input_width, **kwargs)
-        self.quantizer, self.norm = quantizer, None
-        self.pre_quant = nn.Linear(self.latent_dim, quantizer.dim)
-        self.post_quant = nn.Linear(quantizer.dim, self.latent_dim)
+    ``direct``: no linear layers; the convolutions themselves lead to the quantizer and on from it, and C is d.
+    ``reach``: z is divided by it before the quantizer, and the decoder reads codes times it: how wide the codes are for the
+    convolutions, whatever they are as targets.
+    """
+
+    def __init__(self, quantizer, input_width=67, direct=False, reach=1.0, **kwargs):
+        super().__init__(input_width, **kwargs | ({"latent_dim": quantizer.dim} if direct else {}))
+        self.quantizer, self.norm, self.reach = quantizer, None, reach
+        self.pre_quant = nn.Identity() if direct else nn.Linear(self.latent_dim, quantizer.dim)
+        self.post_quant = nn.Identity() if direct else nn.Linear(quantizer.dim, self.latent_dim)
 
     @property
     def target_dim(self):
@@ -201,7 +206,7 @@ class QuantizedAE(AE):
 
     def quantize(self, motion, lengths=None):
         """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L) or, one an axis, (B, L, axes)."""
-        z = self.pre_quant(super().encode(motion, lengths).transpose(1, 2))
+        z = self.pre_quant(super().encode(motion, lengths).transpose(1, 2)) / self.reach
         mask = None
         if lengths is not None:
             tokens = torch.div(lengths, UNIT, rounding_mode="floor")[:, None]
@@ -230,7 +235,7 @@ class QuantizedAE(AE):
         return self.embed_targets(z_q), z_q
 
     def embed_targets(self, targets):
-        return self.post_quant(self.quantizer.merge(targets))
+        return self.post_quant(self.quantizer.merge(targets) * self.reach)
 
     def snap(self, targets):
         return self.quantizer.snap(targets)
@@ -270,11 +275,13 @@ class RunningNorm(nn.Module):
 
 class FSQ_AE(QuantizedAE):
     """The autoencoder on a grid. ``levels``: values a dimension; ``quantizer``, ``settings``: a name of the FSQ family in
-    models/quantizers.py and its hyper-parameters; ``normalise``: bring z to mean 0 and spread 1 before the grid."""
+    models/quantizers.py and its hyper-parameters; ``normalise``: bring z to mean 0 and spread 1 before the grid; ``direct``:
+    see QuantizedAE."""
 
     def __init__(self, input_width=67, levels=(8, 5, 5, 5, 5), quantizer="fsq", settings=None, normalise=False, **kwargs):
         super().__init__(make_quantizer("FSQ", quantizer, settings, levels=levels), input_width, **kwargs)
-        nn.init.orthogonal_(self.pre_quant.weight)
+        if isinstance(self.pre_quant, nn.Linear):
+            nn.init.orthogonal_(self.pre_quant.weight)
         if normalise:
             self.norm = RunningNorm(self.quantizer.dim)
 
@@ -317,6 +324,7 @@ FSQ_ROWS = {
     **{f"FSQ_AE_iFSQ_{dims}x{count}": dict(quantizer="ifsq", levels=(count,) * dims)
        for dims, count in ((8, 9), (12, 9), (16, 5), (16, 9), (16, 17), (24, 9), (32, 9), (64, 9), (64, 17), (128, 17))},
     "FSQ_AE_iFSQ_64x17_Norm": dict(quantizer="ifsq", levels=(17,) * 64, normalise=True),
+    **{f"FSQ_AE_iFSQ_{dims}x17_Direct": dict(quantizer="ifsq", levels=(17,) * dims, direct=True) for dims in (64, 128, 192)},
 }
 VQ_ROWS = {
     "VQ_AE_EMA": dict(quantizer="ema"),

@@ -122,19 +122,21 @@ class MARDM(nn.Module):
         cond_drop_prob: share of training samples whose condition is dropped, for guidance.
         diffmlps_batch_mul: fresh (noise, time) pairs a masked token sees in a training step.
         prediction: what the head predicts: "velocity" or "x" (SiT), "noise" (DDPM); None = the first one.
+        target_scale: the head works on targets divided by this; their standard deviation gives it targets as wide as its noise
+            (Rombach et al. 2022, arXiv 2112.10752, section 3.3 and appendix G). The published models have 1.
         count_from_end: give the transformer positions from the clip's end too (no parameters). The published models, which
             learn a clip's length from the padding alone, have none; the families of ours do.
     """
 
     def __init__(self, ae_dim=512, cond_mode="text", target_dim=None, head="SiT", cond_dim=512, num_actions=1, width=1024,
                  ff=4096, layers=1, heads=16, dropout=0.2, head_width=1792, head_depth=16, cond_drop_prob=0.1,
-                 diffmlps_batch_mul=4, count_from_end=False, prediction=None):
+                 diffmlps_batch_mul=4, count_from_end=False, prediction=None, target_scale=1.0):
         super().__init__()
         if cond_mode not in ("text", "action", "uncond"):
             raise ModelError(f"unknown cond_mode '{cond_mode}'; one of text, action, uncond")
         self.ae_dim, self.width, self.cond_mode = ae_dim, width, cond_mode
         self.target_dim = target_dim or ae_dim
-        self.count_from_end = count_from_end
+        self.count_from_end, self.target_scale = count_from_end, target_scale
         self.cond_drop_prob, self.diffmlps_batch_mul = cond_drop_prob, diffmlps_batch_mul
         self.cond_dim = {"text": cond_dim, "action": num_actions, "uncond": width}[cond_mode]
         self.mask_latent = nn.Parameter(torch.zeros(1, 1, ae_dim))
@@ -192,7 +194,8 @@ class MARDM(nn.Module):
             share = torch.zeros_like(mask)
             share[rows] = True
             share = share[mask].repeat(times)
-        loss = self.DiffMLPs.loss(targets[mask[rows]].repeat(times, 1), z.repeat(times, 1), generator=generator, share=share)
+        targets = targets[mask[rows]] / self.target_scale
+        loss = self.DiffMLPs.loss(targets.repeat(times, 1), z.repeat(times, 1), generator=generator, share=share)
         return loss * (len(lengths) / len(latents))
 
     def drop_cond(self, cond, batch, rows=slice(None), generator=None):
@@ -262,7 +265,7 @@ class MARDM(nn.Module):
                 z, z_uncond = self._guidance_branches(latents, cond, state.padding, cfg, order, together=fast)
             new = sample(z[sampled].float(), None if z_uncond is None else z_uncond[sampled].float(),
                          state.noise_source(sampled))
-            state.targets[sampled] = ae.snap(new)
+            state.targets[sampled] = ae.snap(new * self.target_scale)
         return state.targets * ~state.padding[..., None]
 
     def _guidance_branches(self, latents, cond, padding, cfg, mask, together=True):

@@ -60,6 +60,7 @@ def parse_args():
     parser.add_argument("--diffmlps_batch_mul", type=options.positive_int, default=4,
                         help="(noise, time) pairs a masked token sees in a step")
     parser.add_argument("--ema_decay", type=options.fraction, default=0.9999, help="decay of the weights' average")
+    parser.add_argument("--scale_targets", action="store_true", help="train on targets divided by their standard deviation")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32", help="of training")
     parser.add_argument("--eval_every", type=options.positive_int, default=10, help="epochs between two validations, with FID")
     parser.add_argument("--FID_threshold", type=options.positive_float, default=1.0,
@@ -74,7 +75,7 @@ def parse_args():
 def settings_of(args, spec):
     """What every run of one table shares."""
     names = ("ae_bench", "ae_seed", "size", "steps", "batch_size", "lr", "dropout", "diffmlps_batch_mul", "ema_decay",
-             "precision", "eval_every", "repeats", "probe_repeats", "cfg")
+             "scale_targets", "precision", "eval_every", "repeats", "probe_repeats", "cfg")
     return {name: getattr(args, name) for name in names} | {
         "dataset": args.dataset_name, "warm_up_iter": warm_up_of(args), "milestones": [int(DROP * args.steps)],
         "judge": judge_of(args, spec)}
@@ -108,13 +109,14 @@ class Ablation:
         resume = ["--is_continue"] if folder.latest.is_file() else []
         if resume:
             check_begun(folder.latest, read_checkpoint(folder.latest).get("args", {}), s)
+        scale = ["--scale_targets"] if s["scale_targets"] else []
         seconds = self.call(name, "train_MARDM.py", "--name", name, "--model", model, "--ae_name", ae_name, "--ae_model", ae_row,
                             "--prediction", prediction, "--count_from_end", "--seed", seed, "--max_iter", s["steps"],
                             "--epoch", s["steps"], "--batch_size", s["batch_size"], "--lr", s["lr"], "--clip_grad", 1,
                             "--warm_up_iter", s["warm_up_iter"], "--milestones", *s["milestones"], "--dropout", s["dropout"],
                             "--diffmlps_batch_mul", s["diffmlps_batch_mul"], "--ema_decay", s["ema_decay"], "--precision",
                             s["precision"], "--need_evaluation", "--evaluator", self.args.evaluator, "--protocol", "trained",
-                            "--eval_every", s["eval_every"], "--log_every", 10, *resume)
+                            "--eval_every", s["eval_every"], "--log_every", 10, *scale, *resume)
         cfg = [] if s["cfg"] is None else ["--cfg", s["cfg"]]
         self.call(name, "evaluation_MARDM.py", "--name", name, "--which", "latest", "--seed", seed, "--repeats", s["repeats"],
                   "--probe_repeats", s["probe_repeats"], "--evaluator", self.args.evaluator, "--protocol", "trained", *cfg)

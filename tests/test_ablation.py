@@ -13,8 +13,10 @@ import torch
 from conftest import ROOT
 from test_scripts import call
 
+from models.loading import load_autoencoder
 from models.MARDM import MARDM_models
 from utils import options
+from utils.datasets import MotionStore, get_spec
 from utils.demo_dataset import build_demo
 from utils.errors import UserError
 from utils.runs import RunTable, Scripts, add_runs
@@ -58,6 +60,21 @@ def test_two_rows_resume_and_are_judged(data, monkeypatch, capfd):
     assert (data / "generation/ablation_demo/ablation.png").stat().st_size > 10_000
     log = (data / "generation/ablation_demo/logs/ablation_AE_Model_x_3407.log").read_text()
     assert "--count_from_end" in log and "python evaluation_MARDM.py" in log
+
+
+def test_scaled_targets(data, monkeypatch):
+    """The scale is the targets' standard deviation over the training clips, and the checkpoint keeps it."""
+    monkeypatch.chdir(data)
+    assert call("scripts.ablation", *ON, *GENERATORS, "--name", "scaled", "--rows", "FSQ_AE_iFSQ_8x9", "--predictions", "x",
+                "--scale_targets") == 0
+    folder = data / "checkpoints/demo"
+    ae, _ = load_autoencoder(folder / "bench_FSQ_AE_iFSQ_8x9_3407/model/latest.tar")
+    scale = torch.load(folder / "scaled_FSQ_AE_iFSQ_8x9_x_3407/model/latest.tar", weights_only=True)["model_kwargs"]["target_scale"]
+    store = MotionStore(get_spec("demo", data / "datasets"), "train")
+    with torch.no_grad():
+        targets = [ae.encode_targets(torch.from_numpy(store.normalised(clip, 0, length // 4 * 4))[None])[1][0]
+                   for clip, length in enumerate(store.lengths[:100])]
+    assert scale == pytest.approx(float(torch.cat(targets).std()), rel=0.1)
 
 
 def test_what_is_missing_is_said_before_anything_is_trained(data, monkeypatch, capfd):

@@ -133,6 +133,25 @@ def test_temperature_scales_the_noise(head):
     assert len(set(spread.values())) == 3
 
 
+@pytest.mark.parametrize("head", ["SiT", "DDPM"])
+def test_scaled_targets(head):
+    """A head with a scale learns from targets divided by it, and its samples are multiplied by it before they are snapped."""
+    (plain, ae), (scaled, _) = make_pair("AE_Model", head), make_pair("AE_Model", head, target_scale=0.25)
+    cond, lengths = torch.randn(2, 16), torch.tensor([5, 8])
+    settings = dict(time_steps=1, ode_steps=3, cfg=2.0)  # one iteration: nothing of what was sampled is read again
+    samples = [model.generate(ae, cond, lengths, [1, 2], **settings) for model in (plain, scaled)]
+    torch.testing.assert_close(samples[1], 0.25 * samples[0])
+    latents = torch.randn(2, 8, 32)
+    losses = []
+    for model, targets in ((plain, latents / 0.25), (scaled, latents)):
+        torch.manual_seed(3)
+        losses.append(model.loss(latents, targets, cond, lengths))
+    torch.testing.assert_close(*losses)
+    grid_model, grid = make_pair(target_scale=0.25)
+    codes = grid_model.generate(grid, cond, lengths, [1, 2], **settings)[1]
+    assert torch.equal(grid.snap(codes), codes)
+
+
 def test_pseudo_reorder_changes_rounding_only():
     model, _ = make_pair()
     latents, cond, padding = torch.randn(2, 10, 32), torch.randn(2, 16), padding_mask_of(torch.tensor([7, 10]), 10)

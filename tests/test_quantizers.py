@@ -333,6 +333,31 @@ def test_a_normalised_grid_is_filled_from_the_start():
     assert share[True] < 0.2 and share[False] > 0.4
 
 
+def test_a_direct_grid_is_the_latent():
+    ae = AE_models["FSQ_AE_Model"](levels=(9,) * 8, quantizer="ifsq", direct=True, width=32, latent_dim=32).eval()
+    assert ae.latent_dim == ae.target_dim == 8 and not any("quant" in name for name in ae.state_dict())
+    motion = torch.randn(2, 64, 67)
+    latents, targets = ae.encode_targets(motion)
+    assert torch.equal(latents, targets) and torch.equal(ae.snap(targets), targets)
+    assert torch.allclose(targets, ae.quantizer(ae.encoder(motion.transpose(1, 2)).transpose(1, 2)).z_q)
+    assert torch.allclose(ae.decode_targets(targets), ae.decoder(targets.transpose(1, 2)).transpose(1, 2))
+
+
+def test_reach_widens_the_grid_for_the_decoder_alone():
+    """Encoder and decoder of reach 4 are those of reach 1 with 4 times the last and a quarter of the first weights."""
+    torch.manual_seed(0)
+    wide, narrow = (AE_models["FSQ_AE_High"](width=32, latent_dim=32, reach=reach).eval() for reach in (4.0, 1.0))
+    narrow.load_state_dict(wide.state_dict())
+    with torch.no_grad():
+        for value in narrow.pre_quant.parameters():
+            value /= 4
+        narrow.post_quant.weight *= 4
+    motion = 5 * torch.randn(2, 64, 67)
+    targets = wide.encode_targets(motion)[1]
+    assert torch.equal(targets, narrow.encode_targets(motion)[1]) and torch.equal(wide.snap(targets), targets)
+    assert torch.allclose(wide(motion).motion, narrow(motion).motion, atol=1e-5)
+
+
 @pytest.mark.parametrize("levels", [2, 3, 4, 5, 6, 7, 8, 9, 16])
 def test_fsq_reaches_exactly_its_levels(levels):
     quantizer = FSQ([levels])
@@ -426,7 +451,8 @@ def test_four_verbs(name):
     ae(motion)  # codebooks start from the first batch
     ae.eval()
     latents, targets = ae.encode_targets(motion)
-    assert latents.shape == (2, 8, 32) and targets.shape == (2, 8, ae.target_dim)
+    assert latents.shape == (2, 8, ae.latent_dim) and targets.shape == (2, 8, ae.target_dim)
+    assert ae.latent_dim == (ae.quantizer.dim if name.endswith("Direct") else 32)
     assert torch.allclose(ae.embed_targets(targets), latents, atol=1e-6)
     assert torch.allclose(ae.snap(targets), targets, atol=1e-6)  # what the encoder yields is on the grid
     assert torch.allclose(ae.decode_targets(targets), ae(motion).motion, atol=1e-5)
