@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from models.AE import AE_models
+from models.AE import FSQ_REACH, AE_models
 from models.loading import read_checkpoint
 from models.quantizers import QUANTIZERS, settings_of
 from utils import options, parallel
@@ -33,13 +33,13 @@ def parse_args():
                         help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
     parser.add_argument("--fsq_normalise", action="store_true", default=None,
                         help="for FSQ_AE_Model: bring z to mean 0 and spread 1 before the grid")
-    parser.add_argument("--fsq_direct", action="store_true", default=None, help="for FSQ_AE_Model: no linear layers before and "
-                        "behind the grid; the latent is as wide as the grid has dimensions")
-    parser.add_argument("--fsq_reach", type=options.positive_float, default=None, help="for FSQ_AE_Model: half of the grid's "
-                        "width as encoder and decoder see it (1 unless given); targets span -1 to 1 all the same")
+    parser.add_argument("--fsq_reach", type=options.positive_float, default=None, help="for FSQ_AE_*: half the width of the grid "
+                        f"as the network sees it; {FSQ_REACH:g} unless given, 1 = as published. Targets span -1 to 1 all the same")
     parser.add_argument("--num_codes", type=options.positive_int, default=None, help="codes of VQ_AE_Model (512 unless given)")
     parser.add_argument("--code_dim", type=options.positive_int, default=None,
                         help="dimensions of a code of VQ_AE_Model (as many as --width unless given)")
+    parser.add_argument("--direct", action="store_true", default=None, help="for FSQ_AE_Model or VQ_AE_Model: no linear layers "
+                        "before and behind the quantizer; the latent is as wide as what is quantized")
     parser.add_argument("--quantizer", choices=list(QUANTIZERS), default=None,
                         help="quantizer of FSQ_AE_Model (fsq unless given) or VQ_AE_Model (vq unless given)")
     parser.add_argument("--quantizer_settings", nargs="+", default=[], metavar="NAME=VALUE",
@@ -61,18 +61,24 @@ def settings_help(name):
     return settings and f"{name}: {settings}"
 
 
-FREE = {"FSQ_AE_Model": {"fsq_levels": "levels", "fsq_normalise": "normalise", "fsq_direct": "direct", "fsq_reach": "reach"},
-        "VQ_AE_Model": {"num_codes": "num_codes", "code_dim": "code_dim"}}
+# Flags of the rows that fix nothing, and what the models call them.
+FREE = {"FSQ_AE_Model": {"fsq_levels": "levels", "fsq_normalise": "normalise", "direct": "direct"},
+        "VQ_AE_Model": {"num_codes": "num_codes", "code_dim": "code_dim", "direct": "direct"}}
 
 
 def model_kwargs(args, feature_dim):
     kwargs = {"input_width": feature_dim, "width": args.width, "latent_dim": args.width, "dropout": args.dropout}
-    for model, flags in FREE.items():
-        for flag, name in flags.items():
-            if getattr(args, flag) is not None:
-                if args.model != model:
-                    raise UserError(f"--{flag} belongs to --model {model}; {args.model} fixes its own")
-                kwargs[name] = getattr(args, flag)
+    own = FREE.get(args.model, {})
+    for flag in dict.fromkeys(flag for flags in FREE.values() for flag in flags):
+        if getattr(args, flag) is not None:
+            if flag not in own:
+                owners = " or ".join(model for model, flags in FREE.items() if flag in flags)
+                raise UserError(f"--{flag} belongs to --model {owners}; {args.model} fixes its own")
+            kwargs[own[flag]] = getattr(args, flag)
+    if args.model.startswith("FSQ_AE"):
+        kwargs |= reach_kwargs(args.fsq_reach)
+    elif args.fsq_reach is not None:
+        raise UserError(f"--fsq_reach belongs to --model FSQ_AE_*, not to {args.model}")
     if args.quantizer is not None:
         if args.model not in FREE:
             raise UserError(f"--quantizer belongs to --model {' or '.join(FREE)}; {args.model} fixes its own")
@@ -80,6 +86,12 @@ def model_kwargs(args, feature_dim):
     elif args.quantizer_settings:
         raise UserError("--quantizer_settings belongs to --quantizer, which is not given")
     return kwargs
+
+
+def reach_kwargs(reach):
+    """What a grid of that reach is built with; nothing for 1, like the checkpoints from before it could be chosen."""
+    reach = FSQ_REACH if reach is None else reach
+    return {} if reach == 1 else {"reach": reach}
 
 
 def parse_settings(name, pairs):

@@ -16,6 +16,7 @@ from models.quantizers import make_quantizer
 from models.VQ import summed
 
 UNIT = 4  # frames a token: two down-samplings by two
+FSQ_REACH = 4.0  # of the grids that train_AE.py trains; with the published 1 z soon saturates the bound (docs/quantizers.md)
 
 
 class Reconstruction(NamedTuple):
@@ -324,12 +325,15 @@ FSQ_ROWS = {
     **{f"FSQ_AE_iFSQ_{dims}x{count}": dict(quantizer="ifsq", levels=(count,) * dims)
        for dims, count in ((8, 9), (12, 9), (16, 5), (16, 9), (16, 17), (24, 9), (32, 9), (64, 9), (64, 17), (128, 17))},
     "FSQ_AE_iFSQ_64x17_Norm": dict(quantizer="ifsq", levels=(17,) * 64, normalise=True),
-    **{f"FSQ_AE_iFSQ_{dims}x17_Direct": dict(quantizer="ifsq", levels=(17,) * dims, direct=True) for dims in (64, 128, 192)},
+    **{f"FSQ_AE_iFSQ_{dims}x{count}_Direct": dict(quantizer="ifsq", levels=(count,) * dims, direct=True)
+       for dims, count in ((16, 9), (64, 17), (192, 17))},
 }
 VQ_ROWS = {
     "VQ_AE_EMA": dict(quantizer="ema"),
     "VQ_AE_EMA_64k": dict(quantizer="ema", num_codes=65_536, code_dim=32),  # the rate of FSQ_AE_High
+    "VQ_AE_EMA_Direct": dict(quantizer="ema", direct=True),
     "VQ_AE_RVQ": dict(quantizer="rvq", code_dim=32),
+    "VQ_AE_RVQ_Direct": dict(quantizer="rvq", code_dim=32, direct=True),
     "VQ_AE_RVQ_First": dict(quantizer="rvq", code_dim=32, settings={"use_layers": 1}),
     "VQ_AE_SimVQ": dict(quantizer="simvq"),
     "VQ_AE_Rotation": dict(quantizer="rotation"),
@@ -351,4 +355,4 @@ AE_models = {
     **{name: partial(VQ_AE, **row) for name, row in VQ_ROWS.items()},
 }
 
-__all__ = ["AE", "FSQ_AE", "VQ_AE", "AE_models", "FSQ_LEVELS", "Reconstruction", "UNIT", "check_levels"]
+__all__ = ["AE", "FSQ_AE", "VQ_AE", "AE_models", "FSQ_LEVELS", "FSQ_REACH", "Reconstruction", "UNIT", "check_levels"]

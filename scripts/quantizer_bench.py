@@ -22,7 +22,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from models.AE import AE_models  # noqa: E402
+from models.AE import FSQ_REACH, AE_models  # noqa: E402
 from models.loading import load_autoencoder, read_checkpoint  # noqa: E402
 from plot_loss import STYLE, plt, save_figure  # noqa: E402
 from utils import options  # noqa: E402
@@ -54,6 +54,7 @@ def parse_args():
     parser.add_argument("--lr", type=options.positive_float, default=2e-4, help="learning rate after warm-up")
     parser.add_argument("--aux_loss_root", type=options.non_negative_float, default=0.0,
                         help="weight of the loss on heading and root path")
+    parser.add_argument("--fsq_reach", type=options.positive_float, default=FSQ_REACH, help="of the FSQ rows (train_AE.py)")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32", help="of training")
     parser.add_argument("--evaluator", default="evaluator", help="--name of the evaluator's run, for the FID")
     return parser.parse_args()
@@ -61,7 +62,8 @@ def parse_args():
 
 def settings_of(args, spec):
     """What every run of one table shares."""
-    names = ("steps", "width", "dropout", "batch_size", "window_size", "lr", "aux_loss_root", "precision")
+    names = ("steps", "width", "dropout", "batch_size", "window_size", "lr", "aux_loss_root", "fsq_reach",
+             "precision")
     # The published milestones, at 3/5 and 1 of 250,000 steps, in proportion; the second leaves a last twentieth.
     milestones = [args.steps * 6 // 10, args.steps * 19 // 20]
     return {name: getattr(args, name) for name in names} | {
@@ -83,14 +85,18 @@ class Bench:
         folder, s = self.folder(row, seed), self.settings
         name = folder.root.name
         resume = ["--is_continue"] if folder.latest.is_file() else []
+        gridded = row.startswith("FSQ_AE")
         if resume:
-            check_begun(folder.latest, read_checkpoint(folder.latest).get("args", {}), s)
+            began = read_checkpoint(folder.latest)
+            reach = began["model_kwargs"].get("reach", 1.0) if gridded else s["fsq_reach"]
+            check_begun(folder.latest, began.get("args", {}) | {"fsq_reach": reach}, s)
+        reach = ["--fsq_reach", s["fsq_reach"]] if gridded else []
         # As many epochs as the steps can need; the one validation is the last.
         seconds = self.call(name, "train_AE.py", "--name", name, "--model", row, "--seed", seed, "--max_iter", s["steps"],
                             "--epoch", s["steps"], "--eval_every", s["steps"], "--width", s["width"], "--dropout", s["dropout"],
                             "--batch_size", s["batch_size"], "--window_size", s["window_size"], "--lr", s["lr"],
                             "--warm_up_iter", s["warm_up_iter"], "--milestones", *s["milestones"], "--aux_loss_root",
-                            s["aux_loss_root"], "--precision", s["precision"], *resume)
+                            s["aux_loss_root"], *reach, "--precision", s["precision"], *resume)
         self.call(name, "evaluation_AE.py", "--name", name, "--which", "latest", "--seed", seed, "--evaluator",
                   self.args.evaluator)
         figures = read_evaluation(folder.root / "eval")

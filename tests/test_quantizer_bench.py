@@ -130,3 +130,14 @@ def test_bench_of_two_rows_resumes_and_refuses_other_settings(data, monkeypatch,
     write_json(data / "generation/bench_demo/bench.json", {**table, "runs": {}, "settings": {**table["settings"], "lr": 1e-3}})
     assert call("scripts.quantizer_bench", *ON, *SMALL, "--rows", "AE_Model", "--lr", "1e-3") == 2
     assert "was begun with lr" in capfd.readouterr().err
+
+
+def test_the_reach_of_grids_is_checked_where_it_matters(data, monkeypatch, capfd):
+    monkeypatch.chdir(data)
+    flags = [*ON, *SMALL, "--name", "reach", "--rows"]
+    assert call("scripts.quantizer_bench", *flags, "AE_Model", "FSQ_AE_iFSQ_8x9", "--output_dir", "four") == 0
+    kwargs = torch.load(data / "checkpoints/demo/reach_FSQ_AE_iFSQ_8x9_3407/model/latest.tar", weights_only=True)["model_kwargs"]
+    assert kwargs["reach"] == 4
+    assert call("scripts.quantizer_bench", *flags, "AE_Model", "--output_dir", "one", "--fsq_reach", "1") == 0  # it has no grid
+    assert call("scripts.quantizer_bench", *flags, "FSQ_AE_iFSQ_8x9", "--output_dir", "one", "--fsq_reach", "1") == 2
+    assert "was begun with fsq_reach 4.0, not 1.0" in capfd.readouterr().err

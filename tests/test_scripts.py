@@ -275,6 +275,8 @@ def test_need_evaluation(work, capsys):
     ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--num_codes", "1" + "0" * 14, *TRAIN], "numbers at most"),
     ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "beta=-1", *TRAIN], "0 or more"),
     ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "decay=nan", *TRAIN], "is no usable float"),
+    ("train_AE", ["--name", "new", *AE, "--direct", *TRAIN], "belongs to --model FSQ_AE_Model or VQ_AE_Model"),
+    ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--fsq_reach", "2", *TRAIN], "belongs to --model FSQ_AE_*"),
     ("train_AE", ["--name", "new", *AE, "--quantizer", "ifsq", *TRAIN], "belongs to --model FSQ_AE_Model or VQ_AE_Model"),
     ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--quantizer", "ema", *TRAIN], "belongs to --model VQ_AE_Model"),
     ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--quantizer", "ifsq", *TRAIN], "odd levels"),
