@@ -13,7 +13,7 @@ import torch  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
 import train_MARDM  # noqa: E402
-from models.AE import AE, VQ_AE  # noqa: E402
+from models.AE import AE, FSQ_AE, VQ_AE  # noqa: E402
 from models.loading import read_checkpoint  # noqa: E402
 from models.MARDM import MARDM  # noqa: E402
 from utils import parallel  # noqa: E402
@@ -53,9 +53,18 @@ def masked_transformer():
 
 def quantized_autoencoder(quantizer="vq", **settings):
     torch.manual_seed(1)
-    model = VQ_AE(DIM, num_codes=8, code_dim=4, width=8, latent_dim=8, depth=1, dropout=0.0, quantizer=quantizer,
-                  settings=settings)
+    return reconstructing(VQ_AE(DIM, num_codes=8, code_dim=4, width=8, latent_dim=8, depth=1, dropout=0.0, quantizer=quantizer,
+                                settings=settings))
 
+
+def normalised_grid():
+    """Running means and spreads of z, which are not moved by a gradient either."""
+    torch.manual_seed(1)
+    return reconstructing(FSQ_AE(DIM, levels=(5, 5), quantizer="noise_dropout", settings={"keep": 1.0, "dither": 0.0},
+                                 normalise=True, width=8, latent_dim=8, depth=1, dropout=0.0))
+
+
+def reconstructing(model):
     def loss_fn(model, batch):
         motion = batch["motion"][:, :4]  # windows: every clip has a token
         out = model(motion)
@@ -85,7 +94,7 @@ def replacing_autoencoder():
 
 
 MODELS = {"mardm": masked_transformer, "ae": quantized_autoencoder, "evaluator": contrastive_evaluator,
-          "rvq": residual_autoencoder, "diveq": replacing_autoencoder}
+          "rvq": residual_autoencoder, "diveq": replacing_autoencoder, "norm": normalised_grid}
 
 
 def train(folder, key, at_step=None):

@@ -41,7 +41,7 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("key, tolerance", [("mardm", 1e-7), ("evaluator", 1e-7), ("ae", 1e-4), ("rvq", 1e-4),
-                                            ("diveq", 1e-4)])
+                                            ("diveq", 1e-4), ("norm", 1e-5)])
 def test_two_processes_train_like_one_with_the_whole_batch(two, tmp_path, key, tolerance):
     one = parallel_worker.train(tmp_path, key)
     saved = read_checkpoint(two / "numbers" / key / "model" / "latest.tar")
