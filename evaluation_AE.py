@@ -7,12 +7,13 @@ Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, beside it, 
 for a data set with an evaluator of its own, and without any). Without an evaluator the other figures are given, and it says so.
 """
 from functools import partial
+from itertools import groupby
 
 from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash
 from models.TextEncoder import cached_text_features
 from utils import options, parallel
-from utils.code_stats import code_usage
+from utils.code_stats import code_usage, usage_rows
 from utils.datasets import MotionStore, get_spec, joints_in_metres, read_labels
 from utils.errors import UserError, run
 from utils.evaluation import (
@@ -82,9 +83,10 @@ def make_table(results):
         rows.append(("semantic probes", f"{results['probes']['all']['share']:.3f}", "of labelled clips, reconstructed"))
     if results["scores"]:
         rows += [(f"scores: {key}", made, f"real clips {real}") for key, made, real in score_rows(results["scores"])]
-    levels, dim = results["levels"], results["target_dim"]
-    rows += [("levels", "x".join(map(str, levels)) if levels else "none", f"{dim} dimensions")]
-    rows += [(key, f"{value:.6g}", f"on {results['split']}") for key, value in results["codes"].items()]
+    runs = [(level, len(list(same))) for level, same in groupby(results["levels"] or [])]
+    shown = "x".join(f"{level}^{count}" if count > 1 else f"{level}" for level, count in runs)
+    rows += [("levels", shown or "none", f"{results['target_dim']} dimensions")]
+    rows += usage_rows(results["codes"], f"on {results['split']}")
     return format_table(rows, ("figure", "value", ""))
 
 
@@ -111,7 +113,8 @@ def main():
         "kind": judges.tag("reconstruction") if judges else "reconstruction", "protocol": judges and judges.protocol,
         "judge": judges and judges.describe(), "dataset": spec.name, "split": args.split, "clips": len(pairs),
         "frames": sum(len(real) for real, _ in pairs), "left_out": len(store.skipped),
-        "model": checkpoint.get("model_name") or args.model, "levels": list(ae.levels) if ae.levels else None,
+        "model": checkpoint.get("model_name") or args.model, "model_kwargs": checkpoint.get("model_kwargs"),
+        "levels": list(ae.levels) if ae.levels else None,
         "target_dim": ae.target_dim, "codebook_size": ae.codebook_size, "finite_targets": ae.finite_targets,
         "figures": figures, "scores": scores,
         "probes": probe_reconstructions(spec, store, pairs),

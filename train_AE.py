@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from models.AE import FSQ_REACH, AE_models
-from models.loading import read_checkpoint
+from models.loading import reach_of, read_checkpoint
 from models.quantizers import QUANTIZERS, settings_of
 from utils import options, parallel
 from utils.datasets import MotionStore, WindowDataset, get_spec, make_loader
@@ -34,7 +34,8 @@ def parse_args():
     parser.add_argument("--fsq_normalise", action="store_true", default=None,
                         help="for FSQ_AE_Model: bring z to mean 0 and spread 1 before the grid")
     parser.add_argument("--fsq_reach", type=options.positive_float, default=None, help="for FSQ_AE_*: half the width of the grid "
-                        f"as the network sees it; {FSQ_REACH:g} unless given, 1 = as published. Targets span -1 to 1 all the same")
+                        f"as encoder and decoder see it (with --fsq_normalise the decoder alone); {FSQ_REACH:g} unless given, "
+                        "1 = as published. Targets keep their range")
     parser.add_argument("--num_codes", type=options.positive_int, default=None, help="codes of VQ_AE_Model (512 unless given)")
     parser.add_argument("--code_dim", type=options.positive_int, default=None,
                         help="dimensions of a code of VQ_AE_Model (as many as --width unless given)")
@@ -75,10 +76,6 @@ def model_kwargs(args, feature_dim):
                 owners = " or ".join(model for model, flags in FREE.items() if flag in flags)
                 raise UserError(f"--{flag} belongs to --model {owners}; {args.model} fixes its own")
             kwargs[own[flag]] = getattr(args, flag)
-    if args.model.startswith("FSQ_AE"):
-        kwargs |= reach_kwargs(args.fsq_reach)
-    elif args.fsq_reach is not None:
-        raise UserError(f"--fsq_reach belongs to --model FSQ_AE_*, not to {args.model}")
     if args.quantizer is not None:
         if args.model not in FREE:
             raise UserError(f"--quantizer belongs to --model {' or '.join(FREE)}; {args.model} fixes its own")
@@ -88,9 +85,14 @@ def model_kwargs(args, feature_dim):
     return kwargs
 
 
-def reach_kwargs(reach):
-    """What a grid of that reach is built with; nothing for 1, like the checkpoints from before it could be chosen."""
-    reach = FSQ_REACH if reach is None else reach
+def reach_kwargs(args, began):
+    """The reach of a grid; nothing for 1, like checkpoints from before it could be chosen. ``began``: the checkpoint of the run
+    that is gone on with, or {}; unless told otherwise it keeps its own."""
+    if not args.model.startswith("FSQ_AE"):
+        if args.fsq_reach is not None:
+            raise UserError(f"--fsq_reach belongs to --model FSQ_AE_*, not to {args.model}")
+        return {}
+    reach = args.fsq_reach or reach_of(began) or FSQ_REACH
     return {} if reach == 1 else {"reach": reach}
 
 
@@ -140,9 +142,11 @@ def main():
     with parallel.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         kwargs = model_kwargs(args, spec.feature_dim)
+        folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+        began = read_checkpoint(folder.latest) if args.is_continue and folder.latest.is_file() else {}
+        kwargs |= reach_kwargs(args, began)
         seed_everything(args.seed)
         model = AE_models[args.model](**kwargs).to(device)
-        folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         folder.prepare(args.is_continue)
         store, val_store = (MotionStore(spec, split, args.num_workers) for split in ("train", "val"))
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
@@ -152,7 +156,7 @@ def main():
     if args.compile:
         model.compile()
     if args.is_continue:
-        trainer.resume(read_checkpoint(folder.latest))
+        trainer.resume(began)
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:

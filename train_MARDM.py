@@ -63,8 +63,8 @@ def parse_args():
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the transformer")
     parser.add_argument("--count_from_end", action="store_true", help="positions from a clip's end for MARDM-* too; FSQ-MARDM-* "
                         "and VQ-MARDM-* have them always")
-    parser.add_argument("--scale_targets", action="store_true", help="divide the targets by their standard deviation, so that "
-                        "those of any autoencoder are as wide as the head's noise (the published models do not)")
+    parser.add_argument("--scale_targets", action="store_true", help="divide the targets by their standard deviation over all "
+                        "tokens and dimensions, so that they are as wide as the head's noise (the published models do not)")
     parser.add_argument("--ema_decay", type=options.fraction, default=0.9999, help="decay of the weights' average")
     args = parser.parse_args()
     if args.unit_length != 4:
@@ -103,15 +103,16 @@ class TargetCache:
 
 
 def spread_of_targets(ae, data, device):
-    """The standard deviation of the targets of some training clips, the same in all processes."""
+    """The standard deviation of the targets of some training clips, over tokens and dimensions alike; the same in all processes,
+    and without a trace in the random numbers of the training."""
     cache = TargetCache(ae, device, capacity=0)
     loader = make_loader(data, min(32, len(data)), 0, 0, data.lengths, collate_clips, whole=True)
-    found = [targets[:length] for batch in islice(loader, SCALE_BATCHES)
-             for targets, length in zip(cache(batch).cpu(), batch["lengths"] // 4)]
-    spread = float(torch.cat(found).std())
-    if not spread > 0:
-        raise UserError("--scale_targets: the autoencoder gives the same target for every token; train it further")
-    return spread
+    with torch.random.fork_rng():
+        found = torch.cat([targets[:length] for batch in islice(loader, SCALE_BATCHES)
+                           for targets, length in zip(cache(batch).cpu(), batch["lengths"] // 4)])
+    if not float(found.std(0).max()) > 0:
+        raise UserError("--scale_targets: the autoencoder has the same target for every token; train it further")
+    return parallel.mean_of({"spread": float(found.std())})["spread"]
 
 
 def make_loss(ae, device):
@@ -179,12 +180,15 @@ def main():
         data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, args.max_motion_length)
                           for split in ("train", "val"))
 
+    began = read_checkpoint(folder.latest) if args.is_continue else {}
+    if args.scale_targets:  # once: another device would measure a little else
+        scale = began.get("model_kwargs", {}).get("target_scale") or spread_of_targets(ae, data, device)
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
               "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions), "dropout": args.dropout,
               "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul,
               "prediction": args.prediction, **({"count_from_end": True} if args.count_from_end else {}),
-              **({"target_scale": spread_of_targets(ae, data, device)} if args.scale_targets else {})}
+              **({"target_scale": scale} if args.scale_targets else {})}
     model = MARDM_models[args.model](**kwargs).to(device)
     ema = EMA(model, args.ema_decay)
     if args.compile:
@@ -197,7 +201,7 @@ def main():
     trainer = make_trainer(args, folder, "mardm", model, describe, judges.tag("Val/FID") if judges else "Val/loss", ema,
                            args.accumulate)
     if args.is_continue:
-        trainer.resume(read_checkpoint(folder.latest))
+        trainer.resume(began)
 
     loss_fn = make_loss(ae, device)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)

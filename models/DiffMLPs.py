@@ -108,14 +108,15 @@ class DenoisingMLP(nn.Module):
 class DiffHead(nn.Module):
     """What both heads share: the net, the guided net as a function of (x, t), the loss, and sampling around the process.
 
-    ``prediction``: what the net answers; None = the first of ``predictions``.
+    ``prediction``: what the net answers; None = the first of ``predictions``. ``target_scale``: the net works on targets divided
+    by it, as latent diffusion does (Rombach et al. 2022, arXiv 2112.10752); 1 in the published models.
     """
 
     predictions = ()
 
-    def __init__(self, target_dim, cond_dim, width, depth, prediction=None):
+    def __init__(self, target_dim, cond_dim, width, depth, prediction=None, target_scale=1.0):
         super().__init__()
-        self.target_dim, self.prediction = target_dim, prediction or self.predictions[0]
+        self.target_dim, self.prediction, self.target_scale = target_dim, prediction or self.predictions[0], target_scale
         if self.prediction not in self.predictions:
             raise ModelError(f"a {type(self).__name__} predicts {' or '.join(self.predictions)}, not '{self.prediction}'")
         self.net = DenoisingMLP(target_dim, cond_dim, width, depth)
@@ -142,6 +143,7 @@ class DiffHead(nn.Module):
 
         ``share`` (M,) bool: these N are the true ones of M rows, for all of which t and noise are drawn; the loss is then what
         they add to the mean over all M."""
+        target = target / self.target_scale
         count = len(target) if share is None else len(share)
         if t is None:
             t = self.process.draw_time(count, target.device, generator)
@@ -168,7 +170,7 @@ class DiffHead(nn.Module):
 
         @torch.no_grad()
         def sample(z, z_uncond, draw_noise):
-            return run(guided(z, z_uncond, cfg), draw_noise)
+            return run(guided(z, z_uncond, cfg), draw_noise) * self.target_scale
 
         return sample
 

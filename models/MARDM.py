@@ -122,8 +122,7 @@ class MARDM(nn.Module):
         cond_drop_prob: share of training samples whose condition is dropped, for guidance.
         diffmlps_batch_mul: fresh (noise, time) pairs a masked token sees in a training step.
         prediction: what the head predicts: "velocity" or "x" (SiT), "noise" (DDPM); None = the first one.
-        target_scale: the head works on targets divided by this; their standard deviation gives it targets as wide as its noise
-            (Rombach et al. 2022, arXiv 2112.10752, section 3.3 and appendix G). The published models have 1.
+        target_scale: see DiffHead.
         count_from_end: give the transformer positions from the clip's end too (no parameters). The published models, which
             learn a clip's length from the padding alone, have none; the families of ours do.
     """
@@ -136,7 +135,7 @@ class MARDM(nn.Module):
             raise ModelError(f"unknown cond_mode '{cond_mode}'; one of text, action, uncond")
         self.ae_dim, self.width, self.cond_mode = ae_dim, width, cond_mode
         self.target_dim = target_dim or ae_dim
-        self.count_from_end, self.target_scale = count_from_end, target_scale
+        self.count_from_end = count_from_end
         self.cond_drop_prob, self.diffmlps_batch_mul = cond_drop_prob, diffmlps_batch_mul
         self.cond_dim = {"text": cond_dim, "action": num_actions, "uncond": width}[cond_mode]
         self.mask_latent = nn.Parameter(torch.zeros(1, 1, ae_dim))
@@ -145,7 +144,7 @@ class MARDM(nn.Module):
         self.MARTransformer = nn.ModuleList(MARTransBlock(width, heads, ff, dropout) for _ in range(layers))
         self.cond_emb = nn.Identity() if cond_mode == "uncond" else nn.Linear(self.cond_dim, width)
         self._init_weights()
-        self.DiffMLPs = HEADS[head](self.target_dim, width, head_width, head_depth, prediction)
+        self.DiffMLPs = HEADS[head](self.target_dim, width, head_width, head_depth, prediction, target_scale)
 
     def _init_weights(self):
         # 1 / sqrt(inputs) at every width, so that in narrow models too the tokens are not drowned by the unscaled positions.
@@ -194,8 +193,7 @@ class MARDM(nn.Module):
             share = torch.zeros_like(mask)
             share[rows] = True
             share = share[mask].repeat(times)
-        targets = targets[mask[rows]] / self.target_scale
-        loss = self.DiffMLPs.loss(targets.repeat(times, 1), z.repeat(times, 1), generator=generator, share=share)
+        loss = self.DiffMLPs.loss(targets[mask[rows]].repeat(times, 1), z.repeat(times, 1), generator=generator, share=share)
         return loss * (len(lengths) / len(latents))
 
     def drop_cond(self, cond, batch, rows=slice(None), generator=None):
@@ -265,7 +263,7 @@ class MARDM(nn.Module):
                 z, z_uncond = self._guidance_branches(latents, cond, state.padding, cfg, order, together=fast)
             new = sample(z[sampled].float(), None if z_uncond is None else z_uncond[sampled].float(),
                          state.noise_source(sampled))
-            state.targets[sampled] = ae.snap(new * self.target_scale)
+            state.targets[sampled] = ae.snap(new)
         return state.targets * ~state.padding[..., None]
 
     def _guidance_branches(self, latents, cond, padding, cfg, mask, together=True):

@@ -126,6 +126,13 @@ def load_generator(path, model_name=None, ema=True):
     return load_state(model, state, path), checkpoint
 
 
+def reach_of(checkpoint):
+    """The reach of the grid in an autoencoder's checkpoint; None without a grid."""
+    if not str(checkpoint.get("model_name", "")).startswith("FSQ_AE"):
+        return None
+    return (checkpoint.get("model_kwargs") or {}).get("reach", 1.0)
+
+
 def check_same_autoencoder(checkpoint, ae, path):
     """ModelError unless the generator of ``checkpoint`` was trained on this very autoencoder (by hash, when recorded)."""
     trained_on = checkpoint.get("trained_on")

@@ -87,7 +87,8 @@ class Ablation:
     def __init__(self, args, spec, folder):
         self.args, self.spec, self.settings, self.call = args, spec, settings_of(args, spec), Scripts(args, folder)
         order = [f"{row} {prediction}" for row in AE_models for prediction in PREDICTIONS]
-        self.table = RunTable(Path(folder) / "ablation.json", "ablation", self.settings, order, dict(FIGURES))
+        self.table = RunTable(Path(folder) / "ablation.json", "ablation", self.settings, order, dict(FIGURES),
+                              {"scale_targets": False})
 
     def autoencoder(self, row, seed):
         """RunFolder of the autoencoder that a generator is trained on. UserError when it is not there."""

@@ -19,7 +19,15 @@ from models.AE import AE_models  # noqa: E402
 from models.loading import load_autoencoder, weights_hash  # noqa: E402
 from plot_loss import STYLE, plt, save_figure  # noqa: E402
 from utils import options  # noqa: E402
-from utils.code_stats import FRAMES, axes_summary, axis_statistics, collect_indices, topology, usage_statistics  # noqa: E402
+from utils.code_stats import (  # noqa: E402
+    FRAMES,
+    axes_summary,
+    axis_statistics,
+    collect_indices,
+    topology,
+    usage_rows,
+    usage_statistics,
+)
 from utils.datasets import MotionStore, get_spec  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.evaluation import format_table, write_results  # noqa: E402
@@ -41,7 +49,7 @@ def parse_args():
 
 def make_table(results):
     codes, moved = results["codes"], results["topology"]
-    rows = [(key, f"{value:.6g}", "") for key, value in codes.items()]
+    rows = usage_rows(codes)
     rows += [("bits_a_second", f"{results['bits_a_second']:.4g}", f"{results['tokens_a_second']:g} tokens a second"),
              ("entropy_a_second", f"{results['entropy_a_second']:.4g}", "bits, of whole codes as counted"),
              ("step_mm", f"{moved['step_mm']:.4g}", "mean joint displacement by one step, all axes"),

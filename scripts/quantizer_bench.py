@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from models.AE import FSQ_REACH, AE_models  # noqa: E402
-from models.loading import load_autoencoder, read_checkpoint  # noqa: E402
+from models.loading import load_autoencoder, reach_of, read_checkpoint  # noqa: E402
 from plot_loss import STYLE, plt, save_figure  # noqa: E402
 from utils import options  # noqa: E402
 from utils.datasets import get_spec  # noqa: E402
@@ -75,7 +75,8 @@ class Bench:
 
     def __init__(self, args, spec, folder):
         self.args, self.spec, self.settings, self.call = args, spec, settings_of(args, spec), Scripts(args, folder)
-        self.table = RunTable(Path(folder) / "bench.json", "quantizer bench", self.settings, AE_models, FIGURES)
+        self.table = RunTable(Path(folder) / "bench.json", "quantizer bench", self.settings, AE_models, FIGURES,
+                              {"fsq_reach": 1.0})
 
     def folder(self, row, seed):
         return RunFolder(self.args.checkpoints_dir, self.spec.name, f"{self.args.name}_{row}_{seed}")
@@ -85,12 +86,10 @@ class Bench:
         folder, s = self.folder(row, seed), self.settings
         name = folder.root.name
         resume = ["--is_continue"] if folder.latest.is_file() else []
-        gridded = row.startswith("FSQ_AE")
         if resume:
             began = read_checkpoint(folder.latest)
-            reach = began["model_kwargs"].get("reach", 1.0) if gridded else s["fsq_reach"]
-            check_begun(folder.latest, began.get("args", {}) | {"fsq_reach": reach}, s)
-        reach = ["--fsq_reach", s["fsq_reach"]] if gridded else []
+            check_begun(folder.latest, began.get("args", {}) | {"fsq_reach": reach_of(began) or s["fsq_reach"]}, s)
+        reach = ["--fsq_reach", s["fsq_reach"]] if row.startswith("FSQ_AE") else []
         # As many epochs as the steps can need; the one validation is the last.
         seconds = self.call(name, "train_AE.py", "--name", name, "--model", row, "--seed", seed, "--max_iter", s["steps"],
                             "--epoch", s["steps"], "--eval_every", s["steps"], "--width", s["width"], "--dropout", s["dropout"],

@@ -65,11 +65,12 @@ def test_two_rows_resume_and_are_judged(data, monkeypatch, capfd):
 def test_scaled_targets(data, monkeypatch):
     """The scale is the targets' standard deviation over the training clips, and the checkpoint keeps it."""
     monkeypatch.chdir(data)
-    assert call("scripts.ablation", *ON, *GENERATORS, "--name", "scaled", "--rows", "FSQ_AE_iFSQ_8x9", "--predictions", "x",
+    assert call("scripts.ablation", *ON, *GENERATORS, "--name", "scaled", "--rows", "AE_Model", "--predictions", "x",
                 "--scale_targets") == 0
     folder = data / "checkpoints/demo"
-    ae, _ = load_autoencoder(folder / "bench_FSQ_AE_iFSQ_8x9_3407/model/latest.tar")
-    scale = torch.load(folder / "scaled_FSQ_AE_iFSQ_8x9_x_3407/model/latest.tar", weights_only=True)["model_kwargs"]["target_scale"]
+    ae, _ = load_autoencoder(folder / "bench_AE_Model_3407/model/latest.tar")
+    checkpoint = torch.load(folder / "scaled_AE_Model_x_3407/model/latest.tar", weights_only=True)
+    scale = checkpoint["model_kwargs"]["target_scale"]
     store = MotionStore(get_spec("demo", data / "datasets"), "train")
     with torch.no_grad():
         targets = [ae.encode_targets(torch.from_numpy(store.normalised(clip, 0, length // 4 * 4))[None])[1][0]

@@ -148,8 +148,10 @@ def test_scaled_targets(head):
         losses.append(model.loss(latents, targets, cond, lengths))
     torch.testing.assert_close(*losses)
     grid_model, grid = make_pair(target_scale=0.25)
-    codes = grid_model.generate(grid, cond, lengths, [1, 2], **settings)[1]
-    assert torch.equal(grid.snap(codes), codes)
+    known = grid.snap(torch.rand(2, 8, 6) * 2 - 1)
+    keep = torch.arange(8).expand(2, 8) < 3
+    codes = grid_model.generate(grid, cond, lengths, [1, 2], known=(known, keep), **settings)[1]
+    assert torch.equal(grid.snap(codes), codes) and torch.equal(codes[:3], known[1, :3])
 
 
 def test_pseudo_reorder_changes_rounding_only():

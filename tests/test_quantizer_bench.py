@@ -8,7 +8,15 @@ import torch
 from test_scripts import call
 
 from models.AE import AE_models
-from utils.code_stats import axes_summary, axis_statistics, entropy_bits, other_codes, topology, usage_statistics
+from utils.code_stats import (
+    axes_summary,
+    axis_statistics,
+    entropy_bits,
+    other_codes,
+    topology,
+    usage_rows,
+    usage_statistics,
+)
 from utils.datasets import MotionStore, get_spec
 from utils.demo_dataset import build_demo
 from utils.evaluation import write_json
@@ -141,3 +149,15 @@ def test_the_reach_of_grids_is_checked_where_it_matters(data, monkeypatch, capfd
     assert call("scripts.quantizer_bench", *flags, "AE_Model", "--output_dir", "one", "--fsq_reach", "1") == 0  # it has no grid
     assert call("scripts.quantizer_bench", *flags, "FSQ_AE_iFSQ_8x9", "--output_dir", "one", "--fsq_reach", "1") == 2
     assert "was begun with fsq_reach 4.0, not 1.0" in capfd.readouterr().err
+    path = data / "one/bench.json"  # what tables of before the reach could be chosen look like
+    table = json.loads(path.read_text())
+    del table["settings"]["fsq_reach"]
+    write_json(path, table)
+    assert call("scripts.quantizer_bench", *flags, "AE_Model", "--output_dir", "one") == 2
+    assert "was made with fsq_reach 1.0, not 4.0" in capfd.readouterr().err
+    assert call("scripts.quantizer_bench", *flags, "AE_Model", "--output_dir", "one", "--fsq_reach", "1") == 0
+
+
+def test_numbers_of_codes_beyond_any_float_are_shown():
+    rows = usage_rows({"codes_used": 12.0, "codebook_size": 17**300}, "on test")
+    assert rows == [("codes_used", "12", "on test"), ("codebook_size", f"2^{300 * math.log2(17):.1f}", "on test")]

@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.VQ as VQ_module
-from models.AE import FSQ_LEVELS, AE_models, RunningNorm
+from models.AE import FSQ_LEVELS, FSQ_REACH, AE_models, RunningNorm
 from models.errors import ModelError
 from models.FSQ import FSQ
 from models.MARDM import check_pair
@@ -442,11 +442,13 @@ def test_vq_round_trip_seeding_and_gradients():
                                                                    .argmin(1)).reshape(z.shape))
 
 
-@pytest.mark.parametrize("name", AE_models)
+@pytest.mark.parametrize("name, reach", [(name, 1) for name in AE_models] + [
+    (name, FSQ_REACH) for name in ("FSQ_AE_High", "FSQ_AE_Hybrid", "FSQ_AE_Residual", "FSQ_AE_iFSQ_16x9_Direct",
+                                   "FSQ_AE_iFSQ_64x17_Norm")])
 @torch.no_grad()
-def test_four_verbs(name):
+def test_four_verbs(name, reach):
     torch.manual_seed(0)
-    ae = AE_models[name](input_width=67, width=32, latent_dim=32).train()
+    ae = AE_models[name](input_width=67, width=32, latent_dim=32, **({} if reach == 1 else {"reach": reach})).train()
     motion = torch.randn(2, 32, 67)
     ae(motion)  # codebooks start from the first batch
     ae.eval()

@@ -77,7 +77,7 @@ def test_checkpoints_describe_themselves(work):
 def test_evaluation_AE(work, capsys):
     assert call("evaluation_AE", "--name", "ae", "--model", "FSQ_AE_High", *ON_DEMO, "--num_workers", "0") == 0
     out = capsys.readouterr().out
-    assert "8x8x8x5x5x5" in out and "64000" in out and "codes_used" in out
+    assert "8^3x5^3" in out and "64000" in out and "codes_used" in out
     results = json.loads((work / "checkpoints/demo/ae/eval/evaluation_AE.json").read_text())
     assert results["figures"]["MPJPE"] > results["figures"]["MPJPE_facing"] > 0 and results["figures"]["FID"] > 0
     assert results["seed"] == 3407 and results["clips"] == results["probes"]["all"]["total"] == 36
@@ -265,6 +265,40 @@ def test_need_evaluation(work, capsys):
     assert best["metric"] == "Val/FID" and best["value"] > 0
 
 
+def test_a_run_goes_on_with_its_own_reach(work, capsys):
+    flags = ["--name", "narrow", *AE, *TRAIN, *SHORT]
+    assert call("train_AE", *flags, "--max_iter", "1", "--fsq_reach", "1") == 0
+    path = work / "checkpoints/demo/narrow/model/latest.tar"
+    assert "reach" not in torch.load(path, weights_only=True)["model_kwargs"]  # as before there was a choice
+    assert call("train_AE", *flags, "--max_iter", "2", "--is_continue") == 0
+    again = torch.load(path, weights_only=True)
+    assert again["total_it"] == 2 and "reach" not in again["model_kwargs"]
+    assert call("train_AE", *flags, "--max_iter", "3", "--is_continue", "--fsq_reach", "2") == 2
+    assert "another size or kind" in capsys.readouterr().err
+
+
+def test_scaled_targets_go_on_with_their_scale(work, monkeypatch, capsys):
+    assert call("train_AE", "--name", "spread", "--model", "AE_Model", "--width", "32", *TRAIN, *SHORT, "--max_iter", "1") == 0
+    flags = ["--name", "scaled", "--ae_name", "spread", "--model", "MARDM-SiT-S", *TRAIN, "--diffmlps_batch_mul", "1"]
+    assert call("train_MARDM", *flags, "--max_iter", "1", "--scale_targets") == 0
+    path = work / "checkpoints/demo/scaled/model/latest.tar"
+    scale = torch.load(path, weights_only=True)["model_kwargs"]["target_scale"]
+    with monkeypatch.context() as patch:  # another device measures a little else
+        patch.setattr(sys.modules["train_MARDM"], "spread_of_targets", lambda *_: 1.01 * scale)
+        assert call("train_MARDM", *flags, "--max_iter", "2", "--scale_targets", "--is_continue") == 0
+    assert load_generator(path)[0].DiffMLPs.target_scale == scale > 0
+    assert call("train_MARDM", *flags, "--max_iter", "3", "--is_continue") == 2
+    assert "another size or kind" in capsys.readouterr().err
+
+
+def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
+    assert call("train_AE", "--name", "one_code", "--model", "VQ_AE_Model", "--num_codes", "1", "--width", "32", *TRAIN, *SHORT,
+                "--max_iter", "1") == 0
+    assert call("train_MARDM", "--name", "none", "--ae_name", "one_code", "--ae_model", "VQ_AE_Model", "--model",
+                "VQ-MARDM-SiT-S", *TRAIN, "--scale_targets") == 2
+    assert "same target for every token" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script, flags, message", [
     ("train_AE", ["--name", "ae", *AE, *TRAIN], "exists"),
     ("train_AE", ["--name", "new", "--model", "AE_Modell"], "invalid choice"),
@@ -290,6 +324,7 @@ def test_need_evaluation(work, capsys):
      "trained with another --model"),
     ("train_AE", ["--name", "ae", "--model", "FSQ_AE_High", "--width", "16", *TRAIN, *SHORT, "--is_continue"],
      "another size or kind"),
+    ("train_AE", ["--name", "ae", "--model", "AE_Model", "--width", "32", *TRAIN, *SHORT, "--is_continue"], "another --model"),
     ("train_AE", ["--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue", "--seed", "1"], "trained with --seed 3407"),
     ("train_AE", ["--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue", "--batch_size", "8"],
      "trained with --batch_size (of all processes) 512"),

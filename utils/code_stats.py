@@ -37,6 +37,11 @@ def usage_statistics(indices, codebook_size):
             "entropy_ceiling_bits": ceiling, "entropy_share": entropy / ceiling if ceiling else 1.0}
 
 
+def usage_rows(usage, note=""):
+    """(name, value, note) rows of ``usage_statistics`` for a table. The number of codes may be beyond any float."""
+    return [(key, f"{value:.6g}" if value < 1e300 else f"2^{math.log2(value):.1f}", note) for key, value in usage.items()]
+
+
 def axis_statistics(digits, axis_sizes):
     """Digits (N, A) -> one dict an axis: size, used, entropy_bits, its ceiling log2 size, and counts, a list of ``size``."""
     rows = []

@@ -88,8 +88,8 @@ def add_split(parser):
 def add_large_models(parser):
     """Flags of the scripts that train the two large models."""
     parser.add_argument("--accumulate", type=positive_int, default=1,
-                        help="parts into which a step's batch is split to save memory; their gradients are added up (averages "
-                             "that a quantizer keeps, EMA codes and running means, follow every part)")
+                        help="parts into which a step's batch is split to save memory; their gradients are added up (what an "
+                             "autoencoder's quantizer averages by itself follows every part)")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ compiler on a CPU)")
 
 

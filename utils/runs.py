@@ -135,11 +135,12 @@ class RunTable:
 
     Args:
         path: of the JSON file. kind: what it says it is. settings: plain values. order: rows, as the table lists them.
-        figures: {column: (unit, digits)}.
+        figures: {column: (unit, digits)}. before: settings that the files of earlier versions lack, and what they were then.
     """
 
-    def __init__(self, path, kind, settings, order, figures):
+    def __init__(self, path, kind, settings, order, figures, before=None):
         self.path, self.kind, self.settings, self.order, self.figures = Path(path), kind, settings, list(order), figures
+        self.before = before or {}
         self.runs, self.lock = self.read(), threading.Lock()
 
     def read(self):
@@ -155,6 +156,7 @@ class RunTable:
             raise UserError(f"{self.path} is damaged or no table of runs; move it away") from error
         if kind != self.kind:
             raise UserError(f"{self.path} holds a {kind}, not a {self.kind}; pick another --output_dir")
+        settings = self.before | settings
         different = [key for key, value in self.settings.items() if settings.get(key) != value]
         if different:
             raise UserError(f"{self.path} was made with {different[0]} {settings.get(different[0])}, not "
