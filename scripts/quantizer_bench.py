@@ -204,13 +204,14 @@ def draw_bars(axes, key, what, rows):
 
 
 def name_points(figure, axes, points, apart=9):
-    """Write the row's name beside each (summary, x, y); of one x, ``apart`` points of type above each other at least."""
+    """Write the row's name beside each (summary, x, y); of about one rate, ``apart`` points of type above each other at
+    least."""
     figure.draw_without_rendering()  # places the axes, so that data can be told in points
     highest = {}
     for summary, x, y in sorted(points, key=lambda point: point[2]):
-        height = axes.transData.transform((x, y))[1] * 72 / figure.dpi
-        shift = max(0, highest.get(round(x, 1), -apart) + apart - height)
-        highest[round(x, 1)] = height + shift
+        height, place = axes.transData.transform((x, y))[1] * 72 / figure.dpi, round(4 * math.log2(x))
+        shift = max(0, highest.get(place, -apart) + apart - height)
+        highest[place] = height + shift
         axes.annotate(short(summary), (x, y), (5, shift - 2), textcoords="offset points", fontsize=7, **colour(summary))
 
 
