@@ -346,8 +346,15 @@ VQ_ROWS = {
     "VQ_AE_Gumbel_Diverse": dict(quantizer="gumbel", settings={"diversity": 0.1}),
 }
 
+
+def make_narrow_ae(**kwargs):
+    """The continuous autoencoder with a latent of 64 channels at any width: the control of a grid of 64 dimensions."""
+    return AE(**kwargs | {"latent_dim": 64})
+
+
 AE_models = {
     "AE_Model": AE,
+    "AE_Model_64": make_narrow_ae,
     "FSQ_AE_Model": FSQ_AE,  # free: --fsq_levels, --quantizer and its settings
     **{name: partial(FSQ_AE, levels=levels) for name, levels in FSQ_LEVELS.items()},
     **{name: partial(FSQ_AE, **row) for name, row in FSQ_ROWS.items()},

@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -172,11 +173,10 @@ def draw(table, path):
 def draw_rate(figure, axes, key, rows):
     """Bits a token against an error."""
     rated = [summary for summary in rows if "bits" in summary]
-    for summary in rows:
-        if summary in rated:
-            axes.errorbar(summary["bits"], summary[key], summary.get(f"{key}_std"), marker="o", capsize=2, **colour(summary))
-        else:
-            axes.axhline(summary[key], color="0.4", linestyle="--", label=f"{short(summary)}, which has no rate")
+    for summary in rated:
+        axes.errorbar(summary["bits"], summary[key], summary.get(f"{key}_std"), marker="o", capsize=2, **colour(summary))
+    for summary, style in zip([summary for summary in rows if summary not in rated], cycle(("--", ":", "-."))):
+        axes.axhline(summary[key], color="0.4", linestyle=style, label=f"{short(summary)}, which has no rate")
     if rated:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
