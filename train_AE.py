@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from models.AE import FSQ_REACH, AE_models
+from models.AE import FSQ_REACH, AE_models, has_grid
 from models.loading import reach_of, read_checkpoint
 from models.quantizers import QUANTIZERS, settings_of
 from utils import options, parallel
@@ -88,7 +88,7 @@ def model_kwargs(args, feature_dim):
 def reach_kwargs(args, began):
     """The reach of a grid; nothing for 1, like checkpoints from before it could be chosen. ``began``: the checkpoint of the run
     that is gone on with, or {}; unless told otherwise it keeps its own."""
-    if not args.model.startswith("FSQ_AE"):
+    if not has_grid(args.model):
         if args.fsq_reach is not None:
             raise UserError(f"--fsq_reach belongs to --model FSQ_AE_*, not to {args.model}")
         return {}

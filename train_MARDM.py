@@ -103,13 +103,12 @@ class TargetCache:
 
 
 def spread_of_targets(ae, data, device):
-    """The standard deviation of the targets of some training clips, over tokens and dimensions alike; the same in all processes,
-    and without a trace in the random numbers of the training."""
+    """The standard deviation of the targets of some training clips, over tokens and dimensions alike; the same in all
+    processes."""
     cache = TargetCache(ae, device, capacity=0)
     loader = make_loader(data, min(32, len(data)), 0, 0, data.lengths, collate_clips, whole=True)
-    with torch.random.fork_rng():
-        found = torch.cat([targets[:length] for batch in islice(loader, SCALE_BATCHES)
-                           for targets, length in zip(cache(batch).cpu(), batch["lengths"] // 4)])
+    found = torch.cat([targets[:length] for batch in islice(loader, SCALE_BATCHES)
+                       for targets, length in zip(cache(batch).cpu(), batch["lengths"] // 4)])
     if not float(found.std(0).max()) > 0:
         raise UserError("--scale_targets: the autoencoder has the same target for every token; train it further")
     return parallel.mean_of({"spread": float(found.std())})["spread"]
@@ -181,7 +180,7 @@ def main():
                           for split in ("train", "val"))
 
     began = read_checkpoint(folder.latest) if args.is_continue else {}
-    if args.scale_targets:  # once: another device would measure a little else
+    if args.scale_targets:  # once, as another device would measure a little else; and before the seed, so that it leaves no trace
         scale = began.get("model_kwargs", {}).get("target_scale") or spread_of_targets(ae, data, device)
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,

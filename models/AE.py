@@ -16,7 +16,7 @@ from models.quantizers import make_quantizer
 from models.VQ import summed
 
 UNIT = 4  # frames a token: two down-samplings by two
-FSQ_REACH = 4.0  # of the grids that train_AE.py trains; with the published 1 z soon saturates the bound (docs/quantizers.md)
+FSQ_REACH = 4.0  # of the grids that train_AE.py trains; with the published 1 z may run away (docs/quantizers.md)
 
 
 class Reconstruction(NamedTuple):
@@ -362,4 +362,10 @@ AE_models = {
     **{name: partial(VQ_AE, **row) for name, row in VQ_ROWS.items()},
 }
 
-__all__ = ["AE", "FSQ_AE", "VQ_AE", "AE_models", "FSQ_LEVELS", "FSQ_REACH", "Reconstruction", "UNIT", "check_levels"]
+
+def has_grid(name):
+    """Whether a row of the zoo, or a family of rows, quantizes on a grid: what has a reach."""
+    return name.startswith("FSQ_AE")
+
+
+__all__ = ["AE", "FSQ_AE", "VQ_AE", "AE_models", "FSQ_LEVELS", "FSQ_REACH", "Reconstruction", "UNIT", "check_levels", "has_grid"]

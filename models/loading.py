@@ -3,7 +3,7 @@ nothing, are recognised by their keys. Loading never runs code from the file (``
 import hashlib
 from pathlib import Path
 
-from models.AE import AE_models
+from models.AE import AE_models, has_grid
 from models.errors import ModelError
 from models.files import first_line, load_plain
 from models.LengthEstimator import LengthEstimator
@@ -128,7 +128,7 @@ def load_generator(path, model_name=None, ema=True):
 
 def reach_of(checkpoint):
     """The reach of the grid in an autoencoder's checkpoint; None without a grid."""
-    if not str(checkpoint.get("model_name", "")).startswith("FSQ_AE"):
+    if not has_grid(checkpoint.get("model_name") or ""):
         return None
     return (checkpoint.get("model_kwargs") or {}).get("reach", 1.0)
 

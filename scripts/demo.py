@@ -100,9 +100,8 @@ def train_and_evaluate(steps, tiny):
     train = [*common, "--precision", "auto", *(["--max_iter", 20] if tiny else [])]
     # Reach 1: README's figures were measured with it.
     steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--fsq_levels", *LEVELS, "--fsq_reach", 1,
-          "--width", 192, "--dropout", 0,
-          "--batch_size", 64, "--lr", 1e-3, "--warm_up_iter", 100, "--milestones", 1300, 1700, "--aux_loss_root", 0.15,
-          "--epoch", 3, "--max_iter", 1900, "--eval_every", 1, *train)
+          "--width", 192, "--dropout", 0, "--batch_size", 64, "--lr", 1e-3, "--warm_up_iter", 100, "--milestones", 1300, 1700,
+          "--aux_loss_root", 0.15, "--epoch", 3, "--max_iter", 1900, "--eval_every", 1, *train)
     steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--lr", 1e-3, "--epoch", 16, "--milestones", 300, *train)
     steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--lr", 1e-3, "--epoch", 20,
           "--milestones", 1050, "--soft_lengths", 1.5, "--text_noise", 0.5, *train)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from models.AE import FSQ_REACH, AE_models  # noqa: E402
+from models.AE import FSQ_REACH, AE_models, has_grid  # noqa: E402
 from models.loading import load_autoencoder, reach_of, read_checkpoint  # noqa: E402
 from plot_loss import STYLE, plt, save_figure  # noqa: E402
 from utils import options  # noqa: E402
@@ -63,8 +63,7 @@ def parse_args():
 
 def settings_of(args, spec):
     """What every run of one table shares."""
-    names = ("steps", "width", "dropout", "batch_size", "window_size", "lr", "aux_loss_root", "fsq_reach",
-             "precision")
+    names = ("steps", "width", "dropout", "batch_size", "window_size", "lr", "aux_loss_root", "fsq_reach", "precision")
     # The published milestones, at 3/5 and 1 of 250,000 steps, in proportion; the second leaves a last twentieth.
     milestones = [args.steps * 6 // 10, args.steps * 19 // 20]
     return {name: getattr(args, name) for name in names} | {
@@ -90,7 +89,7 @@ class Bench:
         if resume:
             began = read_checkpoint(folder.latest)
             check_begun(folder.latest, began.get("args", {}) | {"fsq_reach": reach_of(began) or s["fsq_reach"]}, s)
-        reach = ["--fsq_reach", s["fsq_reach"]] if row.startswith("FSQ_AE") else []
+        reach = ["--fsq_reach", s["fsq_reach"]] if has_grid(row) else []
         # As many epochs as the steps can need; the one validation is the last.
         seconds = self.call(name, "train_AE.py", "--name", name, "--model", row, "--seed", seed, "--max_iter", s["steps"],
                             "--epoch", s["steps"], "--eval_every", s["steps"], "--width", s["width"], "--dropout", s["dropout"],
@@ -188,7 +187,7 @@ def draw_rate(figure, axes, key, rows):
 
 
 def colour(summary):
-    return {"color": "C0" if summary["row"].startswith("FSQ") else "C3"}
+    return {"color": "C0" if has_grid(summary["row"]) else "C3"}
 
 
 def short(summary):
