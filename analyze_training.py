@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from plot_loss import STYLE, curve, draw_curves, ema, plt, read_runs, save_figure, smoothing
 from utils import options
+from utils.curves import STYLE, curve, draw_curves, ema, plt, read_runs, save_figure, smoothing
 from utils.errors import UserError, run
-from utils.evaluation import format_table, write_json
+from utils.report import format_table, write_json
 
 # Metrics of which more is better, by the last part of their tag; of all others less is.
 MORE_IS_BETTER = re.compile(r"R\d|R_precision.*|top_?\d|.*clip.*|.*accuracy.*|diversity|multimodality|perplexity|"

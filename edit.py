@@ -8,7 +8,7 @@ The source holds joints (T, J, 3) in metres, as sample.py writes them, or featur
 hold them, of 4 to 196 frames. Section a,b is frames a .. b - 1. Tokens (4 frames) that touch a section are generated; the others
 are given to the generator as they are. In generation/<name>_<dataset>/ one .npy (joints) and one .mp4 a prompt and repeat:
 outside the sections the source's joints, bit for bit; inside, the generated motion, led to the kept frames on both sides in
-pose, heading and position (utils/stitching.py). Lengths behind a # in --text_path have no meaning here: the source decides.
+pose, heading and position (utils/motion/inbetweening.py). Lengths behind a # in --text_path have no meaning here: the source decides.
 A generator trained with --cond_mode action takes --action instead of a prompt; one trained with uncond takes neither.
 """
 from pathlib import Path
@@ -18,18 +18,20 @@ import torch
 from tqdm import tqdm
 
 from models.AE import UNIT, AE_models
-from models.loading import load_pipeline, read_checkpoint
+from models.loading import load_pipeline
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed
 from models.TextEncoder import load_text_encoder
 from utils import options
 from utils.arrays import load_array
 from utils.clips import SHORTEST, checkpoint_paths, read_wanted, write_clips
-from utils.datasets import MAX_LENGTH, get_spec, load_statistics, spec_of_checkpoint
+from utils.data.datasets import MAX_LENGTH, load_statistics
+from utils.data.specs import get_spec, spec_of_checkpoint
 from utils.errors import UserError, run
-from utils.motion_process import LARGEST, SKELETONS, essential, features_to_joints, joints_to_features
-from utils.stitching import sections_of, stitch
-from utils.train_utils import pick_device
+from utils.motion.features import LARGEST, essential, features_to_joints, joints_to_features
+from utils.motion.inbetweening import sections_of, stitch
+from utils.motion.skeletons import SKELETONS
+from utils.training.settings import pick_device
 from utils.visualize import safe_filename
 
 BATCH = 32  # clips generated together
@@ -138,7 +140,7 @@ def replace_frames(joints, features, motion, edited, spec):
 def main():
     args = parse_args()
     pipeline, checkpoint = load_pipeline(
-        *checkpoint_paths(args, read_checkpoint), args.model, args.ae_model, device=pick_device(args.device, args.precision),
+        *checkpoint_paths(args), args.model, args.ae_model, device=pick_device(args.device, args.precision),
         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
     spec = spec_of_checkpoint(checkpoint, args.dataset_name)
     joints, features = read_source(args.source_motion, spec)

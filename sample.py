@@ -16,15 +16,17 @@ from tqdm import tqdm
 
 from models.AE import AE_models
 from models.LengthEstimator import LengthTable
-from models.loading import load_length_estimator, load_pipeline, read_checkpoint
+from models.loading import load_length_estimator, load_pipeline
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import load_text_encoder
 from utils import options
 from utils.clips import checkpoint_paths, read_wanted, write_clips
-from utils.datasets import MAX_LENGTH, get_spec, joints_in_metres, load_statistics, spec_of_checkpoint
+from utils.data.datasets import MAX_LENGTH, load_statistics
+from utils.data.specs import get_spec, joints_in_metres, spec_of_checkpoint
 from utils.errors import UserError, run
-from utils.train_utils import RunFolder, pick_device
+from utils.files import RunFolder
+from utils.training.settings import pick_device
 from utils.visualize import safe_filename
 
 
@@ -68,7 +70,7 @@ def main():
     args = parse_args()
     device = pick_device(args.device, args.precision)
     pipeline, checkpoint = load_pipeline(
-        *checkpoint_paths(args, read_checkpoint), args.model, args.ae_model, device=device,
+        *checkpoint_paths(args), args.model, args.ae_model, device=device,
         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
     spec = spec_of_checkpoint(checkpoint, args.dataset_name)
     mode = pipeline.generator.cond_mode

@@ -13,13 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from models.AE import FSQ_REACH, AE_models, has_grid
-from models.loading import reach_of, read_checkpoint
+from models.loading import reach_of
 from models.quantizers import QUANTIZERS, settings_of
-from utils import options, parallel
-from utils.datasets import MotionStore, WindowDataset, get_spec, make_loader
+from utils import options
+from utils.data.datasets import MotionStore, WindowDataset, make_loader
+from utils.data.specs import get_spec
 from utils.errors import UserError, run
-from utils.evaluation import heading_error, reconstruct, reconstruction_errors
-from utils.train_utils import RunFolder, make_trainer, seed_everything, start
+from utils.evaluation.reconstruction import heading_error, reconstruct, reconstruction_errors
+from utils.files import RunFolder, read_checkpoint
+from utils.training import distributed
+from utils.training.settings import seed_everything, start
+from utils.training.trainer import make_trainer
 
 
 def parse_args():
@@ -139,7 +143,7 @@ def main():
     device = start(args.device)
     if args.window_size % 4:
         raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         kwargs = model_kwargs(args, spec.feature_dim)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
@@ -152,7 +156,7 @@ def main():
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
     describe = {"kind": "ae", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std)}
-    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE", accumulate=args.accumulate)
+    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE")
     if args.compile:
         model.compile()
     if args.is_continue:

@@ -15,24 +15,22 @@ import torch
 import torch.nn.functional as F
 
 from models.AE import AE_models
-from models.loading import load_autoencoder, read_checkpoint, weights_hash
+from models.loading import load_autoencoder, weights_hash
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features
-from utils import options, parallel
-from utils.conditions import COND_MODES, load_conditions
-from utils.datasets import (
-    MAX_LENGTH,
-    caption_groups,
-    collate_clips,
-    get_spec,
-    load_text_motion,
-    make_loader,
-)
+from utils import options
+from utils.data.conditions import COND_MODES, load_conditions
+from utils.data.datasets import MAX_LENGTH, caption_groups, collate_clips, load_text_motion, make_loader
+from utils.data.specs import get_spec
 from utils.errors import UserError, run
-from utils.evaluation import evaluate_generation, without_text
-from utils.judges import add_judges, load_judges
-from utils.train_utils import EMA, RunFolder, make_trainer, seed_everything, start
+from utils.evaluation.protocols import Drawn
+from utils.evaluation.scoring import evaluate, without_text
+from utils.evaluation.suites import add_suite, load_suite
+from utils.files import RunFolder, read_checkpoint
+from utils.training import distributed
+from utils.training.settings import seed_everything, start
+from utils.training.trainer import EMA, make_trainer
 
 CACHE_BYTES = 2**30
 SCALE_BATCHES = 32  # whose targets tell their spread
@@ -51,7 +49,7 @@ def parse_args():
                         help="what the generator is told of a clip: its text, its action (labels.json), or nothing")
     parser.add_argument("--need_evaluation", action="store_true",
                         help="FID and R-precision on the validation split while training; the best FID is kept")
-    add_judges(parser)
+    add_suite(parser)
     parser.add_argument("--eval_every", type=options.positive_int, default=10, help="epochs between two validations")
     parser.add_argument("--max_motion_length", type=options.number(int, 4), default=196, help="longest training clip, frames")
     parser.add_argument("--unit_length", type=options.positive_int, default=4, help="frames a token (fixed by the autoencoder)")
@@ -111,7 +109,7 @@ def spread_of_targets(ae, data, device):
                        for targets, length in zip(cache(batch).cpu(), batch["lengths"] // 4)])
     if not float(found.std(0).max()) > 0:
         raise UserError("--scale_targets: the autoencoder has the same target for every token; train it further")
-    return parallel.mean_of({"spread": float(found.std())})["spread"]
+    return distributed.mean_of({"spread": float(found.std())})["spread"]
 
 
 def make_loss(ae, device):
@@ -119,8 +117,8 @@ def make_loss(ae, device):
     cache = TargetCache(ae, device)
 
     def loss_fn(model, batch, whole=False):
-        rows, generator = parallel.Share() if whole else parallel.share(len(batch["lengths"]), device)
-        lengths = (batch["lengths"] if whole else parallel.gather_rows(batch["lengths"])) // 4  # of all processes' clips
+        rows, generator = distributed.LocalBatch() if whole else distributed.local_batch(len(batch["lengths"]), device)
+        lengths = (batch["lengths"] if whole else distributed.all_gather(batch["lengths"])) // 4  # of all processes' clips
         targets = cache(batch)
         targets = F.pad(targets, (0, 0, 0, int(lengths.max()) - targets.shape[1]))
         latents = ae.embed_targets(targets)
@@ -138,26 +136,28 @@ def validation_loss(model, loss_fn, loader):
     return sum(values) / len(values)
 
 
-def make_generation_check(judges, spec, data, ae, ema, args, device):
+def make_generation_check(suite, spec, data, ae, ema, args, device):
     """A function that scores the averaged model's clips for one caption (or the action) of each validation clip."""
-    captions = judges.check_captions([entry.captions[0] for entry in data.entries])
+    captions = suite.check_captions([entry.captions[0] for entry in data.entries])
     told = args.cond_mode != "uncond"
     cond = torch.stack([data.features[rows[0]] for rows in data.caption_rows]) if told else None
     cfg = spec.cfg if told else 1.0
     frames = [min(int(length), args.max_motion_length, MAX_LENGTH) // 4 * 4 for length in data.lengths]
-    real = judges.rebuilt([data.store.frames(e.clip, e.start, e.start + count) for e, count in zip(data.entries, frames)])
+    real = suite.rebuilt([data.store.frames(e.clip, e.start, e.start + count) for e, count in zip(data.entries, frames)])
+    drawn = Drawn(captions, frames, real)
     seeds = [clip_seed(args.seed, caption.text, index) for index, caption in enumerate(captions)]
     pipeline = Pipeline(ema.model, ae, data.store.mean, data.store.std, device)
+    decode = pipeline.decode_with_tail if suite.published_tail else None
 
-    def generate(repeat):
-        made = pipeline.sample(cond, frames, seeds, turns=parallel.turns, cfg=cfg)
-        return judges.rebuilt(parallel.merge(made))
+    def generate(_repeat, _drawn):
+        made = pipeline.sample(cond, frames, seeds, decode=decode, turns=distributed.turns, cfg=cfg)
+        return distributed.gather_turns(made)
 
     def check():
-        scores = evaluate_generation(judges.matching, captions, real, generate, caption_groups(data.entries), repeats=1,
-                                     seed=args.seed, distinct=spec.distinct_retrieval)["generated"]
+        groups = caption_groups(data.entries) if spec.distinct_retrieval else None
+        scores = evaluate(suite, lambda _repeat: drawn, generate, 1, args.seed, groups)["generated"]
         scores = scores if told else without_text(scores)
-        return {judges.tag(f"Val/{key}"): value["mean"] for key, value in scores.items()}
+        return {f"Val/{key}": value["mean"] for key, value in scores.items()}
 
     return check
 
@@ -166,11 +166,11 @@ def main():
     args = parse_args()
     device = start(args.device)
     check_pair(args.model, args.ae_model)
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
         conditions = load_conditions(args.cond_mode, spec, encode)
-        judges = load_judges(args, spec, encode, device=device) if args.need_evaluation else None
+        suite = load_suite(args, spec, encode, device=device) if args.need_evaluation else None
         ae_folder = RunFolder(args.checkpoints_dir, spec.name, args.ae_name)
         ae, ae_checkpoint = load_autoencoder(ae_folder.checkpoint(), args.ae_model)
         ae = ae.to(device).requires_grad_(False)
@@ -197,15 +197,14 @@ def main():
                 "levels": list(ae.levels) if ae.levels else None,
                 "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)},
                 **conditions.describe(data.store, data.entries, args.max_motion_length)}
-    trainer = make_trainer(args, folder, "mardm", model, describe, judges.tag("Val/FID") if judges else "Val/loss", ema,
-                           args.accumulate)
+    trainer = make_trainer(args, folder, "mardm", model, describe, suite.tag("Val/FID") if suite else "Val/loss", ema)
     if args.is_continue:
         trainer.resume(began)
 
     loss_fn = make_loss(ae, device)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
     val_loader = make_loader(val_data, min(args.batch_size, len(val_data)), 0, 0, val_data.lengths, collate_clips, whole=True)
-    check = make_generation_check(judges, spec, val_data, ae, ema, args, device) if judges else dict
+    check = make_generation_check(suite, spec, val_data, ae, ema, args, device) if suite else dict
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:

@@ -11,21 +11,18 @@ from functools import partial
 import numpy as np
 import torch
 
-from models.loading import read_checkpoint
 from models.TextEncoder import cached_text_features
-from utils import options, parallel
-from utils.conditions import Conditions
-from utils.datasets import (
-    caption_groups,
-    collate_clips,
-    get_spec,
-    load_text_motion,
-    make_loader,
-)
+from utils import options
+from utils.data.conditions import Conditions
+from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader
+from utils.data.specs import get_spec
 from utils.errors import run
-from utils.evaluation import draw_batches, embed_all, retrieval_scores
-from utils.evaluators import ContrastiveEvaluator, TrainedEvaluator
-from utils.train_utils import RunFolder, make_trainer, seed_everything, start
+from utils.evaluation.evaluators import ContrastiveEvaluator, TrainedEvaluator, embed_all
+from utils.evaluation.scoring import draw_batches, retrieval_scores
+from utils.files import RunFolder, read_checkpoint
+from utils.training import distributed
+from utils.training.settings import seed_everything, start
+from utils.training.trainer import make_trainer
 
 
 def parse_args():
@@ -43,15 +40,15 @@ def retrieval_check(evaluator, data, seed):
     captions = [entry.captions[0] for entry in data.entries]
     motions = [data.store.frames(e.clip, e.start, e.end) for e in data.entries]
     text, motion = evaluator.embed_text(captions).double().cpu().numpy(), embed_all(evaluator, motions)
-    groups, rng = caption_groups(data.entries), np.random.default_rng(seed)
-    batches = [rows for _ in range(10) for rows in draw_batches(groups, rng, data.store.spec.distinct_retrieval)]
+    groups, rng = caption_groups(data.entries) if data.store.spec.distinct_retrieval else None, np.random.default_rng(seed)
+    batches = [rows for _ in range(10) for rows in draw_batches(len(captions), rng, groups)]
     return retrieval_scores(text, motion, batches) if batches else {}
 
 
 def main():
     args = parse_args()
     device = start(args.device)
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         folder.prepare(args.is_continue)
@@ -69,7 +66,7 @@ def main():
     groups = torch.as_tensor(caption_groups(data.entries))
 
     def loss_fn(model, batch):
-        rows = groups[parallel.gather_rows(batch["index"])].to(device)
+        rows = groups[distributed.all_gather(batch["index"])].to(device)
         loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["text"].to(device),
                           rows[:, None] == rows)
         return {"loss": loss}

@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from models.LengthEstimator import LengthEstimator
-from models.loading import read_checkpoint
 from models.TextEncoder import cached_text_features
-from utils import options, parallel
-from utils.conditions import LENGTH_CLASSES
-from utils.datasets import MotionStore, all_captions, get_spec, make_loader, report_skipped, text_clips
+from utils import options
+from utils.data.conditions import LENGTH_CLASSES
+from utils.data.datasets import MotionStore, all_captions, make_loader, report_skipped, text_clips
+from utils.data.specs import get_spec
 from utils.errors import run
-from utils.train_utils import RunFolder, make_trainer, seed_everything, start
+from utils.files import RunFolder, read_checkpoint
+from utils.training import distributed
+from utils.training.settings import seed_everything, start
+from utils.training.trainer import make_trainer
 
 
 class LengthDataset(Dataset):
@@ -60,7 +63,7 @@ def length_loss(logits, classes, soft):
 def main():
     args = parse_args()
     device = start(args.device)
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         folder.prepare(args.is_continue)

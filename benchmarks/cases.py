@@ -13,11 +13,13 @@ from benchmarks.meter import HeadMeter, product_speed, seconds
 from benchmarks.plain import PlainEMA, plain_loss, plain_video
 from models.AE import AE_models
 from models.DiffMLPs import ODE_STEPS, SOLVER
-from models.MARDM import MARDM_models, mask_schedule
+from models.generation import mask_schedule
+from models.MARDM import MARDM_models
 from train_MARDM import make_loss
-from utils.demo_dataset import make_clip
-from utils.motion_process import SKELETONS
-from utils.train_utils import EMA, allow_tf32, autocast
+from utils.demo.dataset import make_clip
+from utils.motion.skeletons import SKELETONS
+from utils.training.settings import allow_tf32, autocast
+from utils.training.trainer import EMA
 from utils.visualize import render_many, render_video
 
 ARROW = "{:.3g} -> {:.3g}"

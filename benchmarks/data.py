@@ -1,9 +1,9 @@
 """Time and memory of opening a data set: synthetic clips of HumanML3D's shape in a temporary folder.
 
-    python benchmarks/data.py                  # 24,000 clips, 3.4 GB on the disk
-    python benchmarks/data.py --clips 2000
+    python -m benchmarks.data                  # 24,000 clips, 3.4 GB on the disk
+    python -m benchmarks.data --clips 2000
 
-The first opening packs the clips (utils/packing.py), the second maps the packed file. Every opening is a process of its own.
+The first opening packs the clips (utils/data/packing.py), the second maps the packed file. Every opening is a process of its own.
 """
 import json
 import subprocess
@@ -14,13 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from utils.datasets import DatasetSpec, MotionStore, WindowDataset, make_loader, text_clips  # noqa: E402
-from utils.errors import run  # noqa: E402
-from utils.options import make_parser, non_negative_int, positive_int  # noqa: E402
+from utils.data.datasets import MotionStore, WindowDataset, make_loader, text_clips
+from utils.data.specs import DatasetSpec
+from utils.errors import run
+from utils.options import make_parser, non_negative_int, positive_int
 
 CAPTION = "a person walks forward and then turns to the left slowly"
 LINE = f"{CAPTION}#{' '.join(f'{word}/NOUN' for word in CAPTION.split())}#0.0#0.0"

@@ -4,7 +4,7 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 
-from models.MARDM import padding_mask_of
+from models.generation import padding_mask_of
 
 
 def plain_loss(model, latents, targets, cond, lengths):

@@ -1,9 +1,9 @@
 """Time the fast variants against the plain variants of the same code, in the same run. Random weights of the real sizes.
 
-    python benchmarks/run.py                        # everything, size XL: an idle machine, 15 GB, and hours on two cores
-    python benchmarks/run.py --plain_iterations 6   # plain generations are cut short and scaled: 40 minutes
-    python benchmarks/run.py --only work single     # some of it; the other rows of the result file stay as they are
-    python benchmarks/run.py --quick                # does it run: tiny, seconds, writes no file
+    python -m benchmarks.run                        # everything, size XL: an idle machine, 15 GB, and hours on two cores
+    python -m benchmarks.run --plain_iterations 6   # plain generations are cut short and scaled: 40 minutes
+    python -m benchmarks.run --only work single     # some of it; the other rows of the result file stay as they are
+    python -m benchmarks.run --quick                # does it run: tiny, seconds, writes no file
 
 Writes docs/results/performance.json and, beside it, the table performance.md. A row says what it is, the plain and the fast
 figure, their ratio, and the aim where there is one.
@@ -11,24 +11,22 @@ figure, their ratio, and the aim where there is one.
 import json
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
+import torch
+
+from benchmarks.cases import CASES, Bench
+from diffusions.flow import SOLVERS
+from models.DiffMLPs import ODE_STEPS, SOLVER
+from models.MARDM import SIZES
+from utils import options
+from utils.errors import UserError, run
+from utils.files import write_text
+from utils.report import format_table, markdown_table, write_json
+from utils.training.settings import code_version, machine, peak_memory_mb, pick_device
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-
-from benchmarks.cases import CASES, Bench  # noqa: E402
-from diffusions.flow import SOLVERS  # noqa: E402
-from models.DiffMLPs import ODE_STEPS, SOLVER  # noqa: E402
-from models.MARDM import SIZES  # noqa: E402
-from utils import options  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.evaluation import format_table  # noqa: E402
-from utils.train_utils import code_version, machine, peak_memory_mb, pick_device  # noqa: E402
-
 QUICK = {"size": "S", "clips": 2, "frames": 24, "time_steps": 4, "ode_steps": 2, "train_batch": 2, "train_steps": 1, "videos": 1,
          "product_size": 256}
 
@@ -111,14 +109,10 @@ def save(path, case, rows, about):
     ordered = {name: results[name] for name in CASES if name in results}
     lines = []
     for where in dict.fromkeys(describe(entry["about"]) for entry in ordered.values()):
-        lines += [where, "", "| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-        lines += ["| " + " | ".join(cells(made)) + " |" for entry in ordered.values() if describe(entry["about"]) == where
-                  for made in entry["rows"]] + [""]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, text in ((path, json.dumps(ordered, indent=1) + "\n"), (path.with_suffix(".md"), "\n".join(lines))):
-        temporary = target.with_name(target.name + ".partial")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        table = [cells(made) for entry in ordered.values() if describe(entry["about"]) == where for made in entry["rows"]]
+        lines += [where, "", *markdown_table(HEADER, table), ""]
+    write_json(path, ordered)
+    write_text(path.with_suffix(".md"), "\n".join(lines))
 
 
 def describe(about):

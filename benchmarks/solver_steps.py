@@ -1,33 +1,33 @@
 """How many solver steps until the snapped codes of a trained generator stop changing?
 
-    python benchmarks/solver_steps.py --name demo_MARDM --dataset_name demo
+    python -m benchmarks.solver_steps --name demo_MARDM --dataset_name demo
 
 Clips are generated along the trajectory of a very fine solver. Whenever tokens are sampled, every solver and number of steps
 below is run from the same noise under the same conditions, and its answers, snapped, are compared with the fine solver's; so are
 those of the default solver with products in bfloat16.
 Prints a table and writes <checkpoint's folder>/eval/solver_steps.json. Without a quantizer only the distance is of use.
 """
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-from models.AE import AE_models  # noqa: E402
-from models.DiffMLPs import ODE_STEPS, SiTHead  # noqa: E402
-from models.loading import load_pipeline, read_checkpoint  # noqa: E402
-from models.MARDM import MARDM_models  # noqa: E402
-from models.pipeline import clip_seed  # noqa: E402
-from models.TextEncoder import load_text_encoder  # noqa: E402
-from utils import options  # noqa: E402
-from utils.clips import checkpoint_paths, read_prompts  # noqa: E402
-from utils.datasets import get_spec, load_statistics, spec_of_checkpoint  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.evaluation import format_table, write_results  # noqa: E402
-from utils.probes import PROMPTS  # noqa: E402
-from utils.train_utils import RunFolder, code_version, machine, pick_device  # noqa: E402
+from models.AE import AE_models
+from models.DiffMLPs import ODE_STEPS, SiTHead
+from models.loading import load_pipeline
+from models.MARDM import MARDM_models
+from models.pipeline import clip_seed
+from models.TextEncoder import load_text_encoder
+from utils import options
+from utils.clips import checkpoint_paths, read_prompts
+from utils.data.datasets import load_statistics
+from utils.data.specs import get_spec, spec_of_checkpoint
+from utils.errors import UserError, run
+from utils.evaluation.probes import PROMPTS
+from utils.files import (
+    RunFolder,
+    )
+from utils.report import format_table, write_results
+from utils.training.settings import code_version, machine, pick_device
 
 CANDIDATES = [(solver, n) for solver in ("adams", "euler") for n in (1, 2, 3, 5, 8, 10, 12, 14, 16, 20, 30, 50)] + [
     (solver, n) for solver in ("midpoint", "heun") for n in (2, 3, 4, 5, 6, 7, 8, 10, 15)] + [
@@ -61,12 +61,12 @@ class Study:
         self.tally = {candidate: torch.zeros(3, dtype=torch.float64) for candidate in candidates}
         self.tokens, self.spread = 0, 0.0
 
-    def sampler(self, cfg, temperature, _fast, dtype, packed, **_solver_settings):
-        packed = {} if packed is None else packed  # the weights stand still here
+    def sampler(self, cfg, temperature, _fast, dtype, cache, **_solver_settings):
+        cache = {} if cache is None else cache  # the weights stand still here
 
         def solver(candidate):
             name, low, _ = candidate[0].partition(" bf16")
-            return self.head.sampler(cfg, temperature, True, torch.bfloat16 if low else dtype, packed, solver=name,
+            return self.head.sampler(cfg, temperature, True, torch.bfloat16 if low else dtype, cache, solver=name,
                                      ode_steps=max(candidate[1], 1))
 
         fine, others = solver(self.fine), {candidate: solver(candidate) for candidate in self.tally}
@@ -106,7 +106,7 @@ def table(rows):
 def main():
     args = parse_args()
     device = pick_device(args.device)
-    paths = checkpoint_paths(args, read_checkpoint)
+    paths = checkpoint_paths(args)
     pipeline, checkpoint = load_pipeline(*paths, args.model, args.ae_model, device=device,
                                          statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
     spec, generator = spec_of_checkpoint(checkpoint, args.dataset_name), pipeline.generator

@@ -9,13 +9,15 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.FSQ import check_levels
 from models.quantizers import make_quantizer
-from models.VQ import summed
+from models.VQ import all_reduce_
 
-UNIT = 4  # frames a token: two down-samplings by two
+UNIT = 4  # frames per token: two down-samplings by two
+PUBLISHED_TOKENS = 49  # tokens to which the published evaluation pads: 196 frames
 FSQ_REACH = 4.0  # of the grids that train_AE.py trains; with the published 1 z may run away (docs/quantizers.md)
 
 
@@ -178,6 +180,15 @@ class AE(nn.Module):
             lengths = torch.div(lengths, UNIT, rounding_mode="floor")
         return self.decode(self.embed_targets(targets).transpose(1, 2), lengths)
 
+    def decode_with_tail(self, latents, frames, mean, std):
+        """[(T_i + 4, D)] un-normalised motions as the published evaluation makes them: latents (B, L, C) are decoded up to 196
+        frames, whatever the clips' lengths ``frames`` (B,), and the evaluator's convolutions see what comes after a clip's end.
+        mean, std: (D,) of the features."""
+        latents = F.pad(latents, (0, 0, 0, PUBLISHED_TOKENS - latents.shape[1]))
+        motion = self.decode(latents.transpose(1, 2)) * std + mean
+        motion = F.pad(motion, (0, 0, 0, UNIT)).cpu()
+        return [clip[: count + UNIT] for clip, count in zip(motion, frames.tolist())]
+
 
 class QuantizedAE(AE):
     """Conv stack -> C -> linear to d -> quantizer -> linear to C -> conv stack. Targets are the quantizer's codes.
@@ -264,7 +275,7 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def follow(self, vectors):
         count, total, squares = vectors.new_tensor(len(vectors)), vectors.sum(0), vectors.square().sum(0)
-        summed(count, total, squares)  # of several processes that train together
+        all_reduce_(count, total, squares)  # of several processes that train together
         if count > 0:
             mean = total / count
             var = (squares / count - mean.square()).clamp(min=0)

@@ -10,8 +10,8 @@ from torch import nn
 
 from diffusions import flow
 from diffusions.gaussian import GaussianDiffusion
-from models.errors import ModelError
 from models.fast_net import FastNet
+from utils.errors import UserError
 
 SOLVER, ODE_STEPS = "adams", 16  # how they were chosen stands in docs/performance.md
 
@@ -118,7 +118,7 @@ class DiffHead(nn.Module):
         super().__init__()
         self.target_dim, self.prediction, self.target_scale = target_dim, prediction or self.predictions[0], target_scale
         if self.prediction not in self.predictions:
-            raise ModelError(f"a {type(self).__name__} predicts {' or '.join(self.predictions)}, not '{self.prediction}'")
+            raise UserError(f"a {type(self).__name__} predicts {' or '.join(self.predictions)}, not '{self.prediction}'")
         self.net = DenoisingMLP(target_dim, cond_dim, width, depth)
 
     def guided(self, z, z_uncond, cfg):
@@ -159,14 +159,14 @@ class DiffHead(nn.Module):
     def training_loss(self, net, target, t, noise):
         return self.process.training_loss(net, target, t, noise)
 
-    def sampler(self, cfg=1.0, temperature=1.0, fast=True, dtype=None, packed=None, **solver_settings):
+    def sampler(self, cfg=1.0, temperature=1.0, fast=True, dtype=None, cache=None, **solver_settings):
         """A function (z (N, Z), z_uncond (N, Z) or None, draw_noise) -> targets (N, d); ``draw_noise() -> (N, d)``.
 
-        What depends on the time alone is done here, once. ``fast`` False runs the plain net; ``dtype`` and ``packed``
+        What depends on the time alone is done here, once. ``fast`` False runs the plain net; ``dtype`` and ``cache``
         belong to the fast net (models/fast_net.py), the rest: see ``MARDM.generate``.
         """
         run, times = self.process_sampler(temperature, **solver_settings)
-        guided = FastNet(self.net, times, dtype, packed).guided if fast else self.guided
+        guided = FastNet(self.net, times, dtype, cache).guided if fast else self.guided
 
         @torch.no_grad()
         def sample(z, z_uncond, draw_noise):
@@ -190,7 +190,7 @@ class SiTHead(DiffHead):
     def process_sampler(self, temperature, solver=SOLVER, ode_steps=ODE_STEPS):
         """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the starting noise."""
         if solver not in flow.SOLVERS:
-            raise ModelError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")
+            raise UserError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")
         jump = self.prediction == "x"
 
         def run(net, draw_noise):

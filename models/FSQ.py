@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from models.errors import ModelError
+from utils.errors import UserError
 
 TABLE = 4096  # most values that a learned dimension may have
 MOST = 2**16  # values that any dimension may have: float32 still tells them well apart
@@ -24,10 +24,10 @@ class Quantized(NamedTuple):
 
 
 def check_levels(levels):
-    """The levels as a tuple of ints. Raises ModelError unless there is one at least and each is 2 to MOST."""
+    """The levels as a tuple of ints. Raises UserError unless there is one at least and each is 2 to MOST."""
     levels = tuple(int(level) for level in levels)
     if not levels or min(levels) < 2 or max(levels) > MOST:
-        raise ModelError(f"FSQ levels must be whole numbers of 2 to {MOST}, one a dimension; got {list(levels)}")
+        raise UserError(f"FSQ levels must be whole numbers of 2 to {MOST}, one a dimension; got {list(levels)}")
     return levels
 
 
@@ -53,10 +53,10 @@ class Grid(nn.Module):
         self.register_buffer(name, value, persistent=False)  # follows from the levels: not part of the weights
 
     def forward(self, z, mask=None):
-        """z (..., d), unbounded -> Quantized(z_q on the grid, indices, loss 0). ModelError when d is not len(levels).
+        """z (..., d), unbounded -> Quantized(z_q on the grid, indices, loss 0). UserError when d is not len(levels).
         ``mask`` (...; true = a token) is taken as every quantizer takes it; a grid keeps no statistics."""
         if z.shape[-1] != self.dim:
-            raise ModelError(f"FSQ with {self.dim} levels got vectors of {z.shape[-1]} dimensions")
+            raise UserError(f"FSQ with {self.dim} levels got vectors of {z.shape[-1]} dimensions")
         with torch.autocast(z.device.type, enabled=False):
             x = self.bound(z.float())
             digits = self.digits(x.detach())
@@ -80,7 +80,7 @@ class Grid(nn.Module):
         return self.from_digits(self.digits(z_q.detach().float()))
 
     def decode_indices(self, indices):
-        """Inverse of ``get_indices``: int64 (...) -> grid points (..., d). ModelError for an index outside the grid."""
+        """Inverse of ``get_indices``: int64 (...) -> grid points (..., d). UserError for an index outside the grid."""
         return self.values(self.to_digits(indices))
 
     def from_digits(self, digits):
@@ -88,14 +88,14 @@ class Grid(nn.Module):
         return (digits * self.basis).sum(-1) if self.packed else digits
 
     def to_digits(self, indices):
-        """Indices -> digits (..., d). ModelError for an index outside the grid."""
+        """Indices -> digits (..., d). UserError for an index outside the grid."""
         if self.packed:
             check_range(indices, self.codebook_size, "FSQ")
             return torch.div(indices.unsqueeze(-1), self.basis, rounding_mode="floor") % (self.top + 1)
         if indices.shape[-1] != self.dim:
-            raise ModelError(f"a grid of {self.codebook_size:.2g} points has no flat index: pass {self.dim} digits a code")
+            raise UserError(f"a grid of {self.codebook_size:.2g} points has no flat index: pass {self.dim} digits a code")
         if indices.numel() and ((indices < 0) | (indices > self.top)).any():
-            raise ModelError("FSQ digit outside its levels")
+            raise UserError("FSQ digit outside its levels")
         return indices
 
     def neighbour(self, z_q, axis):
@@ -106,9 +106,9 @@ class Grid(nn.Module):
 
 
 def check_range(indices, size, what):
-    """Raise ModelError for an index outside 0..size-1."""
+    """Raise UserError for an index outside 0..size-1."""
     if indices.numel() and (indices.min() < 0 or indices.max() >= size):
-        raise ModelError(f"{what} index outside 0..{size - 1}")
+        raise UserError(f"{what} index outside 0..{size - 1}")
 
 
 # ---- evenly spaced -----------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class IFSQ(SymmetricFSQ):
     def __init__(self, levels):
         super().__init__(levels)
         if any(level % 2 == 0 for level in self.levels):
-            raise ModelError(f"iFSQ needs odd levels; got {list(self.levels)}")
+            raise UserError(f"iFSQ needs odd levels; got {list(self.levels)}")
 
     def bound(self, z):
         return 2 * torch.sigmoid(1.6 * z) - 1
@@ -188,7 +188,7 @@ class NoiseDropoutFSQ(SymmetricFSQ):
     def __init__(self, levels, keep=0.25, dither=0.25):
         super().__init__(levels)
         if keep < 0 or dither < 0 or keep + dither > 1:
-            raise ModelError(f"noise dropout: keep and dither are shares of at most 1 together; got {keep} and {dither}")
+            raise UserError(f"noise dropout: keep and dither are shares of at most 1 together; got {keep} and {dither}")
         self.keep, self.dither = keep, dither
 
     def pass_gradient(self, x, codes):
@@ -210,7 +210,7 @@ class TableGrid(Grid):
     def __init__(self, levels):
         super().__init__(levels)
         if max(self.levels) > TABLE:
-            raise ModelError(f"a learned dimension has at most {TABLE} values; got {max(self.levels)}")
+            raise UserError(f"a learned dimension has at most {TABLE} values; got {max(self.levels)}")
 
     def bound(self, z):
         return torch.tanh(z)
@@ -253,9 +253,9 @@ class ResidualFSQ(TableGrid):
     def __init__(self, levels, stages=2):
         base = check_levels(levels)
         if stages < 1:
-            raise ModelError(f"residual FSQ needs 1 stage at least; got {stages}")
+            raise UserError(f"residual FSQ needs 1 stage at least; got {stages}")
         if max(base) ** stages > TABLE:
-            raise ModelError(f"residual FSQ: {max(base)} levels in {stages} stages make more than {TABLE} values a dimension")
+            raise UserError(f"residual FSQ: {max(base)} levels in {stages} stages make more than {TABLE} values a dimension")
         super().__init__([level**stages for level in base])
         counts = torch.tensor(base, dtype=torch.float32)
         self.log_scale = nn.Parameter(-torch.arange(stages)[:, None] * counts.log())

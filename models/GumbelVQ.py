@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.errors import ModelError
 from models.FSQ import Quantized
 from models.VQ import VQ, nearest_codes, rows_at_a_time
+from utils.errors import UserError
 
 
 class GumbelVQ(VQ):
@@ -29,9 +29,9 @@ class GumbelVQ(VQ):
                  tau_decay=0.9999, tau_end=0.1):
         super().__init__(codebook_size, dim, beta=0.0)
         if not 0 <= nearest <= self.codebook_size:
-            raise ModelError(f"Gumbel-softmax VQ of {self.codebook_size} codes cannot take the nearest {nearest}")
+            raise UserError(f"Gumbel-softmax VQ of {self.codebook_size} codes cannot take the nearest {nearest}")
         if min(tau_start, tau_end) <= 0 or not 0 < tau_decay <= 1 or diversity < 0:
-            raise ModelError("Gumbel-softmax VQ needs temperatures above 0, a decay in 0..1 and a diversity weight of 0 or more; "
+            raise UserError("Gumbel-softmax VQ needs temperatures above 0, a decay in 0..1 and a diversity weight of 0 or more; "
                              f"got {tau_start}, {tau_end}, {tau_decay} and {diversity}")
         self.noise, self.nearest, self.soft, self.diversity = noise, int(nearest), soft, diversity
         self.tau_start, self.tau_decay, self.tau_end = tau_start, tau_decay, tau_end

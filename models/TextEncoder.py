@@ -8,7 +8,6 @@ Shapes: N texts, B texts of a batch, L tokens, D features.
 """
 import importlib
 import importlib.util
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,8 +15,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from models.errors import ModelError
-from models.files import first_line, is_torchscript, load_plain, read_torchscript
+from utils.errors import UserError
+from utils.files import first_line, is_torchscript, load_plain, read_torchscript, write_checkpoint
 
 INSTALL = "run `pip install -r requirements.txt`"
 CLIP_CONTEXT = 77  # tokens that CLIP was trained on
@@ -28,10 +27,8 @@ CLIP_WEIGHTS = {"token_embedding.weight", "positional_embedding", "ln_final.weig
                 "transformer.resblocks.0.attn.in_proj_weight"}  # by these a text tower is recognised
 
 
-class TextEncoderError(RuntimeError):
+class TextEncoderError(UserError):
     """A text encoder cannot be loaded or used. The message is one line that says what to do."""
-
-    is_user_error = True
 
 
 class TextEncoder:
@@ -152,7 +149,7 @@ def read_clip_weights(path):
     """State dict with OpenAI's names, float32, from a TorchScript archive (OpenAI's file) or a plain state dict."""
     try:
         state = read_torchscript(path) if is_torchscript(path) else load_plain(path)
-    except ModelError as error:
+    except UserError as error:
         raise TextEncoderError(f"{path} cannot be read as CLIP weights ({error}); download it again") from error
     if not isinstance(state, dict) or not CLIP_WEIGHTS <= set(state) or not all(map(torch.is_tensor, state.values())):
         raise TextEncoderError(f"{path} holds no CLIP text tower with OpenAI's names; put OpenAI's {CLIP_FILE} there")
@@ -301,7 +298,7 @@ def cached_text_features(encoder_name, captions, folder, encode=None):
         encode = encode or load_text_encoder(encoder_name).encode
         features += encode_with_progress(encode, missing, f"text features ({encoder_name})")
         rows |= {caption: len(known) + i for i, caption in enumerate(missing)}
-        write_feature_file(file, {"captions": known + missing, "features": torch.cat(features)})
+        write_checkpoint(file, {"captions": known + missing, "features": torch.cat(features)}, one_writer=False)
     if not captions:
         return torch.empty(0, dim or 0)
     return torch.cat(features)[[rows[caption] for caption in captions]]
@@ -325,20 +322,6 @@ def read_feature_file(file, dim):
         if features.shape != (len(captions), dim or features.shape[-1]) or not features.isfinite().all():
             raise ValueError("its features do not fit its captions")
         return captions, [features]
-    except (ModelError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except (UserError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         print(f"warning: {file} is damaged ({first_line(error)}); text features are computed again", file=sys.stderr)
         return [], []
-
-
-def write_feature_file(file, content):
-    """Written under another name first, so an interrupted run leaves no half file."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(exist_ok=True)
-        torch.save(content, temporary)
-        os.replace(temporary, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise TextEncoderError(f"text features cannot be written to {file} ({first_line(error)})") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()

@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import ModelError
 from models.FSQ import Quantized, check_range
+from utils.errors import UserError
 
 DISTANCE_BYTES = 64 * 2**20  # of a (vectors x codes) matrix that is alive at a time
 MOST_WEIGHTS = 2**30  # of a codebook: 4 GB
@@ -22,7 +22,7 @@ EMA_FLOOR = 1e-5  # keeps a code that nothing chooses from being divided by zero
 # Of several processes that train together each must keep the same codebook, so what moves one is gathered from all.
 
 
-def of_all(vectors):
+def all_gather(vectors):
     """The vectors (N, d) of every process, one after the other."""
     if not dist.is_initialized():
         return vectors
@@ -31,13 +31,13 @@ def of_all(vectors):
     return torch.cat(parts)
 
 
-def summed(*tensors):
+def all_reduce_(*tensors):
     """Sum each over the processes, in place."""
     for x in tensors if dist.is_initialized() else ():
         dist.all_reduce(x)
 
 
-def alike(*tensors):
+def broadcast_(*tensors):
     """Give each the first process' values: what was drawn at random differs between them."""
     for x in tensors if dist.is_initialized() else ():
         dist.broadcast(x.data, 0)
@@ -73,7 +73,7 @@ def jittered(vectors, picks):
 
 def check_share(name, value):
     if not 0 <= value <= 1:
-        raise ModelError(f"{name} must lie in 0..1; got {value}")
+        raise UserError(f"{name} must lie in 0..1; got {value}")
 
 
 class VQ(nn.Module):
@@ -90,10 +90,10 @@ class VQ(nn.Module):
     def __init__(self, codebook_size=512, dim=512, beta=0.25):
         super().__init__()
         if codebook_size < 1 or dim < 1 or codebook_size * dim > MOST_WEIGHTS:
-            raise ModelError(f"VQ needs a codebook of 1 code and 1 dimension at least, and {MOST_WEIGHTS} numbers at most; "
+            raise UserError(f"VQ needs a codebook of 1 code and 1 dimension at least, and {MOST_WEIGHTS} numbers at most; "
                              f"got {codebook_size} x {dim}")
         if not 0 <= beta < math.inf:
-            raise ModelError(f"beta weighs a loss: 0 or more; got {beta}")
+            raise UserError(f"beta weighs a loss: 0 or more; got {beta}")
         self.codebook_size, self.beta = int(codebook_size), beta
         self.dim = self.target_dim = int(dim)
         self.axis_sizes = (self.codebook_size,)
@@ -107,7 +107,7 @@ class VQ(nn.Module):
     def forward(self, z, mask=None):
         """z (..., d) -> Quantized(z_q (..., d), indices (...), loss ())."""
         if z.shape[-1] != self.dim:
-            raise ModelError(f"VQ of {self.dim} dimensions got vectors of {z.shape[-1]}")
+            raise UserError(f"VQ of {self.dim} dimensions got vectors of {z.shape[-1]}")
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             if self.training:
@@ -121,8 +121,8 @@ class VQ(nn.Module):
     def before_step(self, vectors):
         """What a training step does to the codebook before it searches: start it from the data."""
         if not self.seeded and len(vectors):
-            self.seed(of_all(vectors))
-            alike(self.codebook)
+            self.seed(all_gather(vectors))
+            broadcast_(self.codebook)
             self.seeded.fill_(True)
 
     @torch.no_grad()
@@ -154,7 +154,7 @@ class VQ(nn.Module):
         return nearest_codes(z_q.detach().reshape(-1, self.dim).float(), self.codes()).reshape(z_q.shape[:-1])
 
     def decode_indices(self, indices):
-        """Codes (..., d) of int64 indices (...). ModelError for an index outside the codebook."""
+        """Codes (..., d) of int64 indices (...). UserError for an index outside the codebook."""
         check_range(indices, self.codebook_size, "VQ")
         return F.embedding(indices, self.codes())
 
@@ -223,7 +223,7 @@ class EMAVQ(VQ):
         super().__init__(codebook_size, dim, beta)
         check_share("EMA decay", decay)
         if reseed_every < 0 or not dead_below >= 0:
-            raise ModelError(f"re-seeding needs steps and a share of 0 or more; got {reseed_every} and {dead_below}")
+            raise UserError(f"re-seeding needs steps and a share of 0 or more; got {reseed_every} and {dead_below}")
         self.decay, self.reseed_every, self.dead_below = decay, reseed_every, dead_below
         start = self.codebook.detach().clone()
         del self.codebook
@@ -234,7 +234,7 @@ class EMAVQ(VQ):
 
     def seed(self, vectors):
         super().seed(vectors)
-        alike(self.codebook)
+        broadcast_(self.codebook)
         self.counts.fill_(1.0)
         self.sums.copy_(self.codebook)
 
@@ -246,8 +246,8 @@ class EMAVQ(VQ):
         super().before_step(vectors)
         self.steps += 1
         if self.reseed_every and len(vectors) and self.steps % self.reseed_every == 0:
-            self.reseed(of_all(vectors))
-            alike(self.codebook, self.counts, self.sums)
+            self.reseed(all_gather(vectors))
+            broadcast_(self.codebook, self.counts, self.sums)
 
     @torch.no_grad()
     def reseed(self, vectors):
@@ -264,7 +264,7 @@ class EMAVQ(VQ):
         vectors, chosen = self.tokens(z, mask), (indices if mask is None else indices[mask]).reshape(-1)
         counts = torch.bincount(chosen, minlength=self.codebook_size).to(self.counts.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, chosen, vectors)
-        summed(counts, sums)
+        all_reduce_(counts, sums)
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         total = self.counts.sum()
@@ -289,7 +289,7 @@ class RVQ(nn.Module):
                  reseed_every=20, dead_below=0.1):
         super().__init__()
         if num_layers < 1 or not 0 <= use_layers <= num_layers:
-            raise ModelError(f"RVQ needs 1 layer or more, and cannot use {use_layers} of {num_layers}")
+            raise UserError(f"RVQ needs 1 layer or more, and cannot use {use_layers} of {num_layers}")
         check_share("layer_dropout", layer_dropout)
         self.layers = nn.ModuleList(EMAVQ(codebook_size, dim, beta, decay, reseed_every, dead_below) for _ in range(num_layers))
         self.use_layers, self.layer_dropout = use_layers or num_layers, layer_dropout
@@ -323,7 +323,7 @@ class RVQ(nn.Module):
         count = torch.tensor(len(self.layers))
         if torch.rand(()) < self.layer_dropout:
             count = torch.randint(1, len(self.layers) + 1, ())
-        alike(count)
+        broadcast_(count)
         return int(count)
 
     def merge(self, z_q):
@@ -339,7 +339,7 @@ class RVQ(nn.Module):
         return torch.stack(self._by_layer("get_indices", z_q), -1)
 
     def decode_indices(self, indices):
-        """Indices (..., layers) -> codes side by side (..., layers x d). ModelError for an index outside a codebook."""
+        """Indices (..., layers) -> codes side by side (..., layers x d). UserError for an index outside a codebook."""
         return torch.cat([layer.decode_indices(part) for layer, part in zip(self.layers, indices.unbind(-1))], -1)
 
     def snap(self, x):

@@ -14,9 +14,9 @@ TABLE_BYTES = 2**28  # of the modulations that are kept at a time
 PACKED_FROM = 2**18  # weights in a layer: smaller layers lie in the cache anyway, and oneDNN's calls cost more than MKL's
 
 
-def fast_linear(layer, dtype=None, packed=None):
+def fast_linear(layer, dtype=None, cache=None):
     """A function x (..., in) -> ``layer(x)`` (..., out) of x's dtype, for inference. ``dtype`` of the product; None = the
-    weights'. ``packed``: a dict that keeps the packed weights by layer; it must not outlive a change of the weights (a fused
+    weights'. ``cache``: a dict that keeps the packed weights by layer; it must not outlive a change of the weights (a fused
     optimiser changes them without a trace, so nobody can tell)."""
     weight, bias = layer.weight, layer.bias
     dtype = dtype or weight.dtype
@@ -24,11 +24,11 @@ def fast_linear(layer, dtype=None, packed=None):
                 and dtype in (torch.float32, torch.bfloat16))
     if not packable and dtype == weight.dtype:
         return layer
-    packed = {} if packed is None else packed
-    if (layer, dtype) not in packed:
+    cache = {} if cache is None else cache
+    if (layer, dtype) not in cache:
         lower = weight.detach().to(dtype)
-        packed[layer, dtype] = torch.ops.mkldnn._reorder_linear_weight(lower) if packable else lower, bias.detach().to(dtype)
-    weight, bias = packed[layer, dtype]
+        cache[layer, dtype] = torch.ops.mkldnn._reorder_linear_weight(lower) if packable else lower, bias.detach().to(dtype)
+    weight, bias = cache[layer, dtype]
     if packable:
         return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "").to(x.dtype)
     return lambda x: F.linear(x.to(dtype), weight, bias).to(x.dtype)
@@ -41,15 +41,15 @@ class FastNet:
         net: DenoisingMLP.
         times: the times at which the solver will ask, in order; empty when it chooses them itself (dopri5).
         dtype: of the products, None = the weights'; bfloat16 halves what is read.
-        packed: keeps packed weights from one FastNet to the next, see ``fast_linear``.
+        cache: keeps packed weights from one FastNet to the next, see ``fast_linear``.
     """
 
-    def __init__(self, net, times, dtype=None, packed=None):
+    def __init__(self, net, times, dtype=None, cache=None):
         self.net, self.times = net, list(times)
-        packed = {} if packed is None else packed
+        cache = {} if cache is None else cache
 
         def fast(layer):
-            return fast_linear(layer, dtype, packed)
+            return fast_linear(layer, dtype, cache)
 
         layers = [*net.res_blocks, net.final_layer]
         self.cond_embed, self.input_proj, self.output = map(fast, (net.cond_embed, net.input_proj, net.final_layer.linear))

@@ -7,10 +7,8 @@ import hashlib
 import torch
 
 from models.AE import UNIT
-from models.errors import ModelError
 from models.LengthEstimator import sample_length
-
-PUBLISHED_TOKENS = 49  # tokens to which the published evaluation pads: 196 frames
+from utils.errors import UserError
 
 
 def clip_seed(seed, *what):
@@ -33,7 +31,7 @@ class Pipeline:
 
     def __init__(self, generator, ae, mean, std, device="cpu"):
         if (generator.ae_dim, generator.target_dim) != (ae.latent_dim, ae.target_dim):
-            raise ModelError(f"the generator works on latents of {generator.ae_dim} and targets of {generator.target_dim} "
+            raise UserError(f"the generator works on latents of {generator.ae_dim} and targets of {generator.target_dim} "
                              f"dimensions, the autoencoder on {ae.latent_dim} and {ae.target_dim}: they do not belong together")
         self.device = torch.device(device)
         self.generator, self.ae = generator.to(self.device).eval(), ae.to(self.device).eval()
@@ -47,11 +45,11 @@ class Pipeline:
         picks the batches to make (each named by its first place in the order of lengths); the clips of others are None."""
         lengths = torch.tensor([int(count) // UNIT for count in frames])
         order = lengths.argsort(stable=True).tolist()
-        out, packed = [None] * len(order), {}
+        out, weight_cache = [None] * len(order), {}
         for first in turns(range(0, len(order), batch_size)):
             rows = order[first : first + batch_size]
             part = None if cond is None else cond[rows].to(self.device)
-            targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows], packed=packed,
+            targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows], weight_cache=weight_cache,
                                               **settings)
             for row, motion in zip(rows, (decode or self.decode)(targets, lengths[rows] * UNIT)):
                 out[row] = motion
@@ -66,13 +64,9 @@ class Pipeline:
         return [clip[:count].cpu() for clip, count in zip(motion, frames.tolist())]
 
     @torch.no_grad()
-    def decode_twice(self, targets, frames):
-        """[(clip (T_i, D) as ``decode`` makes it, clip (T_i + 4, D) as the published evaluation does)]: there a clip is decoded
-        with empty latents behind its end up to 196 frames, and the evaluator's convolutions see what comes of them."""
+    def decode_with_tail(self, targets, frames):
+        """[(clip (T_i, D) as ``decode`` makes it, clip (T_i + 4, D) as the published evaluation does)]: there the latents after a
+        clip's end are empty (``AE.decode_with_tail``)."""
         inside = torch.arange(targets.shape[1]) < torch.div(frames, UNIT, rounding_mode="floor")[:, None]  # (B, L)
         latents = self.ae.embed_targets(targets) * inside.to(self.device)[..., None]
-        latents = torch.nn.functional.pad(latents, (0, 0, 0, PUBLISHED_TOKENS - latents.shape[1]))
-        motion = self.ae.decode(latents.transpose(1, 2)) * self.std + self.mean
-        motion = torch.nn.functional.pad(motion, (0, 0, 0, UNIT)).cpu()
-        return [(clip, long[: count + UNIT])
-                for clip, long, count in zip(self.decode(targets, frames), motion, frames.tolist())]
+        return list(zip(self.decode(targets, frames), self.ae.decode_with_tail(latents, frames, self.mean, self.std)))

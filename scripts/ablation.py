@@ -1,8 +1,8 @@
 """Stage two on the targets of different autoencoders: is a grid an easier target for diffusion than an unordered codebook, and
 than a continuous latent?
 
-    python scripts/quantizer_bench.py --dataset_name demo --name bench --rows AE_Model VQ_AE_Model VQ_AE_EMA FSQ_AE_High ...
-    python scripts/ablation.py --dataset_name demo --ae_bench bench --rows AE_Model VQ_AE_Model VQ_AE_EMA FSQ_AE_High ... \\
+    python -m scripts.quantizer_bench --dataset_name demo --name bench --rows AE_Model VQ_AE_Model VQ_AE_EMA FSQ_AE_High ...
+    python -m scripts.ablation --dataset_name demo --ae_bench bench --rows AE_Model VQ_AE_Model VQ_AE_EMA FSQ_AE_High ... \\
                                --predictions velocity x --steps 2000 --seeds 3 --size S
 
 For every autoencoder of --rows (trained before by quantizer_bench.py), every prediction of the head and every seed a generator is
@@ -13,26 +13,25 @@ two at a time. Writes ablation.json, ablation.md and ablation.png into --output_
 (train_evaluator.py) and, for the semantic probes, its length estimator (train_length_estimator.py).
 """
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from analyze_training import first_reach  # noqa: E402
-from models.AE import AE_models  # noqa: E402
-from models.loading import load_autoencoder, read_checkpoint  # noqa: E402
-from models.MARDM import SIZES, family_of  # noqa: E402
-from plot_loss import STYLE, curve, find_runs, plt, read_scalars, save_figure  # noqa: E402
-from utils import options  # noqa: E402
-from utils.datasets import get_spec  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.judges import default_flags, load_judges  # noqa: E402
-from utils.runs import RunTable, Scripts, add_runs, check_begun, judge_of, newest_result, warm_up_of  # noqa: E402
-from utils.train_utils import RunFolder  # noqa: E402
+from analyze_training import first_reach
+from models.AE import AE_models
+from models.loading import load_autoencoder
+from models.MARDM import SIZES, family_of
+from scripts.runs import RunTable, Scripts, add_runs, check_begun, judge_of, newest_result, warm_up_of
+from utils import options
+from utils.curves import STYLE, curve, find_runs, plt, read_scalars, save_figure
+from utils.data.specs import get_spec
+from utils.errors import UserError, run
+from utils.evaluation.suites import load_suite, suite_flags
+from utils.files import (
+    RunFolder,
+    read_checkpoint,
+)
 
 PREDICTIONS = ("velocity", "x")
 DROP = 0.8  # of the steps: where the learning rate drops; the losses behind it tell how steady the training is
@@ -47,7 +46,7 @@ def parse_args():
     options.add_common(parser, name="ablation")
     add_runs(parser, "table")
     parser.add_argument("--rows", nargs="+", choices=list(AE_models), required=True, metavar="ROW",
-                        help="rows of the autoencoder zoo, trained by quantizer_bench.py")
+                        help="rows of the autoencoder zoo, trained by scripts.quantizer_bench")
     parser.add_argument("--ae_bench", default="bench", help="--name of that bench")
     parser.add_argument("--ae_seed", type=options.non_negative_int, default=None,
                         help="seed of the autoencoders; default: that of each generator")
@@ -95,7 +94,7 @@ class Ablation:
         seed = seed if self.args.ae_seed is None else self.args.ae_seed
         folder = RunFolder(self.args.checkpoints_dir, self.spec.name, f"{self.args.ae_bench}_{row}_{seed}")
         if not folder.latest.is_file():
-            raise UserError(f"there is no {folder.latest}: train it with scripts/quantizer_bench.py --name {self.args.ae_bench} "
+            raise UserError(f"there is no {folder.latest}: train it with python -m scripts.quantizer_bench --name {self.args.ae_bench} "
                             f"--rows {row} --seed {seed} --seeds 1, or pass --ae_bench or --ae_seed")
         return folder
 
@@ -130,7 +129,7 @@ class Ablation:
     def check(self, wanted):
         """UserError for what is missing, and for heads that are too narrow for their targets."""
         args = self.args
-        load_judges(default_flags(args.checkpoints_dir, protocol="trained", evaluator=args.evaluator), self.spec, lambda _: None)
+        load_suite(suite_flags(args.checkpoints_dir, protocol="trained", evaluator=args.evaluator), self.spec, lambda _: None)
         estimator = RunFolder(args.checkpoints_dir, self.spec.name, "length_estimator").checkpoint()
         if args.probe_repeats and (self.spec.skeleton != "t2m" or not estimator.is_file()):
             raise UserError(f"--probe_repeats needs 22 joints and a length estimator ({estimator}: train_length_estimator.py)")

@@ -1,25 +1,23 @@
 """How a trained autoencoder uses its codes, and whether neighbouring codes are neighbouring motions.
 
-    python scripts/analyze_codes.py --name FSQ_AE_High --dataset_name t2m
+    python -m scripts.analyze_codes --name FSQ_AE_High --dataset_name t2m
 
 Codes used, share of the codebook, perplexity, entropy against its ceiling, bits a second; the same and a histogram for every
 axis (a dimension of a grid, a layer of RVQ); and the mean joint displacement by one step along each axis (of a codebook: to the
 nearest other code) against that by a random swap of codes. Results: the screen, and analyze_codes.json and .png in
 checkpoints/<dataset>/<name>/eval/.
 """
-import sys
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from models.AE import AE_models  # noqa: E402
-from models.loading import load_autoencoder, weights_hash  # noqa: E402
-from plot_loss import STYLE, plt, save_figure  # noqa: E402
-from utils import options  # noqa: E402
-from utils.code_stats import (  # noqa: E402
+from models.AE import AE_models
+from models.loading import load_autoencoder, weights_hash
+from utils import options
+from utils.curves import STYLE, plt, save_figure
+from utils.data.datasets import MotionStore
+from utils.data.specs import get_spec
+from utils.errors import UserError, run
+from utils.evaluation.codebook import (
     FRAMES,
     axes_summary,
     axis_statistics,
@@ -28,10 +26,9 @@ from utils.code_stats import (  # noqa: E402
     usage_rows,
     usage_statistics,
 )
-from utils.datasets import MotionStore, get_spec  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.evaluation import format_table, write_results  # noqa: E402
-from utils.train_utils import RunFolder, code_version, machine, pick_device, seed_everything  # noqa: E402
+from utils.files import RunFolder
+from utils.report import format_table, write_results
+from utils.training.settings import code_version, machine, pick_device, seed_everything
 
 MANY = 64  # an axis of more values than this is drawn as a curve of its codes in order of use, not as a row of shares
 LISTED = 24  # axes that the printed table lists

@@ -1,7 +1,7 @@
 """The whole pipeline on the embedded data set, at a size that two CPU cores train in minutes: `make demo`.
 
-    python scripts/demo.py                    # about half an hour on 2 cores; started again it goes on where it stopped
-    python scripts/demo.py --tiny             # the same steps with hardly any training: a check of the plumbing
+    python -m scripts.demo                    # about half an hour on 2 cores; started again it goes on where it stopped
+    python -m scripts.demo --tiny             # the same steps with hardly any training: a check of the plumbing
 
 Data, autoencoder, evaluator, length estimator, generator, both evaluations, eight clips, a contact sheet, and the table of
 generation/demo/report.json. Every step is one of the root scripts, called as a user would call it; the commands are printed.
@@ -10,23 +10,19 @@ import json
 import os
 import resource
 import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from utils.datasets import get_spec  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.evaluation import format_table, write_json  # noqa: E402
-from utils.motion_process import SKELETONS  # noqa: E402
-from utils.options import make_parser, non_negative_int  # noqa: E402
-from utils.train_utils import code_version, machine  # noqa: E402
-from utils.visualize import contact_sheet  # noqa: E402
+from scripts.runs import Runner, gigabytes
+from utils.data.specs import get_spec
+from utils.errors import UserError, run
+from utils.motion.skeletons import SKELETONS
+from utils.options import make_parser, non_negative_int
+from utils.report import format_table, write_json
+from utils.training.settings import code_version, machine
+from utils.visualize import contact_sheet
 
 AE, GENERATOR = "FSQ_AE_Model", "FSQ-MARDM-SiT-S"
 # Twelve dimensions and a little root loss keep what the probes look for: evaluation_AE.py counts it on reconstructions.
@@ -64,6 +60,7 @@ class Steps:
         self.work_dir, self.seed = Path(work_dir).resolve(), seed
         self.path = self.work_dir / "generation" / "demo" / "steps.json"
         self.done = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.runner = Runner(self.work_dir)
 
     def __call__(self, step, script, *flags):
         command = [script, *map(str, flags), "--dataset_name", "demo", "--seed", str(self.seed)]
@@ -75,18 +72,11 @@ class Steps:
         if script.startswith("train_") and (run_dir / "model" / "latest.tar").is_file():
             command.append("--is_continue")
         print(f"\n[{step}] {shown}", flush=True)
-        start, before = time.monotonic(), self.done.get(step, {})
-        process = subprocess.Popen([sys.executable, str(ROOT / script), *command[1:]], cwd=self.work_dir)
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except KeyboardInterrupt:
-            _, status, usage = os.wait4(process.pid, 0)  # it got the same signal, and saves what it has
-        failed = os.waitstatus_to_exitcode(status) != 0
-        memory = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-        self.note(step, "" if failed else shown, before.get("seconds", 0) + time.monotonic() - start,
-                  max(memory, before.get("memory_gb", 0)))
-        if failed:
-            raise UserError(f"the step '{step}' did not finish; its message is above. `make demo` goes on from here")
+        before, finished = self.done.get(step, {}), self.runner.run(command)
+        self.note(step, "" if finished.code else shown, before.get("seconds", 0) + finished.seconds,
+                  max(finished.memory_gb, before.get("memory_gb", 0)))
+        if finished.code:
+            raise UserError(f"the step '{step}' did not finish; its message is above. `make demo` resumes from here")
 
     def note(self, step, command, seconds, memory_gb):
         """Keep what a step took, all its starts together; an unfinished one has no command yet."""
@@ -158,7 +148,7 @@ def main():
     start = time.monotonic()
     get_spec("demo", steps.work_dir / "datasets")
     if "data" not in steps.done:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        memory = gigabytes(resource.getrusage(resource.RUSAGE_SELF))
         steps.note("data", "made on first use", time.monotonic() - start, memory)
     train_and_evaluate(steps, args.tiny)
     sheet = sample_clips(steps)

@@ -1,6 +1,6 @@
 """Make a data set for training from motion capture and captions.
 
-    python scripts/prepare_dataset.py --source my_capture --out datasets/my_capture
+    python -m scripts.prepare_dataset --source my_capture --out datasets/my_capture
     python train_AE.py --dataset_name my_capture --name FSQ_AE_High --model FSQ_AE_High
 
 The source is a folder with
@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -24,15 +23,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from models.TextEncoder import TEXT_ENCODERS  # noqa: E402
-from utils.arrays import UnreadableArray, load_array  # noqa: E402
-from utils.datasets import KNOWN, TAG_RATE, read_captions  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.evaluation import write_json  # noqa: E402
-from utils.motion_process import SKELETONS, MotionError, joints_to_features, make_data_folder, write_statistics  # noqa: E402
-from utils.options import make_parser, non_negative_int, positive_float, positive_int  # noqa: E402
+from models.TextEncoder import TEXT_ENCODERS
+from utils.arrays import UnreadableArray, load_array
+from utils.data.datasets import TAG_RATE, read_captions
+from utils.data.specs import KNOWN
+from utils.data.writing import make_data_folder, write_statistics
+from utils.errors import UserError, run
+from utils.motion.features import MotionError, joints_to_features
+from utils.motion.skeletons import SKELETONS
+from utils.options import make_parser, non_negative_int, positive_float, positive_int
+from utils.report import write_json
 
 SPLITS = ("train", "val", "test")
 WINDOW = 64  # frames of the autoencoder's default window, for the summary

@@ -1,8 +1,8 @@
 """Compares quantizers: trains every row of the zoo with the same network, data order, steps and optimiser, and evaluates it.
 
-    python scripts/quantizer_bench.py --dataset_name demo --steps 2000 --seeds 3 --width 192 --batch_size 64 --lr 1e-3 \\
+    python -m scripts.quantizer_bench --dataset_name demo --steps 2000 --seeds 3 --width 192 --batch_size 64 --lr 1e-3 \\
                                       --rows AE_Model FSQ_AE_High FSQ_AE_iFSQ_16x9 VQ_AE_EMA
-    python scripts/quantizer_bench.py --dataset_name t2m --steps 20000 --seeds 3          # every row of the zoo
+    python -m scripts.quantizer_bench --dataset_name t2m --steps 20000 --seeds 3          # every row of the zoo
 
 Each row is trained by train_AE.py and judged by evaluation_AE.py, after its last step, as a user would call them; the runs are
 checkpoints/<dataset>/bench_<row>_<seed>. Started again it goes on where it stopped, and more rows or seeds join the table.
@@ -11,7 +11,6 @@ evaluator (train_evaluator.py).
 """
 import math
 import os
-import sys
 import time
 from itertools import cycle
 from pathlib import Path
@@ -20,17 +19,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from models.AE import FSQ_REACH, AE_models, has_grid  # noqa: E402
-from models.loading import load_autoencoder, reach_of, read_checkpoint  # noqa: E402
-from plot_loss import STYLE, plt, save_figure  # noqa: E402
-from utils import options  # noqa: E402
-from utils.datasets import get_spec  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.runs import RunTable, Scripts, add_runs, check_begun, judge_of, newest_result, warm_up_of  # noqa: E402
-from utils.train_utils import RunFolder, learning_rate, pick_device, seed_everything  # noqa: E402
+from models.AE import FSQ_REACH, AE_models, has_grid
+from models.loading import load_autoencoder, reach_of
+from scripts.runs import RunTable, Scripts, add_runs, check_begun, judge_of, newest_result, warm_up_of
+from utils import options
+from utils.curves import STYLE, plt, save_figure
+from utils.data.specs import get_spec
+from utils.errors import UserError, run
+from utils.files import (
+    RunFolder,
+    read_checkpoint,
+)
+from utils.training.settings import learning_rate, pick_device, seed_everything
 
 ALL = [row for row in AE_models if row != "FSQ_AE_Model"]  # which is FSQ_AE_Medium, unless told otherwise
 TIMED = 10  # steps whose median is the time of a step
@@ -100,7 +100,7 @@ class Bench:
                   self.args.evaluator)
         figures = read_evaluation(folder.root / "eval")
         if figures["codes_used"]:
-            self.call(name, "scripts/analyze_codes.py", "--name", name, "--which", "latest", "--seed", seed)
+            self.call(name, "-m", "scripts.analyze_codes", "--name", name, "--which", "latest", "--seed", seed)
             figures |= read_topology(folder.root / "eval")
         if figures["steps"] != s["steps"]:
             raise UserError(f"{folder.latest} has {figures['steps']} steps, not {s['steps']}; remove it, or pick another --name")

@@ -4,6 +4,10 @@ import signal
 import sys
 from pathlib import Path
 
+from utils import errors
+from utils.errors import is_first
+from utils.training.trainer import TrainerSettings
+
 ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, ROOT / "tests"):
     if str(folder) not in sys.path:
@@ -14,13 +18,17 @@ from torch.utils.data import Dataset  # noqa: E402
 
 import train_MARDM  # noqa: E402
 from models.AE import AE, FSQ_AE, VQ_AE  # noqa: E402
-from models.loading import read_checkpoint  # noqa: E402
 from models.MARDM import MARDM  # noqa: E402
-from utils import parallel  # noqa: E402
-from utils.datasets import collate_clips, make_loader  # noqa: E402
+from utils.data.datasets import collate_clips, make_loader  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.evaluators import ContrastiveEvaluator  # noqa: E402
-from utils.train_utils import EMA, RunFolder, Trainer, start  # noqa: E402
+from utils.evaluation.evaluators import ContrastiveEvaluator  # noqa: E402
+from utils.files import (
+    RunFolder,  # noqa: E402
+    read_checkpoint,  # noqa: E402
+)
+from utils.training import distributed  # noqa: E402
+from utils.training.settings import start  # noqa: E402
+from utils.training.trainer import EMA, Trainer  # noqa: E402
 
 WHOLE_BATCH, DIM, TEXT, STEPS = 6, 7, 5, 5  # 3 batches an epoch, so that the steps reach into the second
 
@@ -44,7 +52,7 @@ def masked_transformer():
     torch.manual_seed(0)
     ae = AE(DIM, width=8, latent_dim=8, depth=1, dropout=0.0).eval().requires_grad_(False)
     torch.manual_seed(1)
-    model = MARDM(8, target_dim=8, cond_dim=TEXT, width=16, ff=16, heads=2, dropout=0.0, head_width=16, head_depth=1,
+    model = MARDM(ae_dim=8, target_dim=8, cond_dim=TEXT, width=16, ff=16, heads=2, dropout=0.0, head_width=16, head_depth=1,
                   cond_drop_prob=0.3, diffmlps_batch_mul=2)
     for value in model.parameters():
         torch.nn.init.normal_(value, std=0.2)  # adaLN-zero would leave most gradients at zero for some steps
@@ -78,7 +86,7 @@ def contrastive_evaluator():
     model = ContrastiveEvaluator(DIM, TEXT, embed_dim=8, width=8, layers=1, heads=2, dropout=0.0)
 
     def loss_fn(model, batch):
-        groups = parallel.gather_rows(batch["index"]) % 9
+        groups = distributed.all_gather(batch["index"]) % 9
         return {"loss": model.loss(batch["motion"], batch["lengths"], batch["text"], groups[:, None] == groups)}
 
     return model, loss_fn
@@ -106,8 +114,8 @@ def train(folder, key, at_step=None):
     going_on = run_folder.latest.is_file()
     run_folder.prepare(going_on)
     optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.9)  # AdamW would not notice a loss of the wrong size
-    trainer = Trainer(run_folder, key, model, optimizer, lambda step: 1e-2, {}, seed=3, ema=EMA(model, 0.9), log_every=2,
-                      max_iter=STEPS)
+    settings = TrainerSettings(lambda step: 1e-2, seed=3, log_every=2, max_iter=STEPS)
+    trainer = Trainer(run_folder, key, model, optimizer, settings, {}, EMA(model, 0.9))
     if going_on:
         trainer.resume(read_checkpoint(run_folder.latest))
 
@@ -116,7 +124,7 @@ def train(folder, key, at_step=None):
             at_step(trainer.total_it)
         return loss_fn(model, batch)
 
-    loader = make_loader(Clips(), WHOLE_BATCH // parallel.size(), 3, 0, Clips.lengths.numpy(), collate_clips)
+    loader = make_loader(Clips(), WHOLE_BATCH // distributed.size(), 3, 0, Clips.lengths.numpy(), collate_clips)
     try:
         trainer.fit(loader, watched, 9, lambda epoch, last: {"Val/loss": 1.0 / (epoch + 1)})
     finally:
@@ -126,18 +134,18 @@ def train(folder, key, at_step=None):
 
 def interrupt(step):
     """Ctrl-C that reaches one process only, or that one first."""
-    if step == 1 and parallel.rank() == 1:
+    if step == 1 and distributed.rank() == 1:
         signal.raise_signal(signal.SIGINT)
 
 
 def break_down(step):
-    if step == 1 and parallel.rank() == 1:
+    if step == 1 and distributed.rank() == 1:
         raise OSError("this process breaks down")
 
 
 def mistake(step):
-    assert parallel.mean_of({"claims": float(parallel.claim(f"step {step}"))}) == {"claims": 0.5}  # by one of two
-    if step == 1 and parallel.is_first():
+    assert distributed.mean_of({"claims": float(errors.processes.claim(f"step {step}"))}) == {"claims": 0.5}  # by one of two
+    if step == 1 and is_first():
         raise UserError("a mistake that the first process meets")
 
 

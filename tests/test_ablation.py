@@ -15,11 +15,12 @@ from test_scripts import call
 
 from models.loading import load_autoencoder
 from models.MARDM import MARDM_models
+from scripts.runs import RunTable, Scripts, add_runs
 from utils import options
-from utils.datasets import MotionStore, get_spec
-from utils.demo_dataset import build_demo
+from utils.data.datasets import MotionStore
+from utils.data.specs import get_spec
+from utils.demo.dataset import build_demo
 from utils.errors import UserError
-from utils.runs import RunTable, Scripts, add_runs
 
 ON = ["--dataset_name", "demo", "--device", "cpu", "--num_workers", "0"]
 AES = ["--width", "16", "--batch_size", "256", "--window_size", "40", "--steps", "2", "--jobs", "2", "--rows", "AE_Model",
@@ -180,7 +181,7 @@ def test_what_was_done_before_a_failure_is_kept_and_nothing_is_begun(tmp_path, j
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_sigterm_saves_the_runs_and_leaves_no_child(data):
     flags = [*ON, *AES, "--steps", "100000", "--seeds", "1", "--name", "long"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "scripts/quantizer_bench.py"), *flags], cwd=data)
+    process = subprocess.Popen([sys.executable, "-m", "scripts.quantizer_bench", *flags], cwd=data, env=os.environ | {"PYTHONPATH": str(ROOT)})
     logs = [data / f"generation/long_demo/logs/long_{row}_3407.log" for row in AES[-2:]]
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not all(log.is_file() and "step/s" in log.read_text() for log in logs):
@@ -188,5 +189,5 @@ def test_sigterm_saves_the_runs_and_leaves_no_child(data):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     for log, row in zip(logs, AES[-2:]):
-        assert "go on with --is_continue" in log.read_text()
+        assert "resume with --is_continue" in log.read_text()
         assert (data / f"checkpoints/demo/long_{row}_3407/model/latest.tar").is_file()

@@ -14,15 +14,15 @@ from benchmarks.meter import HeadMeter
 from benchmarks.plain import PlainEMA, plain_video
 from benchmarks.run import HEADER, cells, read_results, save
 from benchmarks.solver_steps import Study
-from models.MARDM import mask_schedule
+from models.generation import mask_schedule
 from utils.errors import UserError
-from utils.motion_process import SKELETONS
-from utils.train_utils import EMA
+from utils.motion.skeletons import SKELETONS
+from utils.training.trainer import EMA
 
 
 def test_quick_run(tmp_path):
     out = tmp_path / "performance.json"
-    command = [sys.executable, "benchmarks/run.py", "--quick", "--only", "train", "work", "single", "--output", str(out),
+    command = [sys.executable, "-m", "benchmarks.run", "--quick", "--only", "train", "work", "single", "--output", str(out),
                "--threads", "1", "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

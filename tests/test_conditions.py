@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from models.LengthEstimator import LengthTable, sample_length
-from utils.conditions import Conditions, load_conditions
-from utils.datasets import KNOWN, Caption, DatasetSpec, TextClip, joints_in_metres, read_labels
+from utils.data.conditions import Conditions, load_conditions
+from utils.data.datasets import Caption, TextClip, read_labels
+from utils.data.specs import KNOWN, DatasetSpec, joints_in_metres
 from utils.errors import UserError
-from utils.evaluation import heading_error, mean_foot_skating, reconstruction_errors, without_text
+from utils.evaluation.reconstruction import heading_error, reconstruction_errors
+from utils.evaluation.scoring import mean_foot_skating, without_text
 
 LABELS = {"a": {"actions": ["walk"]}, "b": {"actions": ["jump"]}, "c": {"actions": ["walk", "jump"]}, "d": {"actions": ["sit"]}}
 LINE = Caption("somebody moves", ())

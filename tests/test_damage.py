@@ -12,13 +12,14 @@ import torch
 import edit
 from models import TextEncoder
 from models.AE import AE_models
-from models.errors import ModelError
-from models.loading import load_autoencoder, read_checkpoint
+from models.loading import load_autoencoder
 from scripts import doctor, prepare_dataset
-from utils import datasets, evaluators, judges, packing, word_vectorizer
 from utils.arrays import UnreadableArray, load_array
+from utils.data import datasets, packing
 from utils.errors import UserError
-from utils.motion_process import SKELETONS
+from utils.evaluation import evaluators, suites, word_vectors
+from utils.files import read_checkpoint
+from utils.motion.skeletons import SKELETONS
 
 SIZES = {"input_width": 67, "width": 8, "latent_dim": 8}
 
@@ -36,7 +37,7 @@ def fails_in_one_line(read):
             warnings.simplefilter("ignore")  # Python's parser and torch grumble about some damage before they fail
             read()
     except Exception as error:
-        if not getattr(error, "is_user_error", False):
+        if not isinstance(error, UserError):
             raise
         assert "\n" not in str(error)
         return True
@@ -62,8 +63,8 @@ def array_readers(folder):
         clip: (lambda: load_array(clip), lambda: packing.read_features(clip, 263), lambda: edit.read_source(clip, spec),
                lambda: prepare_dataset.read_features_of(clip, "t2m", "none")),
         statistics: (lambda: datasets.load_statistics(spec), lambda: doctor.attempt(doctor.released_width, statistics),
-                     lambda: judges.read_statistics(statistics, "standard", SKELETONS["t2m"])),
-        folder / "our_vab_data.npy": (lambda: word_vectorizer.read_vectors(folder / "our_vab_data.npy"),),
+                     lambda: suites.read_statistics(statistics, "standard", SKELETONS["t2m"])),
+        folder / "our_vab_data.npy": (lambda: word_vectors.read_vectors(folder / "our_vab_data.npy"),),
     }
 
 
@@ -132,7 +133,7 @@ def test_damaged_checkpoints(tmp_path, as_zip, capsys):
 def test_files_that_are_no_checkpoints(tmp_path, content):
     path = tmp_path / "latest.tar"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="latest.tar (is no checkpoint, or damaged|holds more than)"):
+    with pytest.raises(UserError, match="latest.tar (is no checkpoint, or damaged|holds more than)"):
         read_checkpoint(path)
     with pytest.raises(UserError, match="is no checkpoint, or damaged|holds more than"):
         evaluators.read_checkpoint(path, ())
@@ -161,6 +162,6 @@ def test_damaged_words(tmp_path, protocol):
     for _ in range(100):
         for name, content in good.items():
             (tmp_path / name).write_bytes(mutated(pickle.dumps(content, protocol), dice, 1000))
-            failed += fails_in_one_line(lambda: word_vectorizer.WordVectorizer(tmp_path))
+            failed += fails_in_one_line(lambda: word_vectors.WordVectorizer(tmp_path))
             (tmp_path / name).write_bytes(pickle.dumps(content, protocol))
     assert failed > 50

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import golden
 
-from utils import datasets, packing
-from utils.datasets import DatasetSpec, MotionStore, TextMotionDataset, WindowDataset, get_spec, text_clips
+from utils.data import datasets, packing
+from utils.data.datasets import MotionStore, TextMotionDataset, WindowDataset, text_clips
+from utils.data.specs import DatasetSpec, get_spec
 from utils.errors import UserError
-from utils.protocols import TextClips
+from utils.evaluation.protocols import TextClips
 
 RULES = dict(fps=20.0, text_encoder="clip")
 

@@ -6,12 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from utils.datasets import get_spec, load_statistics, read_captions
-from utils.demo_actions import ACTIONS
-from utils.demo_captions import captions_of, tokens_of
-from utils.demo_dataset import MAX_FRAMES, MIN_FRAMES, build_demo, make_clip, perform, plan, split_clips
-from utils.demo_grammar import COUNTERCLOCKWISE
-from utils.motion_process import SKELETONS, features_to_joints, joints_to_features
+from utils.data.datasets import load_statistics, read_captions
+from utils.data.specs import get_spec
+from utils.demo.actions import ACTIONS
+from utils.demo.captions import captions_of, tokens_of
+from utils.demo.dataset import MAX_FRAMES, MIN_FRAMES, build_demo, make_clip, perform, plan, split_clips
+from utils.demo.grammar import COUNTERCLOCKWISE
+from utils.motion.features import features_to_joints, joints_to_features
+from utils.motion.skeletons import SKELETONS
 
 T2M = SKELETONS["t2m"]
 NUM_CLIPS = 80
@@ -102,7 +104,7 @@ def test_same_seed_same_files_and_no_two_clips_alike(demo, tmp_path):
 def test_an_interrupted_build_leaves_nothing_and_an_old_one_is_kept(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
-    monkeypatch.setattr("utils.demo_dataset.captions_of", interrupt)
+    monkeypatch.setattr("utils.demo.dataset.captions_of", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_demo(tmp_path / "demo", num_clips=4)
     assert not (tmp_path / "demo").exists()

@@ -14,10 +14,10 @@ from models.LengthEstimator import LengthEstimator
 from models.loading import weights_hash
 from models.MARDM import MARDM_models
 from scripts import doctor
-from utils.datasets import KNOWN
+from utils.data.specs import KNOWN
 from utils.errors import run
-from utils.evaluators import ContrastiveEvaluator, MotionEncoderBiGRUCo, MovementConvEncoder, TextEncoderBiGRUCo
-from utils.motion_process import SKELETONS
+from utils.evaluation.evaluators import ContrastiveEvaluator, MotionEncoderBiGRUCo, MovementConvEncoder, TextEncoderBiGRUCo
+from utils.motion.skeletons import SKELETONS
 
 SPLITS = {"train": 24, "val": 6, "test": 40}
 

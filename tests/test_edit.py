@@ -9,10 +9,11 @@ import edit
 from models.AE import AE_models
 from models.loading import weights_hash
 from models.MARDM import MARDM_models
-from utils.datasets import DatasetSpec
+from utils.data.specs import DatasetSpec
 from utils.errors import run
-from utils.motion_process import SKELETONS, features_to_joints, joints_to_features, rotate_y
-from utils.stitching import facing_frames, sections_of, stitch
+from utils.motion.features import features_to_joints, joints_to_features, rotate_y
+from utils.motion.inbetweening import facing_frames, sections_of, stitch
+from utils.motion.skeletons import SKELETONS
 
 FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2", "--device", "cpu"]
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import golden, name_fill, relative_error
 
-from utils import evaluators
 from utils.errors import UserError
-from utils.word_vectorizer import POS_ENUMERATOR, WordVectorizer
+from utils.evaluation import evaluators
+from utils.evaluation.word_vectors import POS_ENUMERATOR, WordVectorizer
 
 Caption = namedtuple("Caption", "text tokens")
 DIMS = {"t2m": 67, "kit": 64}
@@ -196,12 +196,12 @@ def test_released_files_load_and_broken_ones_are_named(tmp_path):
     loaded = evaluators.MatchingEvaluator.load(tmp_path / "finest.tar", source.mean, source.std, Words())
     motion = torch.randn(2, 60, 67)
     assert torch.equal(source.embed_motion(motion, [60, 44]), loaded.embed_motion(motion, [60, 44]))
-    with pytest.raises(UserError, match="no evaluator at"):
+    with pytest.raises(UserError, match="no checkpoint at .*train_evaluator"):
         evaluators.TrainedEvaluator.load(tmp_path / "absent.tar", text_features)
     with pytest.raises(UserError, match="contrast_model"):
         evaluators.ContrastEvaluator.load(tmp_path / "finest.tar", source.mean, source.std, None)
     (tmp_path / "damaged.tar").write_bytes(b"PK\x03\x04 not an archive")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no checkpoint, or damaged"):
         evaluators.TrainedEvaluator.load(tmp_path / "damaged.tar", text_features)
     networks["motion_encoder"].pop("hidden")
     torch.save(networks, tmp_path / "finest.tar")

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from models.AE import AE_models
-from models.errors import ModelError
-from models.MARDM import MARDM, MARDM_models, check_pair, mask_schedule, padding_mask_of
+from models.generation import mask_schedule, padding_mask_of
+from models.MARDM import MARDM, MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
+from utils.errors import UserError
 
 SMALL = dict(width=32, ff=64, layers=2, heads=4, head_width=32, head_depth=2)
 
@@ -239,13 +240,13 @@ def test_zoo_and_pairs():
     check_pair("VQ_MARDM-SiT-XL", "VQ_AE_Model")
     check_pair("MARDM-SiT-XL", "AE_Model")
     for model, ae in [("MARDM-SiT-XL", "FSQ_AE_High"), ("FSQ-MARDM-SiT-XL", "AE_Model"), ("VQ-MARDM-SiT-XL", "FSQ_AE_High")]:
-        with pytest.raises(ModelError, match="is trained on"):
+        with pytest.raises(UserError, match="is trained on"):
             check_pair(model, ae)
 
 
 def test_bad_calls():
     model, ae = make_pair()
-    with pytest.raises(ModelError, match="1 token"):
+    with pytest.raises(UserError, match="1 token"):
         model.generate(ae, torch.randn(1, 16), torch.tensor([0]), [0])
-    with pytest.raises(ModelError, match="do not belong together"):
+    with pytest.raises(UserError, match="do not belong together"):
         Pipeline(model, AE_models["AE_Model"](width=32, latent_dim=32), torch.zeros(67), torch.ones(67))

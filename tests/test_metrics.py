@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import golden, relative_error
 
-from utils import eval_utils as metrics
-from utils.evaluation import write_json
+from utils.evaluation import metrics
+from utils.report import write_json
 
 FEET = SimpleNamespace(left_feet=(7, 10), right_feet=(8, 11))
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import golden, relative_error
 
-from utils.motion_process import (
-    SKELETONS,
+from utils.data.writing import average_std
+from utils.errors import UserError
+from utils.motion.features import (
     MotionError,
-    average_std,
     essential,
     facing_joints,
     features_to_joints,
@@ -19,6 +19,7 @@ from utils.motion_process import (
     retarget,
     rotate_y,
 )
+from utils.motion.skeletons import SKELETONS
 
 T2M, KIT = SKELETONS["t2m"], SKELETONS["kit"]
 
@@ -94,7 +95,8 @@ def test_turns_agree_but_for_the_sign_fault(side, faulty):
     assert np.allclose(features[fault, 0], -reference[fault, 0], atol=1e-5)
     scale = np.abs(reference).max()
     assert np.abs(features - reference)[~fault, 0].max() <= 1e-5 * scale
-    assert np.abs(features - reference)[:, 1:].max() <= 1e-5 * scale
+    # The reference's float32 roots are those of its own machine; where MKL's are correctly rounded, 1.5e-5 was seen.
+    assert np.abs(features - reference)[:, 1:].max() <= 2e-5 * scale
     moved = retarget(positions.astype(np.float64), T2M, data["target_offsets"])
     assert np.abs(features_to_joints(features, 22) - placed(moved)).max() <= 1e-5
     assert np.abs(features_to_joints(reference, 22) - placed(moved)).max() > 0.05  # the fault is real
@@ -263,7 +265,7 @@ def test_std_is_averaged_within_groups():
 def test_wrong_joints_are_refused(joints, words):
     with pytest.raises(MotionError) as error:
         joints_to_features(joints, T2M)
-    assert words in str(error.value) and error.value.is_user_error
+    assert words in str(error.value) and isinstance(error.value, UserError)
 
 
 def test_too_few_columns_and_legless_sources_are_refused():

@@ -12,10 +12,10 @@ import torch
 from conftest import ROOT
 from test_scripts import call
 
-from models.loading import read_checkpoint
-from utils.datasets import SeededBatches
-from utils.demo_dataset import build_demo
+from utils.data.datasets import SeededBatches
+from utils.demo.dataset import build_demo
 from utils.errors import UserError
+from utils.files import read_checkpoint
 
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu", "--num_workers", "0"]
 TRAIN = [*ON_DEMO, "--max_iter", "2", "--log_every", "1"]

@@ -13,6 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 import analyze_training
 import plot_loss
+from utils import curves
 from utils.errors import UserError
 
 
@@ -52,7 +53,7 @@ def test_resumed_runs_are_joined_and_the_later_file_wins(tmp_path):
     first = {"Train/loss": {10: 5.0, 20: 4.0, 25: 9.0, 30: 3.0}, "Old/only": {20: 7.0}}
     write_events(tmp_path / "model", first, start=1000)
     write_events(tmp_path / "model", {"Train/loss": {20: 4.5, 30: 3.5, 40: 2.5}}, start=2000)
-    (scalars,) = plot_loss.read_runs([tmp_path]).values()
+    (scalars,) = curves.read_runs([tmp_path]).values()
     steps, values = scalars["Train/loss"]
     assert steps.tolist() == [10, 20, 30, 40]           # 25 was repeated, though not logged again
     assert values.tolist() == [5.0, 4.5, 3.5, 2.5]
@@ -60,9 +61,9 @@ def test_resumed_runs_are_joined_and_the_later_file_wins(tmp_path):
 
 
 def test_moving_average_is_not_pulled_to_zero_at_the_start():
-    np.testing.assert_allclose(plot_loss.ema(np.full(5, 3.0), 0.9), 3.0)
-    np.testing.assert_allclose(plot_loss.ema(np.array([1.0, 4.0]), 0.5), [1.0, 3.0])
-    np.testing.assert_array_equal(plot_loss.ema(np.array([1.0, 4.0]), 0.0), [1.0, 4.0])
+    np.testing.assert_allclose(curves.ema(np.full(5, 3.0), 0.9), 3.0)
+    np.testing.assert_allclose(curves.ema(np.array([1.0, 4.0]), 0.5), [1.0, 3.0])
+    np.testing.assert_array_equal(curves.ema(np.array([1.0, 4.0]), 0.0), [1.0, 4.0])
 
 
 def test_one_run(runs):
@@ -108,10 +109,10 @@ def test_all_metrics(runs, folder, pictures):
 
 def test_values_that_are_not_finite_are_left_out(tmp_path):
     write_events(tmp_path, {"Train/loss": {1: 2.0, 2: float("nan"), 3: 1.0}, "bad": {1: float("inf")}})
-    (scalars,) = plot_loss.read_runs([tmp_path]).values()
-    assert plot_loss.curve(scalars, "Train/loss", "run")[0].tolist() == [1, 3]
+    (scalars,) = curves.read_runs([tmp_path]).values()
+    assert curves.curve(scalars, "Train/loss", "run")[0].tolist() == [1, 3]
     with pytest.raises(UserError, match="no finite value"):
-        plot_loss.curve(scalars, "bad", "run")
+        curves.curve(scalars, "bad", "run")
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -211,5 +212,5 @@ def test_analysis_mistakes_are_one_line(runs):
 def test_a_run_is_named_by_its_folder_and_not_by_its_model_folder():
     from pathlib import Path
 
-    from plot_loss import run_folder
+    from utils.curves import run_folder
     assert run_folder(Path("checkpoints/demo/AE/model")).name == run_folder(Path("checkpoints/demo/AE")).name == "AE"

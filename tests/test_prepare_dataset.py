@@ -6,13 +6,15 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from test_motion_process import circle
 
 from scripts import prepare_dataset
-from utils.datasets import MotionStore, get_spec, text_clips
+from utils.data.datasets import MotionStore, text_clips
+from utils.data.specs import get_spec
+from utils.data.writing import average_std
 from utils.errors import run
-from utils.motion_process import SKELETONS, average_std, joints_to_features
+from utils.motion.features import joints_to_features
+from utils.motion.skeletons import SKELETONS
 
 T2M = SKELETONS["t2m"]
 TAGGED = "a person walks#a/DET person/NOUN walk/VERB#0.0#0.0\n"
@@ -268,6 +270,6 @@ def test_out_below_a_file(source, tmp_path, monkeypatch, capsys):
 
 
 def test_command_line():
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_dataset.py"), "--source", "nowhere", "--out", "nothing"]
+    command = [sys.executable, "-m", "scripts.prepare_dataset", "--source", "nowhere", "--out", "nothing"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: no folder nowhere") and done.stderr.count("\n") == 1

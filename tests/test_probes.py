@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from utils import probes
+from utils.evaluation import probes
 
 STANDING = np.array([
     [0, 0.96, 0], [0.06, 0.87, 0], [-0.06, 0.87, 0], [0, 1.08, 0], [0.09, 0.48, 0], [-0.09, 0.48, 0], [0, 1.22, 0],
@@ -184,7 +184,7 @@ def test_report_counts():
 @pytest.fixture(scope="module")
 def demo_clips():
     """Two clips of each action from the demo data set's own performer, with sensor noise of 7 mm."""
-    demo = pytest.importorskip("utils.demo_dataset")
+    demo = pytest.importorskip("utils.demo.dataset")
     rng = np.random.default_rng(11)
     clips = [(action, demo.make_clip([action], np.random.default_rng([seed, i])))
              for i, action in enumerate(probes.RULES) for seed in range(2)]

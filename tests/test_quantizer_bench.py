@@ -8,7 +8,10 @@ import torch
 from test_scripts import call
 
 from models.AE import AE_models
-from utils.code_stats import (
+from utils.data.datasets import MotionStore
+from utils.data.specs import get_spec
+from utils.demo.dataset import build_demo
+from utils.evaluation.codebook import (
     axes_summary,
     axis_statistics,
     entropy_bits,
@@ -17,9 +20,7 @@ from utils.code_stats import (
     usage_rows,
     usage_statistics,
 )
-from utils.datasets import MotionStore, get_spec
-from utils.demo_dataset import build_demo
-from utils.evaluation import write_json
+from utils.report import write_json
 
 ON = ["--dataset_name", "demo", "--device", "cpu", "--num_workers", "0"]
 SMALL = ["--width", "16", "--batch_size", "256", "--window_size", "40", "--steps", "3", "--seeds", "1"]

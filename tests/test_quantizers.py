@@ -5,11 +5,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.VQ as VQ_module
 from models.AE import FSQ_LEVELS, FSQ_REACH, AE_models, RunningNorm
-from models.errors import ModelError
 from models.FSQ import FSQ
 from models.MARDM import check_pair
 from models.quantizers import QUANTIZERS, make_quantizer
 from models.VQ import VQ
+from utils.errors import UserError
 
 VARIANTS = {  # one of each quantizer, and those of its settings that change what it does
     **{name: (name, {}) for name in QUANTIZERS},
@@ -298,12 +298,12 @@ def test_rvq_trains_with_fewer_layers_at_times():
 ])
 def test_bad_settings_are_refused(family, name, settings, message):
     sizes = {"levels": (5, 5)} if family == "FSQ" else {"codebook_size": 16, "dim": 2}
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(UserError, match=message):
         make_quantizer(family, name, settings, **sizes)
 
 
 def test_ifsq_refuses_even_levels():
-    with pytest.raises(ModelError, match="odd levels"):
+    with pytest.raises(UserError, match="odd levels"):
         make_quantizer("FSQ", "ifsq", {}, levels=(8, 5))
 
 
@@ -415,16 +415,16 @@ def test_snap_takes_the_nearest_grid_point():
 
 @pytest.mark.parametrize("levels", [[], [1, 5], [-3]])
 def test_bad_levels_are_refused(levels):
-    with pytest.raises(ModelError, match="2 to 65536"):
+    with pytest.raises(UserError, match="2 to 65536"):
         FSQ(levels)
 
 
 def test_wrong_width_and_wrong_index_are_refused():
-    with pytest.raises(ModelError, match="dimensions"):
+    with pytest.raises(UserError, match="dimensions"):
         FSQ([5, 5])(torch.zeros(3, 4))
-    with pytest.raises(ModelError, match="outside"):
+    with pytest.raises(UserError, match="outside"):
         FSQ([5, 5]).decode_indices(torch.tensor([25]))
-    with pytest.raises(ModelError, match="outside"):
+    with pytest.raises(UserError, match="outside"):
         VQ(8, 4).decode_indices(torch.tensor([8]))
 
 
@@ -466,7 +466,7 @@ def test_every_row_has_its_generator(name):
     family = {"FSQ": "FSQ-MARDM-SiT-S", "VQ": "VQ-MARDM-SiT-S"}.get(name.split("_")[0], "MARDM-SiT-S")
     check_pair(family, name)
     for other in {"FSQ-MARDM-SiT-S", "VQ-MARDM-SiT-S", "MARDM-SiT-S"} - {family}:
-        with pytest.raises(ModelError, match="is trained on"):
+        with pytest.raises(UserError, match="is trained on"):
             check_pair(other, name)
 
 

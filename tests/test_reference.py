@@ -8,7 +8,8 @@ from conftest import golden, name_fill, relative_error
 from diffusions import flow
 from diffusions.gaussian import GaussianDiffusion
 from models.AE import AE_models
-from models.MARDM import MARDM_models, mask_schedule, padding_mask_of
+from models.generation import mask_schedule, padding_mask_of
+from models.MARDM import MARDM_models
 
 SINGLE_PASS, CHAIN = 3e-6, 1e-5
 

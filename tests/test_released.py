@@ -22,12 +22,14 @@ from models.loading import generator_sizes, load_generator
 from models.MARDM import MARDM, SIZES, MARDM_models
 from models.pipeline import Pipeline
 from models.TextEncoder import clip_tokenizer
-from utils import evaluators
-from utils.datasets import KNOWN, get_spec
+from utils.data.specs import KNOWN, get_spec
+from utils.data.writing import write_statistics
 from utils.errors import UserError
-from utils.judges import Judges, load_judges, rebuild
-from utils.motion_process import SKELETONS, joints_to_features, write_statistics
-from utils.protocols import TextClips, compare_results, evaluate_protocol
+from utils.evaluation import evaluators
+from utils.evaluation.protocols import TextClips, compare_results
+from utils.evaluation.suites import EvaluatorSuite, load_suite, rebuild
+from utils.motion.features import joints_to_features
+from utils.motion.skeletons import SKELETONS
 
 CAPTIONS = ("a person walks forward#a/DET person/NOUN walk/VERB forward/ADV#0.0#0.0",
             "someone waves the left arm#someone/PRON wave/VERB the/DET left/ADJ arm/NOUN#0.0#0.0",
@@ -80,7 +82,7 @@ def save(content, path, **kwargs):
 
 def write_models(folder, dim):
     """An autoencoder, a generator and a length estimator as published, the first two in the format of old torch versions."""
-    ae, mardm = fill(AE(dim, width=32, latent_dim=24)), fill(MARDM(24, width=64, ff=96, heads=1, head_width=40, head_depth=2))
+    ae, mardm = fill(AE(dim, width=32, latent_dim=24)), fill(MARDM(ae_dim=24, width=64, ff=96, heads=1, head_width=40, head_depth=2))
     optimizer = torch.optim.AdamW(ae.parameters())
     rest = {"opt_ae": optimizer.state_dict(), "ep": 3, "total_it": 7,
             "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [5, 9]).state_dict()}
@@ -162,7 +164,7 @@ def test_evaluation_of_a_generator(here, monkeypatch, capsys, name, protocol):
     assert results["kind"] == f"generation_{protocol}" and results["protocol"] == protocol and results["split"] == "test"
     assert results["clips"] == 39 and results["clips_scored"] == 32 and results["left_out"] == 1  # of 40, one is too long
     assert results["sampler"]["time_steps"] == 2 and results["seed"] == 3407 and len(results["weights"]) == 16
-    assert results["autoencoder"]["weights"] and results["code_version"] and len(results["judge"]["files"]) >= 3
+    assert results["autoencoder"]["weights"] and results["code_version"] and len(results["evaluators"]["files"]) >= 3
     wanted = {f"{key}_{protocol}" for key in ("FID", "R1", "R2", "R3", "matching", "diversity")}
     wanted |= {"clip_score_essential"} if protocol == "essential" else set()
     assert set(better["generated"]) == wanted
@@ -311,15 +313,16 @@ def flags(**changes):
 def judged(name, protocol, tail):
     """Scores of real clips passed off as generated ones, with ``tail`` (normalised units) behind each end."""
     spec = get_spec(name)
-    judges = load_judges(flags(protocol=protocol), spec, None, clip_tokenizer)
-    clips, dim = TextClips(spec, columns=judges.columns), spec.feature_dim
-    mean, std = judges.matching.mean[:dim].numpy(), judges.matching.std[:dim].numpy()
+    suite = load_suite(flags(protocol=protocol), spec, None, clip_tokenizer)
+    clips, dim = TextClips(spec, columns=suite.columns), spec.feature_dim
+    mean, std = suite.matching.mean[:dim].numpy(), suite.matching.std[:dim].numpy()
 
     def generate(repeat, drawn):
-        return [(clip[:, :dim], torch.cat([clip[:, :dim], torch.from_numpy(np.tile(mean + tail * std, (4, 1)))]))
-                for clip in drawn.real]
+        after = torch.from_numpy(np.tile(mean + tail * std, (4, 1)))
+        made = [(clip[:, :dim], torch.cat([clip[:, :dim], after])) for clip in drawn.real]
+        return made if suite.published_tail else [clip for clip, _ in made]
 
-    return evaluate_protocol(judges, lambda repeat: clips.draw(1, repeat), generate, 2, 1)
+    return evaluate(suite, lambda repeat: clips.draw(1, repeat), generate, 2, 1)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -352,10 +355,10 @@ def test_standard_features_are_rebuilt_from_joints(here, name):
 def test_the_published_tail(here):
     """A clip is decoded with empty latents behind it, the same in any batch; its inner frames are the clip's own."""
     ae = fill(AE(67, width=32, latent_dim=24))
-    pipeline = Pipeline(MARDM(24, width=64, heads=1, head_width=16, head_depth=1), ae, torch.zeros(67), torch.ones(67))
+    pipeline = Pipeline(MARDM(ae_dim=24, width=64, heads=1, head_width=16, head_depth=1), ae, torch.zeros(67), torch.ones(67))
     targets = torch.randn(2, 49, 24)
-    (clip, long), (full, padded) = pipeline.decode_twice(targets, torch.tensor([80, 196]))
-    alone = pipeline.decode_twice(targets[:1, :20], torch.tensor([80]))[0]
+    (clip, long), (full, padded) = pipeline.decode_with_tail(targets, torch.tensor([80, 196]))
+    alone = pipeline.decode_with_tail(targets[:1, :20], torch.tensor([80]))[0]
     assert clip.shape == (80, 67) and long.shape == (84, 67) and full.shape == (196, 67) and padded.shape == (200, 67)
     assert torch.allclose(clip, alone[0], atol=1e-5) and torch.allclose(long, alone[1], atol=1e-5)
     assert torch.allclose(full, padded[:196], atol=1e-5) and padded[196:].abs().max() == 0
@@ -365,7 +368,7 @@ def test_the_published_tail(here):
 def test_figures_of_two_protocols_do_not_meet(tmp_path):
     def write(file, protocol, kind="generation", split="test", judge="aa", clips=40):
         content = {"kind": f"{kind}_{protocol}", "protocol": protocol, "dataset": "t2m", "split": split, "clips": clips,
-                   "judge": {"files": {"finest.tar": judge}},
+                   "evaluators": {"files": {"finest.tar": judge}},
                    "scores": {"generated": {f"FID_{protocol}": {"mean": 0.1, "interval": 0.01}}}}
         (tmp_path / file).write_text(json.dumps(content))
         return str(tmp_path / file)
@@ -380,13 +383,13 @@ def test_figures_of_two_protocols_do_not_meet(tmp_path):
     (tmp_path / "e.json").write_text("[]")
     with pytest.raises(UserError, match="no result of"):
         compare_results([str(tmp_path / "e.json")])
-    assert Judges("essential", SKELETONS["t2m"], None).tag("FID") != Judges("standard", SKELETONS["t2m"], None).tag("FID")
+    assert EvaluatorSuite("essential", SKELETONS["t2m"], None).tag("FID") != EvaluatorSuite("standard", SKELETONS["t2m"], None).tag("FID")
 
 
 # ---- what is missing or refused ----------------------------------------------------------------------------------
 
 
-def evaluate(capsys, *more, name="t2m"):
+def run_evaluation(capsys, *more, name="t2m"):
     code = call("evaluation_MARDM", *MODEL, *ON[name], *FAST, *more)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert code == 2 and len(lines) == 1
@@ -402,17 +405,17 @@ def evaluate(capsys, *more, name="t2m"):
 ])
 def test_a_missing_file_is_named_with_its_source(own_copy, capsys, protocol, file, source):
     (own_copy / file).unlink()
-    line = evaluate(capsys, "--protocol", protocol)
+    line = run_evaluation(capsys, "--protocol", protocol)
     assert (file in line or "our_vab_words.pkl in glove" in line) and source in line
 
 
 def test_the_evaluator_of_the_other_protocol_is_refused(own_copy, capsys):
     shutil.rmtree("checkpoints/t2m/text_mot_match_standard")
-    assert "reads 67 features, the standard protocol needs an evaluator of 259" in evaluate(capsys, "--protocol", "standard")
+    assert "reads 67 features, the standard protocol needs an evaluator of 259" in run_evaluation(capsys, "--protocol", "standard")
     mean = "utils/eval_mean_std/t2m/eval_mean.npy"
     np.save(mean, np.zeros(64))
-    assert "must hold 67 finite numbers" in evaluate(capsys) and mean in evaluate(capsys)
-    assert "no evaluator at" in evaluate(capsys, "--protocol", "trained")
+    assert "must hold 67 finite numbers" in run_evaluation(capsys) and mean in run_evaluation(capsys)
+    assert "no evaluator at" in run_evaluation(capsys, "--protocol", "trained")
 
 
 def test_an_autoencoder_is_measured_without_evaluators(own_copy, capsys):
@@ -426,7 +429,7 @@ def test_an_autoencoder_is_measured_without_evaluators(own_copy, capsys):
 def test_captions_without_word_classes_are_refused(own_copy, capsys):
     for file in own_copy.glob("datasets/HumanML3D/texts/*.txt"):
         file.write_text("he jumps\n")
-    assert "no word/POS tokens" in evaluate(capsys)
+    assert "no word/POS tokens" in run_evaluation(capsys)
 
 
 class Bomb:
@@ -441,11 +444,11 @@ def test_a_hostile_file_is_refused(own_copy, capsys, file, old):
     path = own_copy / "checkpoints/t2m" / file
     content = torch.load(path, weights_only=True)
     save(content | {"extra": Bomb()}, path, _use_new_zipfile_serialization=not old)
-    line = evaluate(capsys)
+    line = run_evaluation(capsys)
     assert str(path.relative_to(own_copy)) in line and "more than tensors and plain values" in line
     assert not (own_copy / "exploded").exists()
 
 
 def test_a_file_of_something_else_is_refused(own_copy, capsys):
     save({"ema_mardm": {"weight": torch.ones(2)}}, own_copy / "checkpoints/t2m/MARDM/model/latest.tar")
-    assert "released model" in evaluate(capsys)
+    assert "released model" in run_evaluation(capsys)

@@ -10,9 +10,10 @@ from diffusions import flow
 from models import fast_net
 from models.AE import AE_models
 from models.DiffMLPs import HEADS, ODE_STEPS, SOLVER
-from models.errors import ModelError
-from models.MARDM import MARDM, mask_schedule
+from models.generation import mask_schedule
+from models.MARDM import MARDM
 from utils import options
+from utils.errors import UserError
 
 
 def make_head(head="SiT", **kwargs):
@@ -62,9 +63,9 @@ def test_packed_weights_are_kept_on_request_only(monkeypatch):
     """A fused optimiser changes weights without a trace, so what is kept from call to call must be asked for."""
     monkeypatch.setattr(fast_net, "PACKED_FROM", 0)
     head, z, packed = make_head(), torch.randn(7, 16), {}
-    before = head.sample(z, None, draw(), packed=packed)
+    before = head.sample(z, None, draw(), cache=packed)
     kept = dict(packed)
-    assert torch.equal(head.sample(z, None, draw(), packed=packed), before)
+    assert torch.equal(head.sample(z, None, draw(), cache=packed), before)
     assert kept.keys() == packed.keys() and all(kept[key] is packed[key] for key in kept)
     optimizer = torch.optim.AdamW(head.parameters(), 1e-2, fused=True)
     head.loss(torch.randn(7, 6), z).backward()
@@ -136,7 +137,7 @@ def test_the_best_net_has_the_same_loss_in_both_predictions():
 
 
 def test_an_x_head_learns_and_says_so():
-    with pytest.raises(ModelError, match="predicts noise, not 'x'"):
+    with pytest.raises(UserError, match="predicts noise, not 'x'"):
         HEADS["DDPM"](6, 16, 32, 1, prediction="x")
     torch.manual_seed(0)
     head, z = HEADS["SiT"](2, 4, 32, 2, prediction="x"), torch.eye(4)
@@ -199,7 +200,7 @@ def urn_distribution(num_tokens, time_steps):
 def test_both_samplers_have_the_exact_distribution(sampler):
     clips, tokens, steps = 3000, 6, 5
     model = PolyaUrn().eval()
-    out = MARDM.generate(model, Plain, None, torch.full((clips,), tokens), range(clips), steps, sampler=sampler)
+    out = MARDM.generate(model, Plain, None, torch.full((clips,), tokens), range(clips), time_steps=steps, sampler=sampler)
     found = torch.bincount(out.sum((1, 2)).long(), minlength=tokens + 1).double()
     expected = urn_distribution(tokens, steps) * clips
     chi_square = float(((found - expected) ** 2 / expected).sum())
@@ -246,7 +247,7 @@ def test_two_samples_of_a_trained_model(trained):
 
     def clips(seed, **settings):
         seeds = range(seed, seed + 300)
-        return model.generate(ae, cond, lengths, seeds, 5, cfg=2.0, ode_steps=6, **settings).flatten(1)
+        return model.generate(ae, cond, lengths, seeds, time_steps=5, cfg=2.0, ode_steps=6, **settings).flatten(1)
 
     fast = clips(0)
     assert p_value(fast, clips(1000, sampler="reference")) > 0.01
@@ -265,7 +266,7 @@ def test_low_precision_of_the_whole_sampler(trained):
     settings = dict(cond=torch.eye(2).repeat(20, 1), lengths=torch.full((40,), 6), seeds=range(40), time_steps=1)
     exact, rounded = (model.generate(ae, **settings, precision=precision) for precision in ("fp32", "bf16"))
     assert torch.equal(ae.snap(rounded), rounded) and (exact == rounded).float().mean() > 0.9
-    with pytest.raises(ModelError, match="belongs to the fast sampler"):
+    with pytest.raises(UserError, match="belongs to the fast sampler"):
         model.generate(ae, **settings, precision="bf16", sampler="reference")
 
 

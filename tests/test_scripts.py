@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.loading import load_generator
-from utils.demo_dataset import build_demo
+from utils.demo.dataset import build_demo
 from utils.errors import run
 
 SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE", "evaluation_MARDM", "sample",
@@ -87,7 +87,8 @@ def test_evaluation_AE(work, capsys):
 def test_probes_know_which_reconstruction_is_whose(work):
     """With the clips themselves in place of their reconstructions every probe passes."""
     import evaluation_AE
-    from utils.datasets import MotionStore, get_spec
+    from utils.data.datasets import MotionStore
+    from utils.data.specs import get_spec
 
     spec = get_spec("demo", "datasets")
     store = MotionStore(spec, "test")
@@ -98,8 +99,9 @@ def test_probes_know_which_reconstruction_is_whose(work):
 
 def test_reconstructions_come_in_the_order_of_the_store(work):
     from models.loading import load_autoencoder
-    from utils.datasets import MotionStore, get_spec
-    from utils.evaluation import reconstruct
+    from utils.data.datasets import MotionStore
+    from utils.data.specs import get_spec
+    from utils.evaluation.reconstruction import reconstruct
 
     store = MotionStore(get_spec("demo", "datasets"), "test")
     ae, _ = load_autoencoder(work / "checkpoints/demo/ae/model/net_best_fid.tar")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from utils import visualize
 from utils.errors import UserError
-from utils.motion_process import SKELETONS
+from utils.motion.skeletons import SKELETONS
 from utils.visualize import contact_sheet, render_frames, render_many, render_video, safe_filename
 
 T2M, KIT = SKELETONS["t2m"], SKELETONS["kit"]

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from utils.arrays import load_array
-from utils.conditions import Conditions
-from utils.datasets import MAX_LENGTH
+from utils.data.conditions import Conditions
+from utils.data.datasets import MAX_LENGTH
 from utils.errors import UserError
-from utils.motion_process import SKELETONS
-from utils.train_utils import RunFolder
+from utils.files import RunFolder, atomic_write, read_checkpoint
+from utils.motion.skeletons import SKELETONS
 from utils.visualize import render_many
 
 SHORTEST = 4  # frames: one token
@@ -99,7 +99,7 @@ def parse_line(line, default, where):
     return prompt.strip(), frames
 
 
-def checkpoint_paths(args, read_checkpoint, which="best"):
+def checkpoint_paths(args, which="best"):
     """(generator's, autoencoder's) checkpoint; without --ae_name the generator's record of its autoencoder decides."""
     generator = RunFolder(args.checkpoints_dir, args.dataset_name, args.name).checkpoint(which)
     ae_name = args.ae_name or read_checkpoint(generator).get("trained_on", {}).get("name")
@@ -133,9 +133,8 @@ def write_clips(clips, spec, folder, no_video):
         if not np.isfinite(joints).all():
             raise UserError(f"'{caption}' came out with joints that are not finite numbers; lower --cfg or --temperature")
         path = free_path(folder, stem, joints)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        np.save(temporary, joints)
-        os.replace(temporary, path)
+        with atomic_write(path) as temporary:
+            np.save(temporary, joints)
         print(path)
         drawings.append({"joints": joints, "path": path.with_suffix(".mp4"), "skeleton": SKELETONS[spec.skeleton],
                          "fps": spec.fps, "caption": caption})

@@ -45,7 +45,7 @@ fraction = number(float, 0, 1)
 def add_common(parser, name, seed=3407):
     """Flags of every script that works on a run of a data set."""
     parser.add_argument("--name", default=name, help="name of the run: checkpoints/<dataset>/<name>/")
-    parser.add_argument("--dataset_name", default="t2m", help="t2m, kit, demo, or a folder made by scripts/prepare_dataset.py")
+    parser.add_argument("--dataset_name", default="t2m", help="t2m, kit, demo, or a folder made by scripts.prepare_dataset")
     parser.add_argument("--dataset_dir", default="./datasets", help="folder of the data sets")
     parser.add_argument("--checkpoints_dir", default="./checkpoints", help="folder of the runs")
     parser.add_argument("--seed", type=non_negative_int, default=seed, help="random seed")

@@ -7,7 +7,7 @@ Shapes: N conditions, C width of a condition, A actions.
 """
 import torch
 
-from utils.datasets import MAX_LENGTH, all_captions, read_labels, read_split
+from utils.data.datasets import MAX_LENGTH, all_captions, read_labels, read_split
 from utils.errors import UserError
 
 COND_MODES = ("text", "action", "uncond")

@@ -182,3 +182,11 @@ def same_joints(gt_joints, pred_joints):
     if gt.shape != pred.shape or gt.ndim < 3 or gt.shape[-1] != 3:
         raise ValueError(f"joints must both be (T, J, 3), got {gt.shape} and {pred.shape}")
     return gt, pred
+
+
+def of_one_length(motions, most=256):
+    """Row numbers of motions (T_i, D) in groups of equal length, of ``most`` rows at most."""
+    lengths = np.array([len(motion) for motion in motions])
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        yield from np.split(rows, range(most, len(rows), most))

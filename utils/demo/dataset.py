@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.demo_actions import ACTIONS
-from utils.demo_captions import caption_line, captions_of
-from utils.demo_performer import Performer
-from utils.motion_process import SKELETONS, joints_to_features, make_data_folder, write_statistics
+from utils.data.writing import make_data_folder, write_statistics
+from utils.demo.actions import ACTIONS
+from utils.demo.captions import caption_line, captions_of
+from utils.demo.performer import Performer
+from utils.motion.features import joints_to_features
+from utils.motion.skeletons import SKELETONS
 
 MIN_FRAMES, MAX_FRAMES = 40, 196  # of the features, which have one frame less than the joints
 SEQUENCE_FRAMES = 120  # two actions in a row are drawn again when they take longer

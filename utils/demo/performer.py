@@ -5,7 +5,7 @@ Lengths in frames, 20 of them a second; n is the number of frames of the part th
 import numpy as np
 from scipy.interpolate import CubicHermiteSpline
 
-from utils.demo_body import CHANNELS, SIDES, random_body, solve
+from utils.demo.body import CHANNELS, SIDES, random_body, solve
 
 FPS = 20
 OTHER = {"l": "r", "r": "l"}

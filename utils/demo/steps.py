@@ -7,8 +7,8 @@ small), "count".
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from utils.demo_body import SIDES
-from utils.demo_performer import FPS, OTHER, SIGN, curve, planar, pulse, ramp, tempo_of
+from utils.demo.body import SIDES
+from utils.demo.performer import FPS, OTHER, SIGN, curve, planar, pulse, ramp, tempo_of
 
 GRAVITY = 9.81 / FPS ** 2                  # metres per frame squared
 

@@ -9,18 +9,19 @@ Each owns its mean and std. A clip's embedding is the same alone and in any batc
 Shapes: B batch, T frames, L tokens (T / 4), D features, E embedding, W words.
 """
 import math
-import pickle
-from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import parallel
 from utils.errors import UserError
+from utils.files import read_checkpoint
+from utils.training import distributed
 
 MAX_FRAMES = 196  # the released movement encoders saw every clip padded with zeros to this length
 CLIP_TOKENS, CLIP_VOCABULARY = 77, 49408
+ADVICE = "train one with train_evaluator.py, or put the released file there"
 
 
 # ---- the released networks ---------------------------------------------------------------------------------------
@@ -195,13 +196,13 @@ class ContrastiveEvaluator(nn.Module):
         """Symmetrical InfoNCE of B pairs; ``same`` (B, B) bool: captions that mean the same are not negatives. Of several
         processes each passes its own pairs and the ``same`` of all: the negatives of a pair are all others."""
         own = torch.cat([self.encode_motion(motion, lengths), self.encode_text(text_features)], dim=-1)
-        motion, text = (F.normalize(x, dim=-1) for x in parallel.gather_rows(own).chunk(2, dim=-1))
+        motion, text = (F.normalize(x, dim=-1) for x in distributed.all_gather(own).chunk(2, dim=-1))
         logits = self.logit_scale.clamp(max=math.log(100.0)).exp() * text @ motion.T  # (B, B)
         if same is not None:
             others = same.to(logits.device) & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
             logits = logits.masked_fill(others, float("-inf"))
         target = torch.arange(len(logits), device=logits.device)
-        rows = parallel.rows_of(len(own))
+        rows = distributed.rows_of(len(own))
         return (F.cross_entropy(logits[rows], target[rows]) + F.cross_entropy(logits.T[rows], target[rows])) / 2
 
 
@@ -250,7 +251,7 @@ class MatchingEvaluator(Evaluator):
     @classmethod
     def load(cls, path, mean, std, vectorizer, device="cpu"):
         """From a released ``finest.tar``, which holds movement_encoder, motion_encoder and text_encoder."""
-        state = read_checkpoint(path, ("movement_encoder", "motion_encoder", "text_encoder"))
+        state = read_checkpoint(path, ("movement_encoder", "motion_encoder", "text_encoder"), ADVICE)
         networks = (build(make_movement_encoder, state["movement_encoder"], path),
                     build(make_motion_encoder, state["motion_encoder"], path),
                     build(make_text_encoder, state["text_encoder"], path))
@@ -284,7 +285,7 @@ class ContrastEvaluator(Evaluator):
     @classmethod
     def load(cls, path, mean, std, tokenize, device="cpu"):
         """From a released ``finest.tar``, which holds contrast_model."""
-        state = read_checkpoint(path, ("contrast_model",))["contrast_model"]
+        state = read_checkpoint(path, ("contrast_model",), ADVICE)["contrast_model"]
         return cls(build(make_motion_clip, state, path), mean, std, tokenize, device)
 
     @torch.no_grad()
@@ -328,29 +329,12 @@ class TrainedEvaluator(Evaluator):
     @classmethod
     def load(cls, path, text_features, device="cpu"):
         """A checkpoint that train_evaluator.py wrote. Raises UserError for a missing, damaged or different file."""
-        content = read_checkpoint(path, ("evaluator", "model_kwargs", "mean", "std"))
+        content = read_checkpoint(path, ("evaluator", "model_kwargs", "mean", "std"), ADVICE)
         model = build(lambda _state: ContrastiveEvaluator(**content["model_kwargs"]), content["evaluator"], path)
         return cls(model, content["mean"], content["std"], text_features, device)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
-
-
-def read_checkpoint(path, keys):
-    """A dict with at least ``keys``, of plain tensors and containers. Raises UserError."""
-    if not Path(path).is_file():
-        raise UserError(f"no evaluator at {path}; train one with train_evaluator.py, or put the released file there")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is damaged, or holds more than tensors and plain values, and is not loaded") from error
-    except Exception as error:  # a flipped byte may end in any exception of torch, pickle, zipfile or struct
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{path} cannot be read as an evaluator: it is no checkpoint, or damaged ({reason})") from error
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UserError(f"{path} is not the evaluator expected: it lacks {', '.join(missing)}")
-    return content
 
 
 def build(make, state, path):
@@ -385,5 +369,16 @@ def make_motion_clip(state):
     return MotionCLIP(inputs, width, layers, state["textTransEncoder.layers.0.linear1.weight"].shape[0])
 
 
-def first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def embed_all(evaluator, motions, batch_size=64, tail=0):
+    """Embeddings (N, E) float64 of un-normalised motions, a list of (T_i, D); batches of similar length. ``tail``: so many
+    frames at each one's end lie behind the clip (MatchingEvaluator.embed_motion)."""
+    order = sorted(range(len(motions)), key=lambda i: len(motions[i]))
+    out = [None] * len(motions)
+    for first in distributed.turns(range(0, len(order), batch_size)):
+        rows = order[first : first + batch_size]
+        batch = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(motions[row]) for row in rows], batch_first=True)
+        lengths = torch.tensor([len(motions[row]) - tail for row in rows])
+        found = evaluator.embed_motion(batch, lengths, tail) if tail else evaluator.embed_motion(batch, lengths)
+        for row, embedding in zip(rows, found.double().cpu().numpy()):
+            out[row] = embedding
+    return np.stack(distributed.gather_turns(out))

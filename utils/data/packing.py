@@ -9,7 +9,6 @@ Shapes: T frames, D columns.
 import json
 import os
 import tempfile
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from utils import parallel
 from utils.arrays import UnreadableArray, load_array
-from utils.errors import UserError
+from utils.errors import UserError, is_first, say
+from utils.files import UnwritableFile, atomic_write
 
 MAGIC = b"CLIPS 1\n"
 CHUNK = 512  # clips that are in memory while the file is written
@@ -49,9 +48,10 @@ def open_packed(root, split, names, columns, num_workers=0):
     make = partial(write_packed, root=root, sources=sources, columns=columns, num_workers=num_workers,
                    what=f"{root.name}/{split}")
     try:
-        write_atomically(path, make)
-    except OSError as error:
-        parallel.say(f"warning: {path} cannot be written ({error.strerror or error}), so the clips are read anew at every start")
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            make(file)
+    except UnwritableFile as error:
+        say(f"warning: {error}, so the clips are read anew at every start")
         return in_passing(make, sources, columns)
     return read_packed(path, sources, columns) or in_passing(make, sources, columns)  # the latter: changed in between
 
@@ -66,18 +66,6 @@ def stamps(folder, names, suffix):
         except OSError:
             found.append(None)
     return found
-
-
-def write_atomically(path, write):
-    """Call ``write(file)`` on a file that then takes the name ``path``. OSError where that is not possible."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # two processes may do this at once
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def in_passing(make, sources, columns):
@@ -97,7 +85,7 @@ def write_packed(file, root, sources, columns, num_workers, what):
     names, index = sources["names"], {"sources": sources, "columns": columns, "lengths": [], "reasons": [], "texts": []}
     with (ThreadPoolExecutor(max(1, num_workers)) as pool,  # threads: reading waits for the disk
           tqdm(total=len(names), desc=f"packing {what}", unit="clip", leave=False, mininterval=1,
-               disable=not parallel.is_first()) as progress):
+               disable=not is_first()) as progress):
         for first in range(0, len(names), CHUNK):
             part = names[first : first + CHUNK]
             for features, reason, text in pool.map(partial(read_clip, root, columns), part):

@@ -4,11 +4,11 @@ The generated features say how the body moves; where it stands and looks follows
 generated path misses at the far side (in heading, then in position) is spread over the section, slowly at its ends.
 
 Shapes: T frames of the clip, n frames of a section with its two neighbours, J joints, D features. Poses are joints in the
-facing frame (motion_process.facing_joints).
+facing frame (motion/features.py: facing_joints).
 """
 import numpy as np
 
-from utils.motion_process import facing_joints, recover_root, rotate_y
+from utils.motion.features import facing_joints, recover_root, rotate_y
 
 BLEND = 8  # frames over which a pose of the source fades into the generated motion
 TINY = 1e-12

@@ -7,9 +7,9 @@ returns the facts that captions may mention: "tempo" (slow, fast), "size" (big, 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from utils import demo_steps as steps
-from utils.demo_body import SIDES, solve
-from utils.demo_performer import OTHER, SIGN, curve, planar, pulse, ramp, tempo_of
+from utils.demo import steps
+from utils.demo.body import SIDES, solve
+from utils.demo.performer import OTHER, SIGN, curve, planar, pulse, ramp, tempo_of
 
 # ---- arms
 

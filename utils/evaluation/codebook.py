@@ -10,10 +10,10 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from utils import parallel
 from utils.errors import UserError
-from utils.evaluation import padded_batches
-from utils.motion_process import facing_joints
+from utils.evaluation.reconstruction import padded_batches
+from utils.motion.features import facing_joints
+from utils.training import distributed
 
 FRAMES = 4  # a token
 WINDOW = 10  # tokens of a window in which one code is changed
@@ -72,7 +72,7 @@ def collect_indices(ae, store, device="cpu"):
     for first, clips, batch, frames in batches:
         indices = ae.quantize((batch - mean) / std, frames).indices.cpu()
         found[first : first + len(clips)] = [row[: length // FRAMES] for row, length in zip(indices, lengths[clips])]
-    return torch.cat(parallel.merge(found))
+    return torch.cat(distributed.gather_turns(found))
 
 
 def code_usage(ae, store, device="cpu"):

@@ -6,7 +6,6 @@ training is that of one process with the larger batch. Evaluation: processes tak
 With one process (no torchrun) nothing here does anything. Shapes: B rows of the whole batch, b rows of this process.
 """
 import os
-import sys
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -16,28 +15,41 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import UserError
+from utils import errors
+from utils.errors import UserError, is_first
 
 PARTING = timedelta(seconds=20)
 TIMEOUT = timedelta(hours=2)  # of waiting for another process that still lives; torchrun ends all when one has died
 
 
-class _Group(NamedTuple):
-    """This process' number, how many there are, and what all can write notes to."""
+class Group(errors.OneProcess):
+    """This process' number, how many there are, and a store that all can write notes to."""
 
-    rank: int = 0
-    size: int = 1
-    store: object = None
+    def __init__(self, rank, size, store):
+        self.rank, self.size, self.store = rank, size, store
 
+    def claim(self, what):
+        return self.store.add(what, 1) == 1
 
-_group = _Group()
+    def claimed(self, what):
+        return self.store.add(what, 0) > 0
+
+    def leave(self):
+        """Part from the others, at the end of a script: together, since a connection that closes early can lose a last message."""
+        try:
+            if self.store.add("ready to leave", 1) == self.size:
+                self.store.set("all are ready to leave", "")
+            self.store.wait(["all are ready to leave"], PARTING)
+        except RuntimeError:  # one has not come: it has been ended, or still works, and then needs no answer from here
+            pass
+        dist.destroy_process_group()
+        errors.processes = errors.OneProcess()
 
 
 def join(device):
     """The torch.device of this process, which joins the others when torchrun started several; ``device`` as asked for."""
-    global _group
-    size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    if size == 1:
+    count, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if count == 1:
         return device
     if device.type == "cuda":
         if device.index is not None:
@@ -47,56 +59,20 @@ def join(device):
                             "pass a smaller --nproc_per_node, or --device cpu")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    if _group.size == 1:
-        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size,
+    if size() == 1:
+        store, number, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=number, world_size=count,
                                 store=dist.PrefixStore("group", store), timeout=TIMEOUT)
-        _group = _Group(rank, size, dist.PrefixStore("notes", store))
+        errors.processes = Group(number, count, dist.PrefixStore("notes", store))
     return device
 
 
-def leave():
-    """Part from the others, at the end of a script: together, since a connection that closes early can lose a last message."""
-    global _group
-    if _group.size == 1:
-        return
-    try:
-        if _group.store.add("ready to leave", 1) == _group.size:
-            _group.store.set("all are ready to leave", "")
-        _group.store.wait(["all are ready to leave"], PARTING)
-    except RuntimeError:  # one has not come: it has been ended, or still works, and then needs no answer from here
-        pass
-    dist.destroy_process_group()
-    _group = _Group()
-
-
 def rank():
-    return _group.rank
+    return errors.processes.rank
 
 
 def size():
-    return _group.size
-
-
-def is_first():
-    """Whether this is the process that writes files and shows progress."""
-    return _group.rank == 0
-
-
-def claim(what):
-    """True in the one process that asks first, so that what befalls all is told once."""
-    return _group.store is None or _group.store.add(what, 1) == 1
-
-
-def claimed(what):
-    """Whether a process has claimed ``what``."""
-    return _group.store is not None and _group.store.add(what, 0) > 0
-
-
-def say(*lines):
-    """Print on stderr, from the first process only."""
-    if is_first():
-        print(*lines, file=sys.stderr)
+    return errors.processes.size
 
 
 @contextmanager
@@ -116,7 +92,7 @@ def barrier():
 
 def any_of(flag):
     """Whether ``flag`` is true in any process."""
-    if _group.size == 1:
+    if size() == 1:
         return flag
     found = torch.tensor(int(flag))
     dist.all_reduce(found, dist.ReduceOp.MAX)
@@ -125,11 +101,11 @@ def any_of(flag):
 
 def mean_of(values):
     """The means over all processes of a dict of floats."""
-    if _group.size == 1:
+    if size() == 1:
         return values
     row = torch.tensor(list(values.values()), dtype=torch.float64)
     dist.all_reduce(row)
-    return dict(zip(values, (row / _group.size).tolist()))
+    return dict(zip(values, (row / size()).tolist()))
 
 
 # ---- training ----------------------------------------------------------------------------------------------------
@@ -149,10 +125,10 @@ class _WithLoss(nn.Module):
 def with_loss(model, loss_fn):
     """batch -> ``loss_fn(model, batch)``, whose backward pass leaves the mean gradient of all processes in the model."""
     module = _WithLoss(model, loss_fn)
-    return module if _group.size == 1 else DistributedDataParallel(module, forward_sync_buffers=False)
+    return module if size() == 1 else DistributedDataParallel(module, forward_sync_buffers=False)
 
 
-class Share(NamedTuple):
+class LocalBatch(NamedTuple):
     """This process' part of a training batch: its ``rows`` (a slice of B) and the generator of what is drawn for all B rows
     (None: torch's own, for a whole batch)."""
 
@@ -162,21 +138,21 @@ class Share(NamedTuple):
 
 def rows_of(b):
     """The rows of the whole batch that a process holds, of ``b`` each."""
-    return slice(b * _group.rank, b * (_group.rank + 1))
+    return slice(b * rank(), b * (rank() + 1))
 
 
-def share(b, device):
-    """The Share of a process that holds ``b`` rows. The generator starts as the step does (Trainer), alike in all processes;
+def local_batch(b, device):
+    """The LocalBatch of a process that holds ``b`` rows. The generator starts as the step does (Trainer), alike in all processes;
     torch's own differs between them, so that dropout does."""
-    if _group.size == 1:
-        return Share()
-    return Share(rows_of(b), torch.Generator(device).manual_seed(torch.initial_seed() - _group.rank))
+    if size() == 1:
+        return LocalBatch()
+    return LocalBatch(rows_of(b), torch.Generator(device).manual_seed(torch.initial_seed() - rank()))
 
 
-class _GatherRows(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        parts = [torch.empty_like(x) for _ in range(_group.size)]
+        parts = [torch.empty_like(x) for _ in range(size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
@@ -184,13 +160,13 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx, gradient):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        return gradient.chunk(_group.size)[_group.rank]
+        return gradient.chunk(size())[rank()]
 
 
-def gather_rows(x):
+def all_gather(x):
     """(b, ...) of every process -> (B, ...), in the order of the batch. Differentiable: all that any process makes of a row
     comes back to the process that it is from."""
-    return x if _group.size == 1 else _GatherRows.apply(x)
+    return x if size() == 1 else _AllGather.apply(x)
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------------
@@ -198,14 +174,14 @@ def gather_rows(x):
 
 def turns(items):
     """The items of a list that are this process' to work on."""
-    return items[_group.rank :: _group.size]
+    return items[rank() :: size()]
 
 
-def merge(found):
+def gather_turns(found):
     """A list in which every process filled some places and left None in the others -> the full list, in all processes."""
-    if _group.size == 1:
+    if size() == 1:
         return found
-    parts = [None] * _group.size
+    parts = [None] * size()
     dist.all_gather_object(parts, {place: _compact(value) for place, value in enumerate(found) if value is not None})
     merged = {place: value for part in parts for place, value in part.items()}
     return [merged[place] for place in range(len(found))]

@@ -4,7 +4,7 @@ Facts of the clip (tempo, size, count) are mentioned only when they are true. ``
 """
 import re
 
-from utils import demo_grammar as grammar
+from utils.demo import grammar
 
 CHOICE, VERB, RULE = re.compile(r"\{([^{}]*)\}"), re.compile(r"<([a-z-]+)>"), re.compile(r"\b[A-Z]{2,}\b")
 

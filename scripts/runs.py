@@ -16,15 +16,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from utils import options
 from utils.errors import UserError
-from utils.evaluation import write_json
-from utils.judges import file_hash
-from utils.train_utils import RunFolder, code_version, machine
+from utils.files import RunFolder, file_hash
+from utils.report import markdown_table, write_json
+from utils.training.settings import code_version, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,56 +72,34 @@ def ended_like_ctrl_c():
         signal.signal(signal.SIGTERM, before)
 
 
-class Scripts:
-    """Calls the root scripts as a user would, with the flags that all runs of a table share.
+class Finished(NamedTuple):
+    """Exit code, wall time and largest resident memory of a script."""
 
-    Args:
-        args: of add_common and add_runs. folder: of the logs, which are written where several runs go on at a time.
-    """
+    code: int
+    seconds: float
+    memory_gb: float
 
-    def __init__(self, args, folder):
-        self.args, self.logs, self.children, self.stopped = args, Path(folder) / "logs", set(), False
-        self.shared = ["--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir, "--checkpoints_dir",
-                       args.checkpoints_dir, "--device", args.device, "--num_workers", str(args.num_workers)]
-        self.environment = os.environ.copy()
 
-    def share_cores(self, jobs):
-        """Give each of ``jobs`` runs at a time its share of the cores, unless the user has set it."""
-        if jobs > 1:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+class Runner:
+    """Calls the scripts as a user would, and can end them."""
 
-    def __call__(self, run, script, *flags):
-        """Run ``script`` for the run of that name; its wall time in seconds. UserError when it fails or was stopped."""
-        if self.stopped:
-            raise UserError(f"{run} was not gone on with")
-        command = [script, *map(str, flags), *self.shared]
-        start = time.monotonic()
-        code, where = self._logged(run, command) if self.args.jobs > 1 else self._shown(command)
-        if code:
-            raise UserError(f"{script} did not finish for {run}; its message is {where}. Once its cause is gone, the same "
-                            "command goes on from here")
-        return time.monotonic() - start
+    def __init__(self, cwd=None):
+        self.cwd, self.children, self.stopped = cwd, set(), False
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self.environment = os.environ | {"PYTHONPATH": path}  # for `-m`, from any folder
 
-    def _shown(self, command):
-        print("\npython " + shlex.join(command), flush=True)
-        return self._finish(command), "above"
-
-    def _logged(self, run, command):
-        self.logs.mkdir(parents=True, exist_ok=True)
-        path = self.logs / f"{run}.log"
-        with open(path, "a", encoding="utf-8") as log:
-            log.write("\npython " + shlex.join(command) + "\n")
-            log.flush()
-            return self._finish(command, stdout=log, stderr=log), f"in {path}"
-
-    def _finish(self, command, **streams):
-        process = subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], env=self.environment, **streams)
+    def run(self, command, **streams):
+        """Run a command, ``train_AE.py --flag ...`` or ``-m scripts.NAME --flag ...``; returns Finished."""
+        start, name = time.monotonic(), [str(ROOT / command[0])] if command[0].endswith(".py") else command[:1]
+        process = subprocess.Popen([sys.executable, *name, *command[1:]], cwd=self.cwd, env=self.environment, **streams)
         self.children.add(process)
         try:
-            return process.wait()
+            code, memory = wait_for(process)
+        except KeyboardInterrupt:
+            code, memory = wait_for(process)  # it got the same signal, and saves what it has
         finally:
             self.children.discard(process)
+        return Finished(code, time.monotonic() - start, memory)
 
     def stop(self):
         """Ask what runs to save and end, and begin nothing more. After Ctrl-C the children have been asked already; twice is
@@ -128,6 +107,64 @@ class Scripts:
         self.stopped = True
         for process in list(self.children):
             process.terminate()  # and not SIGINT, which what a shell has put into the background does not hear
+
+
+def wait_for(process):
+    """(exit code, peak memory in GB) of a child that has ended."""
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except ChildProcessError:  # ``terminate`` has met it just as it ended
+        return process.wait(), 0.0
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, gigabytes(usage)
+
+
+def gigabytes(usage):
+    """Largest resident memory, of resource.getrusage or os.wait4."""
+    return usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+class Scripts(Runner):
+    """A Runner for the runs of a table: they share flags, and several may go on at a time.
+
+    Args:
+        args: of add_common and add_runs. folder: of the logs, which are written where several runs go on at a time.
+    """
+
+    def __init__(self, args, folder):
+        super().__init__()
+        self.args, self.logs = args, Path(folder) / "logs"
+        self.shared = ["--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir, "--checkpoints_dir",
+                       args.checkpoints_dir, "--device", args.device, "--num_workers", str(args.num_workers)]
+
+    def split_cores(self, jobs):
+        """Give each of ``jobs`` runs at a time its part of the cores, unless the user has set it."""
+        if jobs > 1:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+
+    def __call__(self, run, *command):
+        """Run a command for the run of that name; its wall time in seconds. UserError when it fails or was stopped."""
+        if self.stopped:
+            raise UserError(f"{run} was not resumed")
+        command = [*map(str, command), *self.shared]
+        if self.args.jobs > 1:
+            finished, where = self._logged(run, command)
+        else:
+            print("\npython " + shlex.join(command), flush=True)
+            finished, where = self.run(command), "above"
+        if finished.code:
+            raise UserError(f"{' '.join(command[:2])} did not finish for {run}; its message is {where}. Once its cause is gone, "
+                            "the same command resumes")
+        return finished.seconds
+
+    def _logged(self, run, command):
+        self.logs.mkdir(parents=True, exist_ok=True)
+        path = self.logs / f"{run}.log"
+        with open(path, "a", encoding="utf-8") as log:
+            log.write("\npython " + shlex.join(command) + "\n")
+            log.flush()
+            return self.run(command, stdout=log, stderr=log), f"in {path}"
 
 
 class RunTable:
@@ -177,7 +214,7 @@ class RunTable:
         missing = [(row, seed) for row, seed in dict.fromkeys(wanted) if str(seed) not in self.runs.get(row, {})]
         self.save()  # that the folder can be written to is seen before hours of work, not after
         jobs, failed = max(1, min(jobs, len(missing))), threading.Event()
-        scripts.share_cores(jobs)
+        scripts.split_cores(jobs)
         progress = tqdm(total=len(missing), unit="run", desc="runs", disable=jobs == 1)
 
         def job(row, seed):
@@ -221,13 +258,11 @@ class RunTable:
     def markdown(self):
         """The table, with the settings above it."""
         header = ["row", *(f"{key} ({unit})" if unit else key for key, (unit, _) in self.figures.items()), "seeds"]
-        lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header)]]
-        for summary in self.rows():
-            cells = [summary["row"], *(self.cell(summary, key) for key in self.figures), str(summary["seeds"])]
-            lines.append("| " + " | ".join(cells) + " |")
+        cells = [[summary["row"], *(self.cell(summary, key) for key in self.figures), str(summary["seeds"])]
+                 for summary in self.rows()]
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         above = f"Mean ± standard deviation over the seeds. Settings: {settings}. Machine: {machine()}."
-        return above + "\n\n" + "\n".join(lines) + "\n"
+        return above + "\n\n" + "\n".join(markdown_table(header, cells)) + "\n"
 
     def publish(self, draw):
         """Print the table, and put it and ``draw(table, path)``'s figure beside the JSON file."""

@@ -8,25 +8,24 @@ Names of metrics, of result files and their ``kind`` carry the protocol, except 
 Shapes: N clips, T frames, D features, E embedding.
 """
 import argparse
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from utils.arrays import load_array
 from utils.errors import UserError
-from utils.evaluation import embed_all
-from utils.evaluators import (
+from utils.evaluation.evaluators import (
     ContrastEvaluator,
     MatchingEvaluator,
     TrainedEvaluator,
     build,
+    embed_all,
     make_movement_encoder,
-    read_checkpoint,
 )
-from utils.motion_process import SKELETONS, features_to_standard
-from utils.train_utils import RunFolder
-from utils.word_vectorizer import FILES, WordVectorizer
+from utils.evaluation.word_vectors import FILES, WordVectorizer
+from utils.files import RunFolder, file_hash, read_checkpoint
+from utils.motion.features import features_to_standard
+from utils.motion.skeletons import SKELETONS
 
 PROTOCOLS = ("essential", "standard", "trained")
 TAIL = 4  # frames behind a clip's end that reach the published evaluator's last token (it sees 3)
@@ -38,8 +37,8 @@ FLAGS = {"matching": "--matching_evaluator", "contrast": "--contrast_evaluator",
 OWN = "or judge by an evaluator of your own: train_evaluator.py, then --protocol trained"
 
 
-def add_judges(parser):
-    """The flags that ``load_judges`` reads."""
+def add_suite(parser):
+    """The flags that ``load_suite`` reads."""
     parser.add_argument("--protocol", choices=PROTOCOLS, default=None,
                         help="features and evaluators to judge by; default: essential for t2m and kit, trained for others")
     parser.add_argument("--evaluator", default="evaluator", help="--name of the evaluator's run (trained)")
@@ -54,14 +53,14 @@ def add_judges(parser):
     parser.add_argument("--glove_dir", default="./glove", help="word vectors of the released evaluators")
 
 
-def default_flags(checkpoints_dir, **changes):
-    """What ``load_judges`` reads of a command line that has none of the flags of ``add_judges`` but the ``changes``."""
+def suite_flags(checkpoints_dir, **changes):
+    """What ``load_suite`` reads of a command line that has none of the flags of ``add_suite`` but the ``changes``."""
     parser = argparse.ArgumentParser()
-    add_judges(parser)
+    add_suite(parser)
     return argparse.Namespace(**(vars(parser.parse_args([])) | {"checkpoints_dir": checkpoints_dir} | changes))
 
 
-class Judges:
+class EvaluatorSuite:
     """A protocol with its evaluators. ``contrast``: for the CLIP-score, or None; ``files``: what they were read from."""
 
     def __init__(self, protocol, skeleton, matching, contrast=None, files=()):
@@ -95,13 +94,22 @@ class Judges:
         embeddings = embed_all(self.matching, motions)
         return embeddings, embed_all(self.matching, self.rebuilt(motions)) if self.protocol == "standard" else embeddings
 
-    def made(self, pairs):
-        """Embeddings (N, E) of generated clips [(clip (T, essential), clip with the published tail (T + 4, essential))]: as
-        published, that is with what the decoder leaves behind the end, and with zeros there, as behind real ones. The standard
-        protocol, for which nothing is published, always looks at the clip alone."""
-        clips, long_clips = zip(*pairs)
-        embeddings = embed_all(self.matching, self.rebuilt(clips))
-        return embed_all(self.matching, long_clips, tail=TAIL) if self.protocol == "essential" else embeddings, embeddings
+    @property
+    def published_tail(self):
+        """Whether generated clips come with what the published decoder leaves after their end, which the evaluator's convolutions
+        see. The standard protocol, for which nothing is published, always looks at the clip alone."""
+        return self.protocol == "essential"
+
+    def clips_of(self, made):
+        """The clips (T, essential) alone, of what ``evaluate``'s ``generate`` returns."""
+        return [clip for clip, _ in made] if self.published_tail else list(made)
+
+    def made(self, made):
+        """Embeddings (N, E) of generated clips, as published, and with zeros after their end, as real ones have them."""
+        embeddings = embed_all(self.matching, self.rebuilt(self.clips_of(made)))
+        if not self.published_tail:
+            return embeddings, embeddings
+        return embed_all(self.matching, [long_clip for _, long_clip in made], tail=TAIL), embeddings
 
     def rebuilt(self, motions):
         """Clips (T, essential or more) in the features of the protocol."""
@@ -124,8 +132,8 @@ def rebuild(motion, skeleton):
     return np.concatenate([features, features[-1:]])
 
 
-def load_judges(args, spec, text_features, make_tokenizer=None, device="cpu"):
-    """The Judges of a data set, from the flags of ``add_judges`` and ``--checkpoints_dir``.
+def load_suite(args, spec, text_features, make_tokenizer=None, device="cpu"):
+    """The EvaluatorSuite of a data set, from the flags of ``add_suite`` and ``--checkpoints_dir``.
 
     text_features: list of str -> (B, C), frozen sentence features. make_tokenizer: () -> CLIP's tokenizer; None leaves the
     CLIP-score out. Raises UserError, which says what is missing and where it comes from.
@@ -133,7 +141,7 @@ def load_judges(args, spec, text_features, make_tokenizer=None, device="cpu"):
     protocol, skeleton = args.protocol or spec.protocol, SKELETONS[spec.skeleton]
     if protocol == "trained":
         path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
-        return Judges(protocol, skeleton, TrainedEvaluator.load(path, text_features, device), files=[path])
+        return EvaluatorSuite(protocol, skeleton, TrainedEvaluator.load(path, text_features, device), files=[path])
     files = {what: find_released(args, protocol, spec.name, what) for what in ("matching", "statistics")}
     path = files["matching"][0]
     check_features(matching_features(path), path, protocol, skeleton)
@@ -144,7 +152,7 @@ def load_judges(args, spec, text_features, make_tokenizer=None, device="cpu"):
         contrast = ContrastEvaluator.load(path, mean, std, make_tokenizer(), device)
         check_features(contrast.model.motion_encoder.embed_motion.in_features, path, protocol, skeleton)
     files["words"] = [Path(args.glove_dir) / name for name in FILES]
-    return Judges(protocol, skeleton, matching, contrast, [file for group in files.values() for file in group])
+    return EvaluatorSuite(protocol, skeleton, matching, contrast, [file for group in files.values() for file in group])
 
 
 def released_places(args, protocol, dataset):
@@ -211,12 +219,3 @@ def check_features(found, path, protocol, skeleton):
     if found != wanted:
         raise UserError(f"{path} reads {found} features, the {protocol} protocol needs an evaluator of {wanted}: "
                         f"{SOURCE[protocol]}; pass its place with --matching_evaluator or --contrast_evaluator")
-
-
-def file_hash(path):
-    """Short SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
