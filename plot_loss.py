@@ -5,8 +5,9 @@
         --metric Train/loss
     python plot_loss.py --log_dir checkpoints/t2m/FSQ_AE_High --all --output_dir plots       # one picture a metric
 
-A run's folder holds its event files, or a folder model/ with them. The files of a run that was stopped and resumed are
-joined: where two cover the same iterations the later one counts. --all also takes a folder of several runs.
+A run's folder holds its event files, or a folder model/ with them. The files of a run that was stopped and
+resumed are joined: where two cover the same iterations the later one counts. --all also takes a folder of
+several runs.
 """
 import re
 from pathlib import Path
@@ -75,7 +76,8 @@ def main(argv=None):
     if args.all and args.log_dir:
         found = find_runs(args.log_dir)
         if args.names and len(args.names) != len(found):
-            raise UserError(f"--names gives {len(args.names)} names for {len(found)} runs: {', '.join(sorted(found))}")
+            raise UserError(f"--names gives {len(args.names)} names for {len(found)} runs: "
+                            f"{', '.join(sorted(found))}")
         names = args.names or list(found)
         runs = {name: read_scalars(files, args.log_dir) for name, files in zip(names, found.values())}
     else:

@@ -1,9 +1,10 @@
-"""Train the judge of a data set that has no released evaluator: text and motion embedded into one space, by contrast.
+"""Train the judge of a data set that has no released evaluator: text and motion embedded into one space, by
+contrast.
 
     python train_evaluator.py --dataset_name demo --num_workers 0
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}. evaluation_AE.py, evaluation_MARDM.py and
-train_MARDM.py --need_evaluation use it. It never sees a generated clip.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}. evaluation_AE.py,
+evaluation_MARDM.py and train_MARDM.py --need_evaluation use it. It never sees a generated clip.
 """
 import copy
 from functools import partial
@@ -28,19 +29,23 @@ from utils.training.trainer import make_trainer
 def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="evaluator")
-    options.add_training(parser, batch_size=64, epoch=60, lr=5e-4, weight_decay=1e-2, warm_up_iter=100, milestones=[50_000],
-                         log_every=20)
-    parser.add_argument("--width", type=options.positive_int, default=192, help="channels of the motion encoder")
-    parser.add_argument("--eval_every", type=options.positive_int, default=5, help="epochs between two validations")
+    options.add_training(parser, batch_size=64, epoch=60, lr=5e-4, weight_decay=1e-2, warm_up_iter=100,
+                         milestones=[50_000], log_every=20)
+    parser.add_argument("--width", type=options.positive_int, default=192,
+                        help="channels of the motion encoder")
+    parser.add_argument("--eval_every", type=options.positive_int, default=5,
+                        help="epochs between two validations")
     return parser.parse_args()
 
 
 def retrieval_check(evaluator, data, seed):
-    """R-precision on the real clips of a split, over 10 draws of retrieval batches. Returns {"Val/R3": ...}."""
+    """R-precision on the real clips of a split, over 10 draws of retrieval batches. Returns {"Val/R3":
+    ...}."""
     captions = [entry.captions[0] for entry in data.entries]
     motions = [data.store.frames(e.clip, e.start, e.end) for e in data.entries]
     text, motion = evaluator.embed_text(captions).double().cpu().numpy(), embed_all(evaluator, motions)
-    groups, rng = caption_groups(data.entries) if data.store.spec.distinct_retrieval else None, np.random.default_rng(seed)
+    groups, rng = caption_groups(
+        data.entries) if data.store.spec.distinct_retrieval else None, np.random.default_rng(seed)
     batches = [rows for _ in range(10) for rows in draw_batches(len(captions), rng, groups)]
     return retrieval_scores(text, motion, batches) if batches else {}
 
@@ -54,7 +59,8 @@ def main():
         folder.prepare(args.is_continue)
         encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
         conditions = Conditions("text", encode)
-        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers) for split in ("train", "val"))
+        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers)
+                          for split in ("train", "val"))
     seed_everything(args.seed)
     kwargs = {"feature_dim": spec.feature_dim, "text_dim": data.features.shape[1], "width": args.width}
     model = ContrastiveEvaluator(**kwargs).to(device)
@@ -67,17 +73,19 @@ def main():
 
     def loss_fn(model, batch):
         rows = groups[distributed.all_gather(batch["index"])].to(device)
-        loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["text"].to(device),
+        loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["cond"].to(device),
                           rows[:, None] == rows)
         return {"loss": loss}
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:
             return {}
-        judge = TrainedEvaluator(copy.deepcopy(model), data.store.mean, data.store.std, encode, device)  # a copy: it freezes
+        # a copy: it freezes
+        judge = TrainedEvaluator(copy.deepcopy(model), data.store.mean, data.store.std, encode, device)
         scores = retrieval_check(judge, val_data, args.seed)
         if not scores:
-            folder.log("no validation: retrieval needs 32 clips with different captions, the validation split has fewer")
+            folder.log("no validation: retrieval needs 32 clips with different captions, the validation "
+                       "split has fewer")
             return {}
         return {f"Val/{key}": value for key, value in scores.items()} | {"Val/1-R3": 1 - scores["R3"]}
 

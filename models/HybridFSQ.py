@@ -1,4 +1,5 @@
-"""FSQ + VQ: a grid, and a small codebook inside its cells. Shapes: (..., d) with d the dimensions of the grid."""
+"""FSQ + VQ: a grid, and a small codebook inside its cells. Shapes: (..., d) with d the dimensions of the
+grid."""
 import torch
 from torch import nn
 
@@ -21,12 +22,13 @@ class CellVQ(VQ):
 
 
 class HybridFSQ(nn.Module):
-    """FSQ + VQ: a grid point, plus a code for where in the point's cell z lies. z_q is their sum; since the offsets stay inside
-    the cell, rounding a sum gives the grid point back, and snapping is exact.
+    """FSQ + VQ: a grid point, plus a code for where in the point's cell z lies. z_q is their sum; since the
+    offsets stay inside the cell, rounding a sum gives the grid point back, and snapping is exact.
 
     Args:
         levels: of the grid. offset_codes: codes of the offsets.
-        beta: weight of their commitment loss. It pulls every z to one place of its cell, and with 0.25 all z into one cell.
+        beta: weight of their commitment loss. It pulls every z to one place of its cell, and with 0.25 all z
+            into one cell.
     """
 
     def __init__(self, levels, offset_codes=64, beta=0.0):
@@ -36,7 +38,7 @@ class HybridFSQ(nn.Module):
         self.levels, self.dim, self.target_dim = self.grid.levels, self.grid.dim, self.grid.dim
         self.axis_sizes = (*self.levels, self.offsets.codebook_size)
         self.codebook_size = self.grid.codebook_size * self.offsets.codebook_size
-        self.packed = self.codebook_size < 2**63
+        self.has_flat_index = self.codebook_size < 2**63
 
     def forward(self, z, mask=None):
         """z (..., d) -> Quantized(z_q (..., d), indices (...) or, beyond int64, (..., d + 1), loss ())."""
@@ -48,7 +50,7 @@ class HybridFSQ(nn.Module):
             return Quantized(points + out.z_q / self.grid.per_unit, indices, out.loss)
 
     def _pack(self, points, offsets):
-        if self.packed:
+        if self.has_flat_index:
             return points * self.offsets.codebook_size + offsets
         return torch.cat([self.grid.to_digits(points), offsets[..., None]], -1)
 
@@ -69,7 +71,7 @@ class HybridFSQ(nn.Module):
 
     def to_digits(self, indices):
         """Indices -> (..., d + 1): the grid's digits and the offset's index."""
-        if not self.packed:
+        if not self.has_flat_index:
             return indices
         points = torch.div(indices, self.offsets.codebook_size, rounding_mode="floor")
         return torch.cat([self.grid.to_digits(points), (indices % self.offsets.codebook_size)[..., None]], -1)
@@ -80,11 +82,12 @@ class HybridFSQ(nn.Module):
         points = self.grid.decode_indices(self.grid.from_digits(digits[..., :-1]))
         return points + self.offsets.decode_indices(digits[..., -1]) / self.grid.per_unit
 
-    def merge(self, z_q):
+    def codes_to_latent(self, z_q):
         return z_q
 
     def neighbour(self, z_q, axis):
-        """One level further along a dimension with the same offset; on the last axis the nearest other offset."""
+        """One level further along a dimension with the same offset; on the last axis the nearest other
+        offset."""
         points, left = self._split(z_q)
         if axis < self.dim:
             return self.grid.neighbour(points, axis) + left / self.grid.per_unit

@@ -1,5 +1,6 @@
-"""Stage two: the masked transformer with a per-token diffusion head (MARDM, Meng et al., CVPR 2025, arXiv 2411.16575),
-over latents of a continuous autoencoder or over the codes of a quantized one ("denoising to the grid").
+"""Stage two: the masked transformer with a per-token diffusion head (MARDM, Meng et al., CVPR 2025, arXiv
+2411.16575), over latents of a continuous autoencoder or over the codes of a quantized one ("denoising to the
+grid").
 
 Shapes: B clips, L tokens, C latent width of the autoencoder, d width of a target, Z width of the transformer.
 """
@@ -17,7 +18,8 @@ from models.DiffMLPs import HEADS, modulate
 from models.generation import SamplerSettings, generate, padding_mask_of
 from utils.errors import UserError
 
-NOISED, MASKED = 0.10, 0.88  # of the masked tokens: replaced by noise; of the rest: replaced by the mask token
+# of the masked tokens: replaced by noise; of the rest: replaced by the mask token
+NOISED, MASKED = 0.10, 0.88
 
 
 class InputProcess(nn.Module):
@@ -42,11 +44,13 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("pe", pe)
 
     def forward(self, x, padding_mask=None):
-        """``padding_mask`` (B, L; true = padding), when given, adds the positions counted from each clip's end as well, their
-        channels in reverse order: how far along a clip is decides as much of a motion as what came before."""
+        """``padding_mask`` (B, L; true = padding), when given, adds the positions counted from each clip's
+        end as well, their channels in reverse order: how far along a clip is decides as much of a motion as
+        what came before."""
         x = x + self.pe[: x.shape[1], 0]
         if padding_mask is not None:
-            left = (~padding_mask).flip(1).long().cumsum(1).flip(1) - 1  # tokens that follow, -1 in the padding
+            # tokens that follow, -1 in the padding
+            left = (~padding_mask).flip(1).long().cumsum(1).flip(1) - 1
             x = x + self.pe[left.clamp(min=0), 0].flip(-1)
         return self.dropout(x)
 
@@ -65,7 +69,8 @@ class Attention(nn.Module):
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        # The CPU's fused attention is slow backwards in bfloat16, several times slower than plain matrix products.
+        # The CPU's fused attention is slow backwards in bfloat16, several times slower than plain matrix
+        # products.
         plain = query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=~padding_mask[:, None, None],
@@ -95,7 +100,8 @@ class MARTransBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x, cond, padding_mask):
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6,
+                                                                                                        dim=-1)
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
@@ -112,8 +118,8 @@ class MARDMSettings:
     width, ff, layers, heads, dropout: of the transformer.
     cond_drop_prob: probability with which training drops a condition, for guidance.
     diffmlps_batch_mul: fresh (noise, time) pairs that a masked token sees in a training step.
-    count_from_end: give the transformer positions from the clip's end too (no parameters). The published models, which learn a
-        clip's length from the padding alone, have none; the families of ours do.
+    count_from_end: give the transformer positions from the clip's end too (no parameters). The published
+        models, which learn a clip's length from the padding alone, have none; the families of ours do.
     prediction: what the head predicts: "velocity" or "x" (SiT), "noise" (DDPM); None = the first one.
     target_scale: see DiffHead.
     """
@@ -154,13 +160,16 @@ class MARDM(nn.Module):
         self.mask_latent = nn.Parameter(torch.zeros(1, 1, s.ae_dim))
         self.input_process = InputProcess(s.ae_dim, s.width)
         self.position_enc = PositionalEncoding(s.width, s.dropout)
-        self.MARTransformer = nn.ModuleList(MARTransBlock(s.width, s.heads, s.ff, s.dropout) for _ in range(s.layers))
+        self.MARTransformer = nn.ModuleList(MARTransBlock(s.width, s.heads, s.ff, s.dropout)
+                                            for _ in range(s.layers))
         self.cond_emb = nn.Identity() if s.cond_mode == "uncond" else nn.Linear(self.cond_dim, s.width)
         self._init_weights()
-        self.DiffMLPs = HEADS[s.head](self.target_dim, s.width, s.head_width, s.head_depth, s.prediction, s.target_scale)
+        self.DiffMLPs = HEADS[s.head](self.target_dim, s.width, s.head_width, s.head_depth, s.prediction,
+                                      s.target_scale)
 
     def _init_weights(self):
-        # 1 / sqrt(inputs) at every width, so that in narrow models too the tokens are not drowned by the unscaled positions.
+        # 1 / sqrt(inputs) at every width, so that in narrow models too the tokens are not drowned by the
+        # unscaled positions.
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
@@ -169,12 +178,13 @@ class MARDM(nn.Module):
         for block in self.MARTransformer:  # adaLN-zero
             nn.init.zeros_(block.adaLN_modulation[1].weight)
 
-    # ---- transformer -------------------------------------------------------------------------------------------
+    # ---- transformer ---------------------------------------------------------------------------------------
 
     def forward(self, latents, cond, padding_mask, force_mask=False, mask=None):
-        """latents (B, L, C), cond (B, cond_dim; ignored when unconditional), padding_mask (B, L; true = padding)
-        -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) reorders known tokens before masked ones inside
-        ("hard pseudo reorder"); attention does not see the order, so only rounding changes."""
+        """latents (B, L, C), cond (B, cond_dim; ignored when unconditional), padding_mask (B, L; true =
+        padding) -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) reorders known tokens
+        before masked ones inside ("hard pseudo reorder"); attention does not see the order, so only rounding
+        changes."""
         if force_mask or self.cond_mode == "uncond":
             cond = latents.new_zeros(len(latents), self.cond_dim)
         cond = self.cond_emb(cond)
@@ -186,27 +196,30 @@ class MARDM(nn.Module):
             x = block(x, cond, padding_mask)
         return x if mask is None else _reorder(x, order.argsort(dim=1))
 
-    # ---- training ----------------------------------------------------------------------------------------------
+    # ---- training ------------------------------------------------------------------------------------------
 
     def loss(self, latents, targets, cond, lengths, rows=slice(None), generator=None):
-        """Mean head loss () over the masked tokens. latents (B, L, C), targets (B, L, d), cond (B, cond_dim), lengths (B,)
-        in tokens. The number of masked tokens follows the cosine of a uniform draw a clip, over the padded length.
+        """Mean head loss () over the masked tokens. latents (B, L, C), targets (B, L, d), cond (B, cond_dim),
+        lengths (B,) in tokens. The number of masked tokens follows the cosine of a uniform draw a clip, over
+        the padded length.
 
-        A process that holds some ``rows`` of a larger batch passes the larger batch's ``lengths``, its own rows of all else, and
-        a ``generator`` that is alike in all processes: everything is drawn for the whole batch. The mean of the processes'
-        losses is then the loss of the whole batch, whatever number of masked tokens each has.
+        A process that holds some ``rows`` of a larger batch passes the larger batch's ``lengths``, its own
+        rows of all else, and a ``generator`` that is alike in all processes: everything is drawn for the
+        whole batch. The mean of the processes' losses is then the loss of the whole batch, whatever number of
+        masked tokens each has.
         """
         padding = padding_mask_of(lengths, latents.shape[1])
         mask = self.draw_mask(padding, generator)
         latents = self.corrupt(latents, mask, rows, generator)
         cond = self.drop_cond(cond, len(mask), rows, generator)
         z = self(latents, cond, padding[rows])[mask[rows]]
-        times, share = self.diffmlps_batch_mul, None
+        times, own = self.diffmlps_batch_mul, None
         if generator is not None:
-            share = torch.zeros_like(mask)
-            share[rows] = True
-            share = share[mask].repeat(times)
-        loss = self.DiffMLPs.loss(targets[mask[rows]].repeat(times, 1), z.repeat(times, 1), generator=generator, share=share)
+            own = torch.zeros_like(mask)
+            own[rows] = True
+            own = own[mask].repeat(times)
+        loss = self.DiffMLPs.loss(targets[mask[rows]].repeat(times, 1), z.repeat(times, 1),
+                                  generator=generator, own=own)
         return loss * (len(lengths) / len(latents))
 
     def drop_cond(self, cond, batch, rows=slice(None), generator=None):
@@ -227,20 +240,23 @@ class MARDM(nn.Module):
         return mask
 
     def corrupt(self, latents, mask, rows=slice(None), generator=None):
-        """Of the masked tokens of ``rows`` (latents (b, L, C); mask (B, L) of the whole batch) some become noise, most the mask
-        token, a few stay as they are."""
+        """Of the masked tokens of ``rows`` (latents (b, L, C); mask (B, L) of the whole batch) some become
+        noise, most the mask token, a few stay as they are."""
         draw = torch.rand(2, *mask.shape, device=mask.device, generator=generator)
         noised = mask & (draw[0] < NOISED)
         hidden = mask & ~noised & (draw[1] < MASKED)
-        noise = torch.randn(*mask.shape, latents.shape[2], dtype=latents.dtype, device=mask.device, generator=generator)
+        noise = torch.randn(*mask.shape, latents.shape[2], dtype=latents.dtype, device=mask.device,
+                            generator=generator)
         latents = torch.where(noised[rows, :, None], noise[rows], latents)
         return torch.where(hidden[rows, :, None], self.mask_latent.to(latents.dtype), latents)
 
-    # ---- generation --------------------------------------------------------------------------------------------
+    # ---- generation ----------------------------------------------------------------------------------------
 
     def generate(self, ae, cond, lengths, seeds, known=None, progress=None, weight_cache=None, **settings):
-        """Targets (B, L, d) for ``lengths`` (B,) in tokens: models/generation.py. ``settings``: those of ``SamplerSettings``."""
-        return generate(self, ae, cond, lengths, seeds, SamplerSettings(**settings), known, progress, weight_cache)
+        """Targets (B, L, d) for ``lengths`` (B,) in tokens: models/generation.py. ``settings``: those of
+        ``SamplerSettings``."""
+        return generate(self, ae, cond, lengths, seeds, SamplerSettings(**settings), known, progress,
+                        weight_cache)
 
 
 def _reorder(x, order):
@@ -261,10 +277,12 @@ MARDM_models = {
     for head in HEADS
     for size, settings in SIZES.items()
 }
-MARDM_models.update({name.replace("VQ-", "VQ_", 1): MARDM_models[name] for name in list(MARDM_models) if name[:2] == "VQ"})
+MARDM_models.update({name.replace("VQ-", "VQ_", 1): MARDM_models[name] for name in list(MARDM_models)
+                     if name[:2] == "VQ"})
 
 
-FAMILIES = {"FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE", "MARDM": "AE_Model"}  # and the autoencoders that each is trained on
+# and the autoencoders that each is trained on
+FAMILIES = {"FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE", "MARDM": "AE_Model"}
 
 
 def family_of(ae_name):

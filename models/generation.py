@@ -1,7 +1,9 @@
-"""The generation loop of stage two: all tokens are masked, and in every iteration some leave the mask for good (MARDM).
+"""The generation loop of stage two: all tokens are masked, and in every iteration some leave the mask for
+good (MARDM).
 
-Which tokens leave when is drawn on the CPU before the loop, from the clips' own random generators, so the loop itself never waits
-for an accelerator. Shapes: B clips, L tokens, N tokens of all clips that are sampled in an iteration, d width of a target.
+Which tokens leave when is drawn on the CPU before the loop, from the clips' own random generators, so the
+loop itself never waits for an accelerator. Shapes: B clips, L tokens, N tokens of all clips that are sampled
+in an iteration, d width of a target.
 """
 import math
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ class SamplerSettings:
     """How clips are generated.
 
     time_steps: iterations of unmasking. cfg: guidance scale, 1 = none. temperature: factor of the noise.
-    sampler: "fast" samples a token in the iteration in which it leaves the mask; "reference" samples every masked token in each
-        iteration and throws all but those away: the same distribution, 11 x the work. It also does without everything else that
-        saves time (models/fast_net.py, one transformer call for both guidance branches).
-    precision: "bf16" for products in bfloat16 (fast sampler); all else is float32, and so is snapping. "tf32" is set for the whole
-        process (utils/training/settings.py).
+    sampler: "fast" samples a token in the iteration in which it leaves the mask; "reference" samples every
+        masked token in each iteration and throws all but those away: the same distribution, 11 x the work. It
+        also does without everything else that saves time (models/fast_net.py, one transformer call for both
+        guidance branches).
+    precision: "bf16" for products in bfloat16 (fast sampler); all else is float32, and so is snapping. "tf32"
+        is set for the whole process (utils/training/settings.py).
     hard_pseudo_reorder: put known tokens before masked ones inside the transformer (changes rounding only).
     solver, ode_steps: of the SiT head.
     """
@@ -38,12 +41,14 @@ class SamplerSettings:
     def check(self, lengths):
         """UserError for what cannot be generated."""
         if self.time_steps < 1 or int(lengths.min()) < 1:
-            raise UserError(f"generation needs 1 iteration and 1 token at least; got {self.time_steps} iterations and a shortest "
+            raise UserError(f"generation needs 1 iteration and 1 token at least; got {self.time_steps} "
+                            "iterations and a shortest "
                             f"clip of {int(lengths.min())} tokens")
         if self.sampler not in ("fast", "reference"):
             raise UserError(f"unknown sampler '{self.sampler}'; one of fast, reference")
         if self.precision == "bf16" and self.sampler != "fast":
-            raise UserError("precision bf16 belongs to the fast sampler; the reference sampler computes in float32")
+            raise UserError("precision bf16 belongs to the fast sampler; the reference sampler computes in "
+                            "float32")
 
 
 def padding_mask_of(lengths, num_tokens):
@@ -69,7 +74,9 @@ class UnmaskingPlan:
         self.ranks = torch.full(fill.shape, fill.shape[1] + 1)
         for row, places, generator in zip(self.ranks, fill, generators):
             row[places] = torch.randperm(int(places.sum()), generator=generator)
-        self.counts = torch.tensor([mask_schedule(n, steps) if n else [0] * steps for n in fill.sum(1).tolist()])  # (B, steps)
+        # (B, steps)
+        self.counts = torch.tensor([mask_schedule(n, steps) if n else [0] * steps
+                                    for n in fill.sum(1).tolist()])
 
     def masked(self, i):
         """(B, L): masked in iteration i."""
@@ -99,12 +106,12 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
     Args:
         model: MARDM. ae: its autoencoder (embed_targets and snap are used). settings: SamplerSettings.
         cond: (B, cond_dim), or None when unconditional.
-        seeds: one int per clip. A clip draws from its own generator, so it comes out the same in any batch (with a fixed-step
-            solver; dopri5 chooses its steps for the batch as a whole).
+        seeds: one int per clip. A clip draws from its own generator, so it comes out the same in any batch
+            (with a fixed-step solver; dopri5 chooses its steps for the batch as a whole).
         known: optional (targets (B, L, d), keep (B, L) bool): tokens that stay as they are.
         progress: function that wraps the range of iterations.
-        weight_cache: a dict that keeps the head's packed weights from one call to the next, for as long as the weights stand
-            still; None = they are packed anew.
+        weight_cache: a dict that keeps the head's packed weights from one call to the next, for as long as
+            the weights stand still; None = they are packed anew.
     """
     settings.check(lengths)
     device, dim, fast = model.mask_latent.device, model.target_dim, settings.sampler == "fast"
@@ -115,27 +122,29 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
     plan = UnmaskingPlan(fill, [torch.Generator().manual_seed(int(seed)) for seed in seeds], settings)
     padding = padding.to(device)
     low = settings.precision == "bf16"
-    sample = model.DiffMLPs.sampler(settings.cfg, settings.temperature, fast, torch.bfloat16 if low else None, weight_cache,
-                                    solver=settings.solver, ode_steps=settings.ode_steps)
+    sample = model.DiffMLPs.sampler(settings.cfg, settings.temperature, fast, torch.bfloat16 if low else None,
+                                    weight_cache, solver=settings.solver, ode_steps=settings.ode_steps)
     iterations = range(settings.time_steps)
     for i in iterations if progress is None else progress(iterations):
         sampled, masked = plan.sampled(i), plan.masked(i).to(device)
-        places = sampled.flatten().nonzero()[:, 0].to(device)  # (N,): a list of places, since a mask would be read back
+        # (N,): a list of places, since a mask would be read back
+        places = sampled.flatten().nonzero()[:, 0].to(device)
         if not len(places):
             continue
         latents = torch.where(masked[..., None], model.mask_latent, ae.embed_targets(targets))
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             order = masked if settings.hard_pseudo_reorder else None
             branches = guidance_branches(model, latents, cond, padding, settings.cfg, order, together=fast)
-        z, z_uncond = (None if branch is None else branch.flatten(0, 1)[places].float() for branch in branches)
+        z, z_uncond = (None if branch is None else branch.flatten(0, 1)[places].float()
+                       for branch in branches)
         new = ae.snap(sample(z, z_uncond, plan.noise_source(sampled, dim, device)))
         targets = targets.flatten(0, 1).index_copy(0, places, new).view_as(targets)
     return targets * ~padding[..., None]
 
 
 def guidance_branches(model, latents, cond, padding, cfg, order, together=True):
-    """Transformer output (B, L, Z) with the condition and, when guidance needs it, without (else None); one call for both, or
-    two. ``order``: see ``MARDM.forward``'s mask."""
+    """Transformer output (B, L, Z) with the condition and, when guidance needs it, without (else None); one
+    call for both, or two. ``order``: see ``MARDM.forward``'s mask."""
     if model.cond_mode == "uncond":
         return model(latents, None, padding, True, order), None
     if cfg == 1:

@@ -1,8 +1,10 @@
-"""The table of quantizers. Adding one takes its class and one row; its hyper-parameters are the class's own keyword arguments.
+"""The table of quantizers. Adding one takes its class and one row; its hyper-parameters are the class's own
+keyword arguments.
 
-Every quantizer has, for z (..., d): ``q(z, mask=None) -> Quantized(z_q (..., target_dim), indices, loss ())``,
-``decode_indices``, ``get_indices``, ``snap``, ``merge`` (z_q -> what the decoder reads, (..., d)), ``neighbour`` (the code one
-step away along an axis), ``to_digits``, and ``dim``, ``target_dim``, ``codebook_size``, ``axis_sizes``.
+Every quantizer has, for z (..., d): ``q(z, mask=None) -> Quantized(z_q (..., target_dim), indices, loss
+())``, ``decode_indices``, ``get_indices``, ``snap``, ``codes_to_latent`` (z_q -> what the decoder reads, (..., d)),
+``neighbour`` (the code one step away along an axis), ``to_digits``, and ``dim``, ``target_dim``,
+``codebook_size``, ``axis_sizes``.
 """
 import inspect
 from typing import NamedTuple
@@ -50,7 +52,8 @@ def settings_of(name):
 
 
 def make_quantizer(family, name, settings, **sizes):
-    """A quantizer of a family by its name. UserError for an unknown one, one of the other family, or a setting that it lacks."""
+    """A quantizer of a family by its name. UserError for an unknown one, one of the other family, or a
+    setting that it lacks."""
     if name not in QUANTIZERS:
         raise UserError(f"unknown quantizer '{name}'; one of {', '.join(QUANTIZERS)}")
     row, known = QUANTIZERS[name], settings_of(name)
@@ -58,5 +61,6 @@ def make_quantizer(family, name, settings, **sizes):
         raise UserError(f"quantizer '{name}' belongs to --model {row.family}_AE_Model, not to {family}_AE_*")
     for setting in settings or {}:
         if setting not in known:
-            raise UserError(f"quantizer '{name}' has no setting '{setting}'; it has {', '.join(known) or 'none'}")
+            raise UserError(f"quantizer '{name}' has no setting '{setting}'; it has "
+                            f"{', '.join(known) or 'none'}")
     return row.build(**sizes, **(settings or {}))

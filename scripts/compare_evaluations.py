@@ -1,4 +1,5 @@
-"""Results of several runs in one table. Figures that cannot be compared (another protocol, data set, split or judge) are refused.
+"""Results of several runs in one table. Figures that cannot be compared (another protocol, data set, split or
+judge) are refused.
 
     python -m scripts.compare_evaluations checkpoints/t2m/*/eval/evaluation_MARDM_essential.json
 """
@@ -17,7 +18,8 @@ def main():
     metrics = list(dict.fromkeys(name for _, name, _, _ in rows))
     cells = {(file, name): f"{mean:.4f} +- {interval:.4f}" for file, name, mean, interval in rows}
     files = list(dict.fromkeys(file for file, *_ in rows))
-    print(format_table([(file, *(cells.get((file, name), "-") for name in metrics)) for file in files], ("result", *metrics)))
+    print(format_table([(file, *(cells.get((file, name), "-") for name in metrics)) for file in files],
+                       ("result", *metrics)))
 
 
 if __name__ == "__main__":

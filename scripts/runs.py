@@ -1,8 +1,8 @@
-"""Many runs of the root scripts, some at a time, and the table of their figures: what scripts/quantizer_bench.py and
-scripts/ablation.py share.
+"""Many runs of the root scripts, some at a time, and the table of their metrics: what
+scripts/quantizer_bench.py and scripts/ablation.py share.
 
-A table has rows, and each row has a run for every seed. It is kept in one JSON file that grows with each run that ends, so
-that a start can go on where the last one stopped.
+A table has rows, and each row has a run for every seed. It is kept in one JSON file that grows with each run
+that ends, so that a start can go on where the last one stopped.
 """
 import json
 import math
@@ -33,30 +33,35 @@ ROOT = Path(__file__).resolve().parents[1]
 def add_runs(parser, what):
     """Flags of a script that makes a table of runs."""
     options.add_workers(parser)
-    parser.add_argument("--seeds", type=options.positive_int, default=3, help="runs a row: seeds --seed, --seed + 1 ...")
+    parser.add_argument("--seeds", type=options.positive_int, default=3,
+                        help="runs a row: seeds --seed, --seed + 1 ...")
     parser.add_argument("--jobs", type=options.positive_int, default=1,
                         help="runs at a time; beyond 1 each has its share of the cores, and a log of its own")
     parser.add_argument("--warm_up_iter", type=options.non_negative_int, default=None,
                         help="steps of linear warm-up; default: a tenth of the steps, 2,000 at most")
-    parser.add_argument("--output_dir", default=None, help=f"folder of the {what}; default: generation/<name>_<dataset>")
+    parser.add_argument("--output_dir", default=None, help=f"folder of the {what}; default: "
+                                                           "generation/<name>_<dataset>")
 
 
 def warm_up_of(args):
     return min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter
 
 
-def judge_of(args, spec):
-    """Hash of the data set's own evaluator, None where there is none: figures of two judges are not for one table."""
+def evaluator_hash(args, spec):
+    """Hash of the data set's own evaluator, None where there is none: metrics of two judges are not for one
+    table."""
     path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
     return file_hash(path) if path.is_file() else None
 
 
 def check_begun(path, began, settings):
-    """UserError when a run that is to go on, or to be judged again, was begun with other settings than the table's; ``began``:
-    the flags in its checkpoint."""
-    for key, value in {**settings, "max_iter": settings["steps"], "dataset_name": settings["dataset"]}.items():
+    """UserError when a run that is to go on, or to be judged again, was begun with other settings than the
+    table's; ``began``: the flags in its checkpoint."""
+    for key, value in {**settings, "max_iter": settings["steps"],
+                       "dataset_name": settings["dataset"]}.items():
         if key in began and began[key] != value:
-            raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another --name, or remove that run")
+            raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another --name, or "
+                            "remove that run")
 
 
 @contextmanager
@@ -90,8 +95,10 @@ class Runner:
 
     def run(self, command, **streams):
         """Run a command, ``train_AE.py --flag ...`` or ``-m scripts.NAME --flag ...``; returns Finished."""
-        start, name = time.monotonic(), [str(ROOT / command[0])] if command[0].endswith(".py") else command[:1]
-        process = subprocess.Popen([sys.executable, *name, *command[1:]], cwd=self.cwd, env=self.environment, **streams)
+        start, name = time.monotonic(), [str(ROOT / command[0])] if command[0].endswith(
+            ".py") else command[:1]
+        process = subprocess.Popen([sys.executable, *name, *command[1:]], cwd=self.cwd, env=self.environment,
+                                   **streams)
         self.children.add(process)
         try:
             code, memory = wait_for(process)
@@ -102,11 +109,12 @@ class Runner:
         return Finished(code, time.monotonic() - start, memory)
 
     def stop(self):
-        """Ask what runs to save and end, and begin nothing more. After Ctrl-C the children have been asked already; twice is
-        no harm."""
+        """Ask what runs to save and end, and begin nothing more. After Ctrl-C the children have been asked
+        already; twice is no harm."""
         self.stopped = True
         for process in list(self.children):
-            process.terminate()  # and not SIGINT, which what a shell has put into the background does not hear
+            # and not SIGINT, which what a shell has put into the background does not hear
+            process.terminate()
 
 
 def wait_for(process):
@@ -128,14 +136,16 @@ class Scripts(Runner):
     """A Runner for the runs of a table: they share flags, and several may go on at a time.
 
     Args:
-        args: of add_common and add_runs. folder: of the logs, which are written where several runs go on at a time.
+        args: of add_common and add_runs. folder: of the logs, which are written where several runs go on at a
+            time.
     """
 
     def __init__(self, args, folder):
         super().__init__()
         self.args, self.logs = args, Path(folder) / "logs"
-        self.shared = ["--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir, "--checkpoints_dir",
-                       args.checkpoints_dir, "--device", args.device, "--num_workers", str(args.num_workers)]
+        self.shared = ["--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir,
+                       "--checkpoints_dir", args.checkpoints_dir, "--device", args.device, "--num_workers",
+                       str(args.num_workers)]
 
     def split_cores(self, jobs):
         """Give each of ``jobs`` runs at a time its part of the cores, unless the user has set it."""
@@ -144,7 +154,8 @@ class Scripts(Runner):
             self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
 
     def __call__(self, run, *command):
-        """Run a command for the run of that name; its wall time in seconds. UserError when it fails or was stopped."""
+        """Run a command for the run of that name; its wall time in seconds. UserError when it fails or was
+        stopped."""
         if self.stopped:
             raise UserError(f"{run} was not resumed")
         command = [*map(str, command), *self.shared]
@@ -154,7 +165,8 @@ class Scripts(Runner):
             print("\npython " + shlex.join(command), flush=True)
             finished, where = self.run(command), "above"
         if finished.code:
-            raise UserError(f"{' '.join(command[:2])} did not finish for {run}; its message is {where}. Once its cause is gone, "
+            raise UserError(f"{' '.join(command[:2])} did not finish for {run}; its message is {where}. Once "
+                            "its cause is gone, "
                             "the same command resumes")
         return finished.seconds
 
@@ -168,15 +180,18 @@ class Scripts(Runner):
 
 
 class RunTable:
-    """The runs so far, {row: {seed: figures}}, and the settings that all of them have.
+    """The runs so far, {row: {seed: metrics}}, and the settings that all of them have.
 
     Args:
-        path: of the JSON file. kind: what it says it is. settings: plain values. order: rows, as the table lists them.
-        figures: {column: (unit, digits)}. before: settings that the files of earlier versions lack, and what they were then.
+        path: of the JSON file. kind: what it says it is. settings: plain values. order: rows, as the table
+            lists them.
+        columns: {name: (unit, digits)}. before: settings that the files of earlier versions lack, and what
+            they were then.
     """
 
-    def __init__(self, path, kind, settings, order, figures, before=None):
-        self.path, self.kind, self.settings, self.order, self.figures = Path(path), kind, settings, list(order), figures
+    def __init__(self, path, kind, settings, order, columns, before=None):
+        self.path, self.kind, self.settings = Path(path), kind, settings
+        self.order, self.columns = list(order), columns
         self.before = before or {}
         self.runs, self.lock = self.read(), threading.Lock()
 
@@ -204,14 +219,15 @@ class RunTable:
         """Write the file; runs that another process has put there meanwhile stay."""
         for row, runs in self.read().items():
             self.runs[row] = runs | self.runs.get(row, {})
-        write_json(self.path, {"kind": self.kind, "settings": self.settings, "runs": self.runs, "rows": self.rows(),
-                               "machine": machine(), "code_version": code_version()})
+        write_json(self.path, {"kind": self.kind, "settings": self.settings, "runs": self.runs,
+                               "rows": self.rows(), "machine": machine(), "code_version": code_version()})
 
     def fill(self, wanted, measure, scripts, jobs):
-        """``measure(row, seed)`` -> figures, ``jobs`` at a time, for every one of ``wanted`` that is not there. When one fails,
-        those that go on are waited for and kept, no other is begun, and its error is raised; when the user stops, what goes on
-        is asked to save and end."""
-        missing = [(row, seed) for row, seed in dict.fromkeys(wanted) if str(seed) not in self.runs.get(row, {})]
+        """``measure(row, seed)`` -> metrics, ``jobs`` at a time, for every one of ``wanted`` that is not
+        there. When one fails, those that go on are waited for and kept, no other is begun, and its error is
+        raised; when the user stops, what goes on is asked to save and end."""
+        missing = [(row, seed) for row, seed in dict.fromkeys(wanted)
+                   if str(seed) not in self.runs.get(row, {})]
         self.save()  # that the folder can be written to is seen before hours of work, not after
         jobs, failed = max(1, min(jobs, len(missing))), threading.Event()
         scripts.split_cores(jobs)
@@ -221,9 +237,9 @@ class RunTable:
             if failed.is_set():
                 return
             try:
-                figures = measure(row, seed)
+                metrics = measure(row, seed)
                 with self.lock:
-                    self.runs.setdefault(row, {})[str(seed)] = figures | {
+                    self.runs.setdefault(row, {})[str(seed)] = metrics | {
                         "jobs": jobs, "machine": machine(), "code_version": code_version()}
                     self.save()
                     progress.update()
@@ -250,15 +266,19 @@ class RunTable:
         for row in self.order:
             runs = list(self.runs.get(row, {}).values())
             if runs:
-                values = {key: [run[key] for run in runs] for key in self.figures if all(is_number(run.get(key)) for run in runs)}
-                found.append({"row": row, "seeds": len(runs)} | {key: float(np.mean(v)) for key, v in values.items()}
-                             | {f"{key}_std": float(np.std(v, ddof=1)) for key, v in values.items() if len(v) > 1})
+                values = {key: [run[key] for run in runs] for key in self.columns
+                          if all(is_number(run.get(key)) for run in runs)}
+                found.append({"row": row, "seeds": len(runs)}
+                             | {key: float(np.mean(v)) for key, v in values.items()}
+                             | {f"{key}_std": float(np.std(v, ddof=1)) for key, v in values.items()
+                                if len(v) > 1})
         return found
 
     def markdown(self):
         """The table, with the settings above it."""
-        header = ["row", *(f"{key} ({unit})" if unit else key for key, (unit, _) in self.figures.items()), "seeds"]
-        cells = [[summary["row"], *(self.cell(summary, key) for key in self.figures), str(summary["seeds"])]
+        header = ["row", *(f"{key} ({unit})" if unit else key for key, (unit, _) in self.columns.items()),
+                  "seeds"]
+        cells = [[summary["row"], *(self.cell(summary, key) for key in self.columns), str(summary["seeds"])]
                  for summary in self.rows()]
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         above = f"Mean ± standard deviation over the seeds. Settings: {settings}. Machine: {machine()}."
@@ -275,7 +295,7 @@ class RunTable:
         """Mean ± standard deviation; "-" where a run of the row has no such figure."""
         if key not in summary:
             return "-"
-        digits, std = self.figures[key][1], summary.get(f"{key}_std")
+        digits, std = self.columns[key][1], summary.get(f"{key}_std")
         return f"{summary[key]:.{digits}f}" + (f" ± {std:.{digits}f}" if std else "")
 
 

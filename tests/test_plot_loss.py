@@ -68,12 +68,14 @@ def test_moving_average_is_not_pulled_to_zero_at_the_start():
 
 def test_one_run(runs):
     for smooth in ("0", "0.9"):
-        plot_loss.main(["--log_dir", str(runs / "A"), "--output", str(runs / f"{smooth}.png"), "--smooth", smooth])
+        plot_loss.main(["--log_dir", str(runs / "A"), "--output", str(runs / f"{smooth}.png"), "--smooth",
+                        smooth])
         assert is_picture(runs / f"{smooth}.png")
     assert (runs / "0.png").read_bytes() != (runs / "0.9.png").read_bytes()
 
 
-@pytest.mark.parametrize("metric, count, lines", [("Val/FID", 6, 1), ("Train/lr", 100, 1), ("Train/loss", 100, 2)])
+@pytest.mark.parametrize("metric, count, lines",
+                         [("Val/FID", 6, 1), ("Train/lr", 100, 1), ("Train/loss", 100, 2)])
 def test_few_values_and_the_learning_rate_are_not_smoothed(metric, count, lines):
     figure, axes = plot_loss.plt.subplots()
     values = np.linspace(3.0, 1.0, count)
@@ -88,7 +90,8 @@ def test_comparison_draws_every_run_under_its_name(runs, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plot_loss, "plot_metric",
                         lambda curves, metric, *rest: drawn.update(curves=curves, metric=metric))
-    plot_loss.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--names", "fast one", "B", "--metric", "Val/FID"])
+    plot_loss.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--names", "fast one", "B", "--metric",
+                    "Val/FID"])
     assert drawn["metric"] == "Val/FID" and list(drawn["curves"]) == ["fast one", "B"]
     assert drawn["curves"]["B"][1].tolist() == [4.0, 3.0]
 
@@ -97,7 +100,8 @@ def test_comparison_picture(runs):
     picture = runs / "sub" / "c.png"
     plot_loss.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--log_scale", "--output", str(picture)])
     assert is_picture(picture)
-    assert [path.name for path in (runs / "sub").iterdir()] == ["c.png"]        # no temporary file stays behind
+    # no temporary file stays behind
+    assert [path.name for path in (runs / "sub").iterdir()] == ["c.png"]
 
 
 @pytest.mark.parametrize("folder, pictures", [(".", 4), ("B", 2)])
@@ -137,7 +141,8 @@ def test_mistakes_are_one_line(runs, monkeypatch, arguments, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--log_dir", "A", "--log_dirs", "B"], ["--log_dir", "A", "--smooth", "1"]])
+@pytest.mark.parametrize("arguments", [[], ["--log_dir", "A", "--log_dirs", "B"],
+                                       ["--log_dir", "A", "--smooth", "1"]])
 def test_wrong_arguments_exit_with_2(arguments):
     with pytest.raises(SystemExit) as caught:
         plot_loss.main(arguments)
@@ -153,7 +158,8 @@ def test_the_script_itself_exits_with_2_and_one_line(tmp_path):
 
 def analysis(runs, *arguments):
     out = runs / "out"
-    analyze_training.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--output_dir", str(out), *arguments])
+    analyze_training.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--output_dir", str(out),
+                           *arguments])
     return json.loads((out / "analysis.json").read_text())
 
 
@@ -165,10 +171,13 @@ def test_analysis_figures(runs, capsys):
     assert 300 < fast["reached_at_smoothed"] < 500
     tail = np.array([100 / (100 + step) for step in range(1510, 2001, 10)])
     assert fast["window"]["values"] == 50
-    np.testing.assert_allclose([fast["window"]["mean"], fast["window"]["std"]], [tail.mean(), tail.std()], rtol=1e-6)
+    np.testing.assert_allclose([fast["window"]["mean"], fast["window"]["std"]], [tail.mean(), tail.std()],
+                               rtol=1e-6)
     np.testing.assert_allclose(slow["window"]["std_over_mean"], tail.std() / tail.mean(), rtol=1e-6)
-    assert fast["metrics"]["Val/FID"] == {"best": 0.5, "iteration": 1000, "last": 0.75}         # less is better
-    assert fast["metrics"]["Val/R3"]["best"] == pytest.approx(0.7)                              # more is better
+    # less is better
+    assert fast["metrics"]["Val/FID"] == {"best": 0.5, "iteration": 1000, "last": 0.75}
+    # more is better
+    assert fast["metrics"]["Val/R3"]["best"] == pytest.approx(0.7)
     printed = capsys.readouterr().out
     assert "Val/FID" in printed and "1,500" in printed and is_picture(runs / "out" / "analysis.png")
 
@@ -192,12 +201,14 @@ def test_analysis_of_a_metric_of_which_more_is_better(tmp_path, no_figure):
     found = analysis(tmp_path, *settings, "--maximize", "Val/score")["runs"]
     assert found["A"]["reached_at"] is None and found["B"]["reached_at"] == 2
     assert found["A"]["metrics"]["Val/score"]["iteration"] == 2
-    assert analysis(tmp_path, *settings)["runs"]["A"]["reached_at"] == 1         # without the flag less is better
+    # without the flag less is better
+    assert analysis(tmp_path, *settings)["runs"]["A"]["reached_at"] == 1
     assert analyze_training.more_is_better("Val/R1") and not analyze_training.more_is_better("Val/1-R3")
 
 
 def test_analysis_table_is_aligned():
-    lines = analyze_training.format_table([["a long name", "1"], ["b", "10,000"]], ["run", "at"], left=1).splitlines()
+    lines = analyze_training.format_table([["a long name", "1"], ["b", "10,000"]], ["run", "at"],
+                                          left=1).splitlines()
     assert {len(line) for line in lines} == {len("a long name") + 2 + len("10,000")}
     assert lines[2].endswith("     1") and lines[3].startswith("b ")
 
@@ -213,4 +224,5 @@ def test_a_run_is_named_by_its_folder_and_not_by_its_model_folder():
     from pathlib import Path
 
     from utils.curves import run_folder
-    assert run_folder(Path("checkpoints/demo/AE/model")).name == run_folder(Path("checkpoints/demo/AE")).name == "AE"
+    assert run_folder(Path("checkpoints/demo/AE/model")).name == run_folder(
+        Path("checkpoints/demo/AE")).name == "AE"

@@ -34,7 +34,8 @@ def make_trainer(tmp_path, name, resume=False, loss=loss_fn, epochs=4, stop_at=N
     folder = RunFolder(tmp_path, "numbers", name)
     folder.prepare(resume)
     trainer = Trainer(folder, "ae", model, optimizer,
-                      TrainerSettings(lambda step: learning_rate(step, lr, 5, [12], 0.1), seed=7, log_every=3), {}, EMA(model, 0.9))
+                      TrainerSettings(lambda step: learning_rate(step, lr, 5, [12], 0.1), seed=7,
+                                      log_every=3), {}, EMA(model, 0.9))
     if resume:
         trainer.resume(read_checkpoint(folder.latest))
 
@@ -43,7 +44,8 @@ def make_trainer(tmp_path, name, resume=False, loss=loss_fn, epochs=4, stop_at=N
             signal.raise_signal(signal.SIGINT)
         return loss(model, batch)
 
-    trainer.fit(make_loader(Numbers(), 8, 7), counted, epochs, lambda epoch, last: {"Val/loss": 1 / (epoch + 1)})
+    trainer.fit(make_loader(Numbers(), 8, 7), counted,
+                epochs, lambda epoch, last: {"Val/loss": 1 / (epoch + 1)})
     return trainer
 
 

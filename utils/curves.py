@@ -12,7 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from utils.errors import UserError
 from utils.files import atomic_write
 
-FEW = 40  # fewer values than this, as of validation metrics, get a marker each and no smoothed line, which would lag far behind
+# fewer values than this, as of validation metrics, get a marker each and no smoothed line, which would lag
+# far behind
+FEW = 40
 CROWD = 5  # more curves than this have their legend beside the axes
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
@@ -27,20 +29,22 @@ def smoothing(text):
 
 
 def run_folder(folder):
-    """The folder that names a run: that of its event files, but for the model/ in which training keeps them."""
+    """The folder that names a run: that of its event files, but for the model/ in which training keeps
+    them."""
     return folder.parent if folder.name == "model" else folder
 
 
 def read_runs(log_dirs, names=None):
-    """{name: {tag: (steps (N,) int64, values (N,) float64)}} of the runs in log_dirs, one a folder. UserError for a
-    folder without events or with several runs, and where names do not match the folders."""
+    """{name: {tag: (steps (N,) int64, values (N,) float64)}} of the runs in log_dirs, one a folder. UserError
+    for a folder without events or with several runs, and where names do not match the folders."""
     if names is not None and len(names) != len(log_dirs):
         raise UserError(f"--names gives {len(names)} names for {len(log_dirs)} runs; give one a run")
     runs = {}
     for i, log_dir in enumerate(log_dirs):
         found = find_runs(log_dir)
         if len(found) > 1:
-            raise UserError(f"{log_dir} holds {len(found)} runs ({', '.join(sorted(found))}); name one of them, or "
+            raise UserError(f"{log_dir} holds {len(found)} runs ({', '.join(sorted(found))}); name one of "
+                            "them, or "
                             "several with --log_dirs")
         name = names[i] if names else run_folder(Path(log_dir).resolve()).name
         if name in runs:
@@ -50,8 +54,8 @@ def read_runs(log_dirs, names=None):
 
 
 def find_runs(log_dir):
-    """{name: its event files} below log_dir. A folder that has events itself, or in model/, is one run with all that
-    lies below it; else every folder below it that has events is one."""
+    """{name: its event files} below log_dir. A folder that has events itself, or in model/, is one run with
+    all that lies below it; else every folder below it that has events is one."""
     root = Path(log_dir)
     if not root.is_dir():
         raise UserError(f"no folder {log_dir}")
@@ -68,9 +72,9 @@ def find_runs(log_dir):
 
 
 def read_scalars(files, log_dir):
-    """{tag: (steps, values)} of the event files of one run. Files are taken in the order in which they were begun; the
-    iterations that a file covers replace those that earlier files have of the same tags (a resumed run repeats what
-    came after its last checkpoint)."""
+    """{tag: (steps, values)} of the event files of one run. Files are taken in the order in which they were
+    begun; the iterations that a file covers replace those that earlier files have of the same tags (a resumed
+    run repeats what came after its last checkpoint)."""
     parts = []
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
@@ -86,7 +90,8 @@ def read_scalars(files, log_dir):
             merged[tag] = kept | {event.step: event.value for event in series}
     if not merged:
         raise UserError(f"the TensorBoard events in {log_dir} hold no scalars")
-    return {tag: (np.array(sorted(series), dtype=np.int64), np.array([series[step] for step in sorted(series)]))
+    return {tag: (np.array(sorted(series), dtype=np.int64),
+                  np.array([series[step] for step in sorted(series)]))
             for tag, series in merged.items()}
 
 
@@ -102,7 +107,8 @@ def curve(scalars, metric, name):
 
 
 def ema(values, weight):
-    """Exponential moving average (N,) -> (N,), divided by the weight seen so far, so that it does not start at zero."""
+    """Exponential moving average (N,) -> (N,), divided by the weight seen so far, so that it does not start
+    at zero."""
     smooth, average = np.empty(len(values)), 0.0
     for i, value in enumerate(values):
         average = weight * average + (1 - weight) * value
@@ -111,16 +117,18 @@ def ema(values, weight):
 
 
 def draw_curves(axes, curves, metric, smooth, log_scale=False):
-    """Each run of curves {name: (steps, values)} as its smoothed line, with the values themselves pale behind it. Few values are
-    marked instead, and the learning rate, which has no noise, is drawn as it is."""
+    """Each run of curves {name: (steps, values)} as its smoothed line, with the values themselves pale behind
+    it. Few values are marked instead, and the learning rate, which has no noise, is drawn as it is."""
     exact = metric.endswith("/lr")
     for i, (name, (steps, values)) in enumerate(curves.items()):
         few, colour = len(values) < FEW, f"C{i % 10}"
         weight = 0 if few or exact else smooth
         label = name if len(curves) > 1 or not weight else f"smoothed ({weight:g})"
         if weight:
-            axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.8, label=None if len(curves) > 1 else "as logged")
-        axes.plot(steps, ema(values, weight), color=colour, linewidth=1.9, label=label, marker="o" if few else "", markersize=4)
+            axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.8,
+                      label=None if len(curves) > 1 else "as logged")
+        axes.plot(steps, ema(values, weight), color=colour, linewidth=1.9, label=label,
+                  marker="o" if few else "", markersize=4)
     if log_scale and all((values > 0).all() for _, values in curves.values()):
         axes.set_yscale("log")
     axes.set_xlabel("iteration")

@@ -1,13 +1,14 @@
 """One way to tell a user about a mistake: one line on stderr and exit code 2.
 
-A script may run in several processes (torchrun). What it tells the user is told once: this module asks ``processes``, which is
-one process alone until utils/training/distributed.py puts a group in its place.
+A script may run in several processes (torchrun). What it tells the user is told once: this module asks
+``processes``, which is one process alone until utils/training/distributed.py puts a group in its place.
 """
 import sys
 
 
 class UserError(ValueError):
-    """A mistake of the user's (missing folder, wrong flag, damaged file). The message says what, where and what to do."""
+    """A mistake of the user's (missing folder, wrong flag, damaged file). The message says what, where and
+    what to do."""
 
 
 class OneProcess:
@@ -42,8 +43,9 @@ def say(*lines):
 
 
 def run(main):
-    """Call ``main()``. A UserError becomes ``error: ...`` and exit code 2; so does an OSError about a file (no permission, a full
-    disk); every other exception keeps its traceback, because it is a fault of ours. Ctrl-C ends with 130, as shells expect."""
+    """Call ``main()``. A UserError becomes ``error: ...`` and exit code 2; so does an OSError about a file
+    (no permission, a full disk); every other exception keeps its traceback, because it is a fault of ours.
+    Ctrl-C ends with 130, as shells expect."""
     try:
         main()
         processes.leave()

@@ -1,4 +1,5 @@
-"""Files: written whole or not at all, read without running anything that they hold, and where those of a run lie."""
+"""Files: written whole or not at all, read without running anything that they hold, and where those of a run
+lie."""
 import hashlib
 import os
 import pickle
@@ -15,11 +16,12 @@ from tqdm import tqdm
 from utils.errors import UserError, is_first
 
 DTYPES = {"HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
-          "DoubleStorage": torch.float64, "IntStorage": torch.int32, "LongStorage": torch.int64, "BoolStorage": torch.bool}
+          "DoubleStorage": torch.float64, "IntStorage": torch.int32, "LongStorage": torch.int64,
+          "BoolStorage": torch.bool}
 NETWORKS = ("ae", "mardm", "ema_mardm", "estimator")  # keys of checkpoints that hold a state dict
 
 
-# ---- writing -----------------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
 class UnwritableFile(UserError):
@@ -28,9 +30,9 @@ class UnwritableFile(UserError):
 
 @contextmanager
 def atomic_write(path, one_writer=False):
-    """A temporary name beside ``path`` to write to; the file takes its place when the block has ended well, so a crash never
-    leaves half a file. Several processes may do this at once. ``one_writer``: only one does, so what a killed one has left is
-    overwritten. Raises UnwritableFile."""
+    """A temporary name beside ``path`` to write to; the file takes its place when the block has ended well,
+    so a crash never leaves half a file. Several processes may do this at once. ``one_writer``: only one does,
+    so what a killed one has left is overwritten. Raises UnwritableFile."""
     path = Path(path)
     mark = "partial" if one_writer else uuid.uuid4().hex[:12]
     temporary = path.with_name(f".{mark}.{path.name}")
@@ -80,7 +82,7 @@ def file_hash(path):
     return digest.hexdigest()[:16]
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 
 def first_line(error):
@@ -89,19 +91,23 @@ def first_line(error):
 
 
 def load_plain(path):
-    """What ``torch.save`` wrote, on the CPU. UserError for a damaged file, or more than tensors and plain values."""
+    """What ``torch.save`` wrote, on the CPU. UserError for a damaged file, or more than tensors and plain
+    values."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is damaged, or holds more than tensors and plain values (code that it could run), so it is not "
+        raise UserError(f"{path} is damaged, or holds more than tensors and plain values (code that it could "
+                        "run), so it is not "
                         "loaded") from error
     except Exception as error:  # a flipped byte may end in any exception of torch, pickle, zipfile or struct
-        raise UserError(f"{path} is no checkpoint, or damaged ({type(error).__name__}: {first_line(error)})") from error
+        raise UserError(
+            f"{path} is no checkpoint, or damaged ({type(error).__name__}: {first_line(error)})") from error
 
 
-def read_checkpoint(path, keys=(), advice="check --name, --dataset_name and --checkpoints_dir, or train it first"):
-    """The dict in a checkpoint file, on the CPU. UserError when it is missing, damaged, needs code to load, or lacks one of the
-    ``keys``; ``advice``: what to do when it is missing."""
+def read_checkpoint(path, keys=(), advice="check --name, --dataset_name and --checkpoints_dir, or train it "
+                                          "first"):
+    """The dict in a checkpoint file, on the CPU. UserError when it is missing, damaged, needs code to load,
+    or lacks one of the ``keys``; ``advice``: what to do when it is missing."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; {advice}")
@@ -113,7 +119,8 @@ def read_checkpoint(path, keys=(), advice="check --name, --dataset_name and --ch
             raise UserError(f"{path} holds a {type(value).__name__} under '{key}', not a network's weights")
     missing = [key for key in keys if key not in checkpoint]
     if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)} (it has {', '.join(map(str, checkpoint))}): it is another kind of "
+        raise UserError(f"{path} lacks {', '.join(missing)} (it has {', '.join(map(str, checkpoint))}): it "
+                        "is another kind of "
                         "checkpoint")
     return checkpoint
 
@@ -130,21 +137,25 @@ def is_torchscript(path):
 def read_torchscript(path):
     """{attribute path: tensor} of a TorchScript archive, on the CPU. UserError for a damaged one.
 
-    ``torch.jit.load`` would run the ``__setstate__`` of the archive's classes, which may write to files. Here its pickle is read
-    with a ``Record`` in the place of every class and function that it names, and the tensors are made from its storages.
+    ``torch.jit.load`` would run the ``__setstate__`` of the archive's classes, which may write to files. Here
+    its pickle is read with a ``Record`` in the place of every class and function that it names, and the
+    tensors are made from its storages.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            place = next(name for name in archive.namelist() if name.endswith("/constants.pkl")).removesuffix("constants.pkl")
+            place = next(name for name in archive.namelist()
+                         if name.endswith("/constants.pkl")).removesuffix("constants.pkl")
             with archive.open(f"{place}data.pkl") as file:
                 root = RecordUnpickler(file).load()
             return {name: read_tensor(record, archive, place) for name, record in tensors_of(root)}
     except Exception as error:
-        raise UserError(f"{path} is no TorchScript archive, or damaged ({type(error).__name__}: {first_line(error)})") from error
+        raise UserError(f"{path} is no TorchScript archive, or damaged ({type(error).__name__}: "
+                        f"{first_line(error)})") from error
 
 
 class Record:
-    """Stands for a class, a function's result or an object of a pickle: keeps arguments and attributes, does nothing."""
+    """Stands for a class, a function's result or an object of a pickle: keeps arguments and attributes, does
+    nothing."""
 
     __slots__ = ("args", "__dict__")
     name = ""
@@ -178,15 +189,17 @@ def read_tensor(record, archive, place):
     """The tensor of a Record of ``_rebuild_tensor_v2``. torch refuses sizes that reach beyond the storage."""
     (_, kind, key, *_), offset, size, stride, *_ = record.args
     dtype = DTYPES[kind.name.removeprefix("torch.")]
-    return torch.frombuffer(bytearray(archive.read(f"{place}data/{key}")), dtype=dtype).as_strided(size, stride, offset)
+    return torch.frombuffer(bytearray(archive.read(f"{place}data/{key}")), dtype=dtype).as_strided(size,
+                                                                                                   stride, offset)
 
 
-# ---- runs --------------------------------------------------------------------------------------------------------
+# ---- runs --------------------------------------------------------------------------------------------------
 
 
 class RunFolder:
-    """checkpoints/<dataset>/<name>/: ``model/`` with latest.tar, best.tar and TensorBoard's events, train.log. The best
-    checkpoint is there under its published name, net_best_fid.tar, too: one file with two names."""
+    """checkpoints/<dataset>/<name>/: ``model/`` with latest.tar, best.tar and TensorBoard's events,
+    train.log. The best checkpoint is there under its published name, net_best_fid.tar, too: one file with two
+    names."""
 
     PUBLISHED = "net_best_fid.tar"
 
@@ -205,7 +218,8 @@ class RunFolder:
             raise UserError(f"--is_continue: there is no {self.latest} to resume")
         there = [path for path in (self.latest, self.best, self.published, self.finest) if path.is_file()]
         if there and not is_continue:
-            raise UserError(f"{there[0]} exists; resume with --is_continue (it needs latest.tar), or pick another --name")
+            raise UserError(f"{there[0]} exists; resume with --is_continue (it needs latest.tar), or pick "
+                            "another --name")
         self.model_dir.mkdir(parents=True, exist_ok=True)
 
     def save_best(self, content):
@@ -214,7 +228,8 @@ class RunFolder:
         publish(self.best, self.PUBLISHED)
 
     def checkpoint(self, which="best"):
-        """Path of the checkpoint to use: the best one where there is one, else the latest, else a released ``finest.tar``."""
+        """Path of the checkpoint to use: the best one where there is one, else the latest, else a released
+        ``finest.tar``."""
         if which == "best":
             for path in (self.best, self.published):
                 if path.is_file():

@@ -9,7 +9,8 @@ from utils.files import write_text
 
 
 def format_table(rows, header, left=None):
-    """A plain aligned table of strings: the first ``left`` columns (None: all) to the left, the others to the right."""
+    """A plain aligned table of strings: the first ``left`` columns (None: all) to the left, the others to the
+    right."""
     cells = [list(map(str, row)) for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     aligned = [[cell.ljust(width) if left is None or i < left else cell.rjust(width) for i, (cell, width)
@@ -19,8 +20,8 @@ def format_table(rows, header, left=None):
 
 
 def write_results(folder, name, results, table):
-    """Print a table, append it to eval.log, and write the dict to <name>.json (atomically), both under ``folder``; once for all
-    processes."""
+    """Print a table, append it to eval.log, and write the dict to <name>.json (atomically), both under
+    ``folder``; once for all processes."""
     if not is_first():
         return
     folder = Path(folder)

@@ -1,6 +1,7 @@
 """Data sets: what is known about each, how clips and captions are read, and the two views that training uses.
 
-A data set is a folder in HumanML3D's layout (new_joint_vecs/, texts/, train.txt, val.txt, test.txt, Mean.npy, Std.npy).
+A data set is a folder in HumanML3D's layout (new_joint_vecs/, texts/, train.txt, val.txt, test.txt, Mean.npy,
+Std.npy).
 Shapes: T frames, D essential features (67 for 22 joints), B clips.
 """
 import json
@@ -16,11 +17,12 @@ from utils.data.packing import open_packed, read_text
 from utils.errors import UserError, say
 from utils.training import distributed
 
-TAG_RATE = 20  # captions' start and end tags are seconds; the published rule multiplies by 20 for every data set
+# captions' start and end tags are seconds; the published rule multiplies by 20 for every data set
+TAG_RATE = 20
 MAX_LENGTH = 196
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 
 class Caption(NamedTuple):
@@ -31,7 +33,8 @@ class Caption(NamedTuple):
 
 
 class TextClip(NamedTuple):
-    """A text-to-motion clip: frames start..end of the motion ``clip`` (index into the store), with its captions."""
+    """A text-to-motion clip: frames start..end of the motion ``clip`` (index into the store), with its
+    captions."""
 
     clip: int
     start: int
@@ -51,7 +54,8 @@ def read_split(spec, split):
 
 
 def load_statistics(spec):
-    """Mean and std (D,) float32 of the essential features. UserError when missing, not finite, or of another skeleton."""
+    """Mean and std (D,) float32 of the essential features. UserError when missing, not finite, or of another
+    skeleton."""
     out = []
     for file in ("Mean.npy", "Std.npy"):
         path = Path(spec.root) / file
@@ -67,9 +71,9 @@ def load_statistics(spec):
 
 
 class MotionStore:
-    """All clips of a split in one array, which lies in a file (utils/data/packing.py). ``data`` (sum of T, D) un-normalised; clip i is
-    rows offsets[i]:offsets[i+1]. ``skipped`` says why a listed id is not in it. ``columns``: features to keep of each frame;
-    None = the essential ones."""
+    """All clips of a split in one array, which lies in a file (utils/data/packing.py). ``data`` (sum of T, D)
+    un-normalised; clip i is rows offsets[i]:offsets[i+1]. ``skipped`` says why a listed id is not in it.
+    ``columns``: features to keep of each frame; None = the essential ones."""
 
     def __init__(self, spec, split, num_workers=0, columns=None):
         self.spec, self.split, self.columns = spec, split, columns or spec.feature_dim
@@ -79,7 +83,8 @@ class MotionStore:
         self.skipped = {name: f"{name}.npy {reason}" for name, reason in zip(names, packed.reasons) if reason}
         used = [place for place, reason in enumerate(packed.reasons) if not reason]
         if not used:
-            raise UserError(f"no clip of {spec.root}/{split}.txt can be used; the first: {next(iter(self.skipped.values()))}")
+            raise UserError(f"no clip of {spec.root}/{split}.txt can be used; the first: "
+                            f"{next(iter(self.skipped.values()))}")
         self.ids, self.texts = [names[place] for place in used], [packed.texts[place] for place in used]
         self.lengths = np.array(packed.lengths)[used]
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -111,7 +116,8 @@ def report_skipped(skipped, what, most=5):
 
 
 def parse_caption(line):
-    """``caption#word/POS ...#start#end`` -> Caption and (start, end) in seconds; nan or missing tags are 0."""
+    """``caption#word/POS ...#start#end`` -> Caption and (start, end) in seconds; nan or missing tags are
+    0."""
     parts = line.strip().split("#")
     tokens = tuple(parts[1].split()) if len(parts) > 1 else ()
     tags = []
@@ -138,8 +144,9 @@ def read_captions(path):
 
 
 def text_clips(store):
-    """The text-to-motion clips of a store by the published rules: clips of min..max frames; a caption with start and end
-    tags becomes a clip of its own, under the same length rule. Returns [TextClip] and {id: reason left out}."""
+    """The text-to-motion clips of a store by the published rules: clips of min..max frames; a caption with
+    start and end tags becomes a clip of its own, under the same length rule. Returns [TextClip] and {id:
+    reason left out}."""
     spec, entries, dropped = store.spec, [], {}
     for clip, name in enumerate(store.ids):
         length = int(store.lengths[clip])
@@ -153,12 +160,14 @@ def text_clips(store):
         entries += found
     if not entries:
         name, reason = next(iter(dropped.items()))
-        raise UserError(f"{spec.name}/{store.split} has no clip for text-to-motion; the first left out, {name}: {reason}")
+        raise UserError(f"{spec.name}/{store.split} has no clip for text-to-motion; the first left out, "
+                        f"{name}: {reason}")
     return entries, dropped
 
 
 def by_length(entries):
-    """TextClips from the shortest to the longest, equally long ones in the order given: the published evaluation's order."""
+    """TextClips from the shortest to the longest, equally long ones in the order given: the published
+    evaluation's order."""
     return sorted(entries, key=lambda entry: entry.end - entry.start)
 
 
@@ -175,19 +184,23 @@ def _clips_of(clip, length, captions, spec):
 
 
 def read_labels(spec):
-    """{id: [action]} of the data set's labels.json ({id: {"actions": [...]}}), None without one. UserError for a damaged one."""
+    """{id: [action]} of the data set's labels.json ({id: {"actions": [...]}}), None without one. UserError
+    for a damaged one."""
     path = Path(spec.root) / "labels.json"
     if not path.is_file():
         return None
     try:
-        return {name: list(map(str, label["actions"])) for name, label in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {name: list(map(str, label["actions"]))
+                for name, label in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} is not JSON of the form {{ID: {{"actions": [NAME, ...]}}}} ({type(error).__name__}: {error})'
+        raise UserError(f'{path} is not JSON of the form {{ID: {{"actions": [NAME, '
+                        f'...]}}}} ({type(error).__name__}: {error})'
                         ) from error
 
 
 def caption_groups(entries):
-    """A group number for each entry: entries that share a caption, directly or through others, share the number."""
+    """A group number for each entry: entries that share a caption, directly or through others, share the
+    number."""
     owner, parent = {}, list(range(len(entries)))
 
     def find(i):
@@ -201,13 +214,14 @@ def caption_groups(entries):
     return np.array([find(i) for i in range(len(entries))])
 
 
-# ---- views -------------------------------------------------------------------------------------------------------
+# ---- views -------------------------------------------------------------------------------------------------
 
 
 class WindowDataset(Dataset):
     """Every window of ``window`` frames of every clip that is long enough: normalised (window, D).
 
-    (The published index arithmetic counts one window twice and never yields the last of a clip; this one yields each once.)
+    (The published index arithmetic counts one window twice and never yields the last of a clip; this one
+    yields each once.)
     """
 
     def __init__(self, store, window):
@@ -215,7 +229,8 @@ class WindowDataset(Dataset):
         self.counts = np.maximum(store.lengths - window + 1, 0)
         self.ends = np.cumsum(self.counts)
         if self.ends[-1] == 0:
-            raise UserError(f"no clip of {store.spec.name}/{store.split} has {window} frames; pass a smaller --window_size")
+            raise UserError(f"no clip of {store.spec.name}/{store.split} has {window} frames; pass a smaller "
+                            "--window_size")
 
     def __len__(self):
         return int(self.ends[-1])
@@ -231,10 +246,12 @@ class WindowDataset(Dataset):
 
 
 class TextMotionDataset(Dataset):
-    """Clips with text. ``self[index, seed]`` draws a caption and a crop as the published data set does: the length is cut to
-    a multiple of 4, in one of three draws by one more unit, and the start is random within what is left.
+    """Clips with text. ``self[index, seed]`` draws a caption and a crop as the published data set does: the
+    length is cut to a multiple of 4, in one of three draws by one more unit, and the start is random within
+    what is left.
 
-    ``features``: conditions (number of captions, C), text features as a rule; ``caption_rows[i]`` are the rows of entry i.
+    ``features``: conditions (number of captions, C), text features as a rule; ``caption_rows[i]`` are the
+        rows of entry i.
     """
 
     def __init__(self, store, entries, features, max_length=MAX_LENGTH):
@@ -262,7 +279,7 @@ class TextMotionDataset(Dataset):
         row, start, length = self.draw(*key)
         clip = self.entries[key[0]].clip
         motion = torch.from_numpy(self.store.normalised(clip, start, start + length))
-        return {"motion": motion, "length": length, "text": self.features[row], "index": key[0],
+        return {"motion": motion, "length": length, "cond": self.features[row], "index": key[0],
                 "key": (clip, start, length)}
 
 
@@ -272,8 +289,8 @@ def all_captions(entries):
 
 
 def load_text_motion(spec, split, conditions, num_workers=0, max_length=MAX_LENGTH):
-    """The TextMotionDataset of a split; ``conditions`` (utils/data/conditions.py) says which clips take part and what a model is told
-    about them. What is left out is said."""
+    """The TextMotionDataset of a split; ``conditions`` (utils/data/conditions.py) says which clips take part
+    and what a model is told about them. What is left out is said."""
     store = MotionStore(spec, split, num_workers)
     entries, dropped = conditions.select(store, *text_clips(store))
     report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
@@ -281,25 +298,28 @@ def load_text_motion(spec, split, conditions, num_workers=0, max_length=MAX_LENG
 
 
 def collate_clips(samples):
-    """motion (B, T, D) with zeros behind each end, lengths (B,) in frames, text (B, C), index (B,) of the entries, and keys,
-    which name the crops."""
+    """motion (B, T, D) with zeros behind each end, lengths (B,) in frames, cond (B, C), index (B,) of the
+    entries, and keys, which name the crops."""
     motion = torch.nn.utils.rnn.pad_sequence([sample["motion"] for sample in samples], batch_first=True)
     lengths, index = (torch.tensor([sample[name] for sample in samples]) for name in ("length", "index"))
     return {"motion": motion, "lengths": lengths, "index": index,
-            "text": torch.stack([sample["text"] for sample in samples]), "keys": [sample["key"] for sample in samples]}
+            "cond": torch.stack([sample["cond"] for sample in samples]),
+            "keys": [sample["key"] for sample in samples]}
 
 
 class SeededBatches(Sampler):
-    """Batches of (index, seed) pairs, a pure function of (seed, epoch): a run can be repeated, and resumed anywhere.
+    """Batches of (index, seed) pairs, a pure function of (seed, epoch): a run can be repeated, and resumed
+    anywhere.
 
-    ``lengths``: batches hold clips of similar length, so little is spent on padding (shuffled first, then sorted in chunks).
-    ``part``: (rank, n) yields the rank-th of n equal parts of each batch; a data set smaller than a batch gives one that can be
-    parted.
+    ``lengths``: batches hold clips of similar length, so little is spent on padding (shuffled first, then
+    sorted in chunks). ``part``: (rank, n) yields the rank-th of n equal parts of each batch; a data set
+    smaller than a batch gives one that can be parted.
     """
 
     def __init__(self, size, batch_size, seed, lengths=None, chunk=8, part=(0, 1)):
         if size < part[1] or batch_size < part[1]:
-            raise UserError(f"cannot make batches of {batch_size} from {size} samples for {part[1]} process(es)")
+            raise UserError(f"cannot make batches of {batch_size} from {size} samples for {part[1]} "
+                            "process(es)")
         self.batch_size = min(batch_size, size) // part[1] * part[1]
         self.size, self.seed, self.lengths, self.chunk = size, seed, lengths, chunk
         own = self.batch_size // part[1]
@@ -317,7 +337,8 @@ class SeededBatches(Sampler):
             order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")]
                                     for part in np.split(order, range(self.chunk * self.batch_size, self.size,
                                                                       self.chunk * self.batch_size))])
-        batches = [order[i : i + self.batch_size] for i in range(0, self.size - self.batch_size + 1, self.batch_size)]
+        batches = [order[i : i + self.batch_size]
+                   for i in range(0, self.size - self.batch_size + 1, self.batch_size)]
         if self.lengths is not None:
             rng.shuffle(batches)
         for batch in batches[self.start :]:
@@ -325,9 +346,10 @@ class SeededBatches(Sampler):
 
 
 def make_loader(dataset, batch_size, seed, num_workers=0, lengths=None, collate_fn=None, whole=False):
-    """A DataLoader over SeededBatches (``loader.batch_sampler``). Of several processes each gets ``batch_size`` samples of a
-    batch; ``whole``: all get the same batches."""
+    """A DataLoader over SeededBatches (``loader.batch_sampler``). Of several processes each gets
+    ``batch_size`` samples of a batch; ``whole``: all get the same batches."""
     sampler = (SeededBatches(len(dataset), batch_size, seed, lengths) if whole else
-               SeededBatches(len(dataset), batch_size * distributed.size(), seed, lengths, part=(distributed.rank(), distributed.size())))
+               SeededBatches(len(dataset), batch_size * distributed.size(), seed, lengths,
+                             part=(distributed.rank(), distributed.size())))
     return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn,
                       persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available())

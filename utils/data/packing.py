@@ -1,9 +1,10 @@
 """The clips of a split in one file, which opens at once and whose pages all processes and workers share.
 
-``<data set>/packed/<split>_<columns>.bin``: the float32 rows (columns) of all clips, one below the other; an index (JSON); the
-index's size in bytes (8, little endian); MAGIC. The index holds the captions too, why a clip is left out, and which files all
-this was read from (name, bytes, time of change): where they are others now, or the file is damaged, it is made anew. It is
-written under another name first, so that whoever reads it, or writes it at the same time, never sees half of one.
+``<data set>/packed/<split>_<columns>.bin``: the float32 rows (columns) of all clips, one below the other; an
+index (JSON); the index's size in bytes (8, little endian); MAGIC. The index holds the captions too, why a
+clip is left out, and which files all this was read from (name, bytes, time of change): where they are others
+now, or the file is damaged, it is made anew. It is written under another name first, so that whoever reads
+it, or writes it at the same time, never sees half of one.
 Shapes: T frames, D columns.
 """
 import json
@@ -26,8 +27,9 @@ CHUNK = 512  # clips that are in memory while the file is written
 
 
 class Packed(NamedTuple):
-    """``data`` (sum of T, D) of the clips that can be used, and, for every name asked for: ``lengths`` (T, or 0), ``reasons``
-    (why the clip cannot be used, or None), ``texts`` ([text, None], or [None, why there is none])."""
+    """``data`` (sum of T, D) of the clips that can be used, and, for every name asked for: ``lengths`` (T, or
+    0), ``reasons`` (why the clip cannot be used, or None), ``texts`` ([text, None], or [None, why there is
+    none])."""
 
     data: np.ndarray
     lengths: list
@@ -36,8 +38,9 @@ class Packed(NamedTuple):
 
 
 def open_packed(root, split, names, columns, num_workers=0):
-    """The Packed clips ``names`` of a split of the data set in ``root``, the first ``columns`` features of each. The first use,
-    and one after a change, reads all files; where nothing can be written, every use does."""
+    """The Packed clips ``names`` of a split of the data set in ``root``, the first ``columns`` features of
+    each. The first use, and one after a change, reads all files; where nothing can be written, every use
+    does."""
     root = Path(root)
     path = root / "packed" / f"{split}_{columns}.bin"
     sources = {"names": names, "motions": stamps(root / "new_joint_vecs", names, ".npy"),
@@ -53,7 +56,8 @@ def open_packed(root, split, names, columns, num_workers=0):
     except UnwritableFile as error:
         say(f"warning: {error}, so the clips are read anew at every start")
         return in_passing(make, sources, columns)
-    return read_packed(path, sources, columns) or in_passing(make, sources, columns)  # the latter: changed in between
+    # the latter: changed in between
+    return read_packed(path, sources, columns) or in_passing(make, sources, columns)
 
 
 def stamps(folder, names, suffix):
@@ -82,7 +86,8 @@ def in_passing(make, sources, columns):
 
 def write_packed(file, root, sources, columns, num_workers, what):
     """Read all clips and captions and write them to an open file."""
-    names, index = sources["names"], {"sources": sources, "columns": columns, "lengths": [], "reasons": [], "texts": []}
+    names, index = sources["names"], {"sources": sources, "columns": columns, "lengths": [], "reasons": [],
+                                      "texts": []}
     with (ThreadPoolExecutor(max(1, num_workers)) as pool,  # threads: reading waits for the disk
           tqdm(total=len(names), desc=f"packing {what}", unit="clip", leave=False, mininterval=1,
                disable=not is_first()) as progress):
@@ -100,11 +105,13 @@ def write_packed(file, root, sources, columns, num_workers, what):
 
 
 def read_clip(root, columns, name):
-    return (*read_features(root / "new_joint_vecs" / f"{name}.npy", columns), read_text(root / "texts" / f"{name}.txt"))
+    return (*read_features(root / "new_joint_vecs" / f"{name}.npy", columns),
+            read_text(root / "texts" / f"{name}.txt"))
 
 
 def read_packed(path, sources, columns):
-    """The Packed clips of a file; None where there is none, or it was made from other sources, or is damaged."""
+    """The Packed clips of a file; None where there is none, or it was made from other sources, or is
+    damaged."""
     try:
         with open(path, "rb") as file:
             return map_packed(file, sources, columns)

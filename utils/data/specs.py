@@ -12,10 +12,10 @@ from utils.motion.skeletons import SKELETONS
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One data set. ``fps`` frames a second; clips of ``min_frames`` .. ``max_frames`` take part in text-to-motion;
-    ``distinct_retrieval``: many clips share a caption, so retrieval batches hold every caption once at most;
-    ``protocol``: how it is judged unless --protocol says otherwise (utils/judges.py); ``metres_per_unit``: the length unit of
-    its joints (KIT's are millimetres)."""
+    """One data set. ``fps`` frames a second; clips of ``min_frames`` .. ``max_frames`` take part in
+    text-to-motion; ``distinct_retrieval``: many clips share a caption, so retrieval batches hold every
+    caption once at most; ``protocol``: how it is judged unless --protocol says otherwise (utils/judges.py);
+    ``metres_per_unit``: the length unit of its joints (KIT's are millimetres)."""
 
     name: str
     root: str
@@ -45,15 +45,16 @@ class DatasetSpec:
 
 # Data sets whose folders do not describe themselves; all others carry a dataset.json.
 KNOWN = {
-    "t2m": dict(folder="HumanML3D", skeleton="t2m", fps=20.0, min_frames=40, max_frames=199, text_encoder="clip",
-                protocol="essential"),
-    "kit": dict(folder="KIT-ML", skeleton="kit", fps=12.5, min_frames=24, max_frames=199, text_encoder="clip", cfg=2.5,
-                protocol="essential", metres_per_unit=0.001),
+    "t2m": dict(folder="HumanML3D", skeleton="t2m", fps=20.0, min_frames=40, max_frames=199,
+                text_encoder="clip", protocol="essential"),
+    "kit": dict(folder="KIT-ML", skeleton="kit", fps=12.5, min_frames=24, max_frames=199, text_encoder="clip",
+                cfg=2.5, protocol="essential", metres_per_unit=0.001),
 }
 
 
 def get_spec(name, dataset_dir="./datasets"):
-    """The DatasetSpec of ``name``. ``demo`` is made on first use. UserError when the folder or its description is missing."""
+    """The DatasetSpec of ``name``. ``demo`` is made on first use. UserError when the folder or its
+    description is missing."""
     known = dict(KNOWN.get(name, {}))
     root = Path(dataset_dir) / known.pop("folder", name)
     if name == "demo" and not root.exists():
@@ -62,7 +63,8 @@ def get_spec(name, dataset_dir="./datasets"):
         say(f"making the data set 'demo' in {root} (once)")
         build_demo(root)
     if not root.is_dir():
-        raise UserError(f"no data set '{name}' at {root}; put it there, or make one with scripts/prepare_dataset.py")
+        raise UserError(f"no data set '{name}' at {root}; put it there, or make one with "
+                        "scripts/prepare_dataset.py")
     if known:
         return DatasetSpec(name=name, root=str(root), **known)
     path = root / "dataset.json"
@@ -78,7 +80,8 @@ def get_spec(name, dataset_dir="./datasets"):
 
 
 def spec_from_description(description, root="", path="the checkpoint"):
-    """A DatasetSpec from a dict (dataset.json or a checkpoint's); keys that it does not know are left alone."""
+    """A DatasetSpec from a dict (dataset.json or a checkpoint's); keys that it does not know are left
+    alone."""
     fields = {key: description[key] for key in DatasetSpec.__dataclass_fields__ if key in description}
     missing = {"name", "skeleton", "fps", "min_frames", "max_frames", "text_encoder"} - set(fields)
     if missing:
@@ -94,10 +97,12 @@ def joints_in_metres(features, spec):
 
 
 def spec_of_checkpoint(checkpoint, dataset_name):
-    """The DatasetSpec that a checkpoint carries; for released files, which carry none, what is known under that name."""
+    """The DatasetSpec that a checkpoint carries; for released files, which carry none, what is known under
+    that name."""
     if "dataset" in checkpoint:
         return spec_from_description(checkpoint["dataset"])
     if dataset_name not in KNOWN:
-        raise UserError(f"the checkpoint does not describe its data set, and '{dataset_name}' is none of {', '.join(KNOWN)}")
+        raise UserError(f"the checkpoint does not describe its data set, and '{dataset_name}' is none of "
+                        f"{', '.join(KNOWN)}")
     known = {key: value for key, value in KNOWN[dataset_name].items() if key != "folder"}
     return DatasetSpec(name=dataset_name, root="", **known)

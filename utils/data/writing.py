@@ -14,7 +14,8 @@ def average_std(std, skeleton):
 
 
 def make_data_folder(folder):
-    """Make the empty folders of a data set. What a killed run left there goes; FileExistsError where it is something else."""
+    """Make the empty folders of a data set. What a killed run left there goes; FileExistsError where it is
+    something else."""
     rooms = [folder / name for name in ("new_joint_vecs", "texts")]
     if folder.exists() and not any(room.is_dir() for room in rooms):
         raise FileExistsError(f"{folder} is in the way and is no data set half made; move it away")
@@ -24,8 +25,9 @@ def make_data_folder(folder):
 
 
 def write_statistics(folder, total, squares, frames, skeleton):
-    """Write Mean.npy and Std.npy (D,) float32 from sums (D,) over ``frames`` frames; the std is averaged within groups of
-    columns. A group that never changes gets std 1, so that it can be divided by; returns the number of such columns."""
+    """Write Mean.npy and Std.npy (D,) float32 from sums (D,) over ``frames`` frames; the std is averaged
+    within groups of columns. A group that never changes gets std 1, so that it can be divided by; returns the
+    number of such columns."""
     mean = total / frames
     std = average_std(np.sqrt(np.maximum(squares / frames - mean ** 2, 0)), skeleton)
     constant = std < 1e-7

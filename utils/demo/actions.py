@@ -145,7 +145,8 @@ def kick(p, side):
         back += curve(n, (t, 0), (t + 7, 1), (t + 11, 0))
         hit += curve(n, (t + 6, 0), (t + 12, 1), (t + 13.5, 1), (t + period - 1, 0))
     leg = p.body.length[4] + p.body.length[7]
-    far = 1.05 * np.sqrt(leg ** 2 - (p.body.standing - 0.14 - high) ** 2)        # the leg is nearly straight at the top
+    # the leg is nearly straight at the top
+    far = 1.05 * np.sqrt(leg ** 2 - (p.body.standing - 0.14 - high) ** 2)
     p.shift_foot(c, side, ahead=far * hit - 0.28 * back, sideways=-sign * 0.05 * hit)
     c[f"{side}_lift"] += high * np.maximum(hit, 0) ** 0.8 + 0.14 * np.maximum(back, 0) ** 0.5
     c[f"{side}_foot_pitch"] += 48 * back - 30 * hit
@@ -193,7 +194,8 @@ def lower_trunk(p, c, down, depth, pitch, bend):
 
 
 def seat_curves(p, c, down, lean):
-    """``down`` 0 (standing) to 1 (on the chair); the trunk leans ahead in between, hands end on the thighs."""
+    """``down`` 0 (standing) to 1 (on the chair); the trunk leans ahead in between, hands end on the
+    thighs."""
     seat = p.seat
     c["height"] += (seat["height"] - p.body.standing - p.ease["height"]) * down
     p.shift(c, ahead=-seat["back"] * down ** 0.9)

@@ -3,8 +3,8 @@
 A performance is a dict of curves, one value a frame (20 fps). The trunk and the arms are posed by forward
 kinematics; the legs by two-bone inverse kinematics towards planned footprints, so planted feet do not slide.
 
-Shapes: T frames. World: metres, Y up. Body frame: +X is the body's left, +Z is ahead. All angles are in degrees; a
-heading that grows is a turn to the left.
+Shapes: T frames. World: metres, Y up. Body frame: +X is the body's left, +Z is ahead. All angles are in
+degrees; a heading that grows is a turn to the left.
 """
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ STANDING_REACH, MAX_REACH = 0.996, 0.9985                       # fractions of t
 
 # x, z, height: pelvis (height relative to standing); pitch: forward, roll: left side up, twist: to the left.
 # Arm: swing (forward), spread (sideways), roll (turns the elbow inwards), elbow (flexion).
-# Foot: x, z, lift, yaw of the ball of the flat foot; pitch > 0 raises the heel, < 0 the toes; splay opens the knees.
+# Foot: x, z, lift, yaw of the ball of the flat foot; pitch > 0 raises the heel, < 0 the toes; splay opens the
+# knees.
 TRUNK = ("x", "z", "height", "yaw", "pelvis_yaw", "pelvis_pitch", "pelvis_roll", "bend", "side", "twist",
          "head_pitch", "head_yaw", "head_roll")
 ARM = ("swing", "spread", "roll", "elbow")
@@ -37,8 +38,8 @@ FOOT_LENGTH = 0.146
 
 @dataclass(frozen=True)
 class Body:
-    """Proportions of one person. ``offsets`` (22, 3) holds the bones of trunk, neck, collars and hips in a relaxed
-    pose, ``length`` (22,) the length of every bone, both in metres."""
+    """Proportions of one person. ``offsets`` (22, 3) holds the bones of trunk, neck, collars and hips in a
+    relaxed pose, ``length`` (22,) the length of every bone, both in metres."""
 
     offsets: np.ndarray
     length: np.ndarray
@@ -50,7 +51,8 @@ class Body:
 
 
 def random_body(rng):
-    """A person at most about 8% smaller or taller than average, with limbs that vary a little by themselves."""
+    """A person at most about 8% smaller or taller than average, with limbs that vary a little by
+    themselves."""
     size = rng.uniform(0.93, 1.07)
     legs, arms, trunk, width = np.clip(rng.normal(1, 0.02, 4), 0.96, 1.04)
     scale = {1: width, 4: legs, 7: legs, 13: width, 16: width, 18: arms, 20: arms, 10: legs}
@@ -132,8 +134,8 @@ def pose_arm(body, c, joints, chest, side, sign):
 # ---- legs
 
 def foot_points(body, c, side, sign, pitch):
-    """Ankle and ball (..., 3) of a foot. It rolls about the ball when the heel is up, about the heel when the toes are;
-    ``pitch`` (..., T) may carry extra leading axes."""
+    """Ankle and ball (..., 3) of a foot. It rolls about the ball when the heel is up, about the heel when the
+    toes are; ``pitch`` (..., T) may carry extra leading axes."""
     down = ANKLE_HEIGHT - BALL_HEIGHT
     out = 0.02 * sign
     ahead = np.sqrt(body.length[10] ** 2 - down ** 2 - out ** 2)

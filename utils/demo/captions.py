@@ -36,7 +36,8 @@ def pick(items, rng):
 
 def expand(text, side, rng):
     """Resolve rules and choices; verbs stay marked."""
-    fixed = {"SIDE": side, "CLOCK": "clockwise" if side == "right" else pick(grammar.COUNTERCLOCKWISE, rng), "POSS": "#"}
+    fixed = {"SIDE": side, "CLOCK": "clockwise" if side == "right" else pick(grammar.COUNTERCLOCKWISE, rng),
+             "POSS": "#"}
     while True:
         text, rules = RULE.subn(lambda m: fixed.get(m[0]) or grammar.RULES.get(m[0], m[0].lower()), text)
         text, choices = CHOICE.subn(lambda m: pick(m[1].split("|"), rng), text)
@@ -60,7 +61,8 @@ def conjugate(verb, form):
 
 
 def details(action, facts, rng):
-    """Phrases about tempo, size and count that are true of this clip, two at most, each sometimes left out."""
+    """Phrases about tempo, size and count that are true of this clip, two at most, each sometimes left
+    out."""
     options = []
     if facts.get("tempo"):
         options.append(grammar.TEMPO[facts["tempo"]])

@@ -1,8 +1,8 @@
 """The data set `demo`: people who walk, turn, jump, wave and so on, made by pure kinematics on first use.
 
-It lies on disk as HumanML3D does (22 joints, 20 fps, 40 to 196 frames, three captions a clip), needs no download, and every clip
-comes with the actions it shows (`labels.json`), so that a trained model can be checked against what it
-was asked for. The same seed makes the same data.
+It lies on disk as HumanML3D does (22 joints, 20 fps, 40 to 196 frames, three captions a clip), needs no
+download, and every clip comes with the actions it shows (`labels.json`), so that a trained model can be
+checked against what it was asked for. The same seed makes the same data.
 """
 import json
 import os
@@ -22,13 +22,15 @@ MIN_FRAMES, MAX_FRAMES = 40, 196  # of the features, which have one frame less t
 SEQUENCE_FRAMES = 120  # two actions in a row are drawn again when they take longer
 SHARE_OF_SEQUENCES = 0.25
 SPLITS = {"train": 16, "val": 1, "test": 3}  # clips of every 20
-CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward", "run_forward")  # may begin or end in mid-stride
+# may begin or end in mid-stride
+CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward", "run_forward")
 NOT_IN_SEQUENCES = ("walk_circle_left", "walk_circle_right")  # too long
 LONG = ("turn_left_360", "turn_right_360", "sway", "jumping_jacks")  # not two of these in one clip
 
 
 def perform(action_ids, rng):
-    """Act out one or two actions. Returns joints (T, 22, 3), T from 41 to 197, and the facts of each action."""
+    """Act out one or two actions. Returns joints (T, 22, 3), T from 41 to 197, and the facts of each
+    action."""
     for action in action_ids:
         if action not in ACTIONS:
             raise ValueError(f"unknown action '{action}'; one of {', '.join(ACTIONS)}")
@@ -67,7 +69,8 @@ def _perform_once(action_ids, rng):
 
 def make_clip(action_ids, rng):
     """Joints (T, 22, 3) in metres, Y up, 20 fps, T from 41 to 197, of a random person who performs the given
-    actions (a list of one or two ids) somewhere on the floor, facing anywhere. ValueError for an unknown action."""
+    actions (a list of one or two ids) somewhere on the floor, facing anywhere. ValueError for an unknown
+    action."""
     return perform(action_ids, rng)[0]
 
 
@@ -80,7 +83,8 @@ def plan(num_clips, rng):
     seconds = {}
     for first in firsts:  # every action begins equally many sequences, and each time another one follows
         others = [name for name in firsts if name != first and not (first in LONG and name in LONG)]
-        seconds[first] = ["stand_up"] if first == "sit_down" else [others[i] for i in rng.permutation(len(others))]
+        seconds[first] = ["stand_up"] if first == "sit_down" else [others[i]
+                                                                   for i in rng.permutation(len(others))]
     for i in range(sequences):
         turn, number = divmod(i, len(firsts))
         first = firsts[number]
@@ -111,8 +115,8 @@ def write_clip(folder, name, actions, rng):
 
 
 def build_demo(root, num_clips=2000, seed=0):
-    """Write the data set to the folder ``root``; FileExistsError when it exists. It is made beside it and renamed at
-    the end, so an interrupted build leaves nothing half made. 2,000 clips take about a minute."""
+    """Write the data set to the folder ``root``; FileExistsError when it exists. It is made beside it and
+    renamed at the end, so an interrupted build leaves nothing half made. 2,000 clips take about a minute."""
     root = Path(root)
     if root.exists():
         raise FileExistsError(f"{root} exists already; remove it to build the data set again")

@@ -1,23 +1,27 @@
 """The grammar of the captions of the demo data set.
 
-Braces hold alternatives (they nest), ``<verb>`` is conjugated, words in capitals are rules of their own. POSS becomes
-his, her, its or their; SIDE left or right; CLOCK the sense of rotation that goes with it. Every phrase of an action
-names what sets it apart from its neighbours: the side, the direction, the amount.
+Braces hold alternatives (they nest), ``<verb>`` is conjugated, words in capitals are rules of their own. POSS
+becomes his, her, its or their; SIDE left or right; CLOCK the sense of rotation that goes with it. Every
+phrase of an action names what sets it apart from its neighbours: the side, the direction, the amount.
 """
 
 RULES = {
     "WALK": "{<walk>|<walk>|<stroll>|<amble>|<stride>|<pace>|<step>|<move>|<saunter>|<march>|<wander>|<go>}",
     "GO": "{<walk>|<walk>|<walk>|<stroll>|<move>|<step>|<march>|<pace>}",
-    "AHEAD": "{forward|forward|forwards|ahead|straight ahead|straight forward|in a straight line|onward|straight on}",
+    "AHEAD": "{forward|forward|forwards|ahead|straight ahead|straight forward|in a straight "
+             "line|onward|straight on}",
     "FEW": "{a few|several|some|a couple of}",
-    "SLOWLY": "{slowly|slowly|very slowly|at a slow pace|unhurriedly|leisurely|with slow steps|in a slow manner}",
-    "FAST": "{fast|quickly|briskly|rapidly|at a fast pace|with quick steps|at a brisk pace|hurriedly|in a hurry}",
+    "SLOWLY": "{slowly|slowly|very slowly|at a slow pace|unhurriedly|leisurely|with slow steps|in a slow "
+              "manner}",
+    "FAST": "{fast|quickly|briskly|rapidly|at a fast pace|with quick steps|at a brisk pace|hurriedly|in a "
+            "hurry}",
     "TURN": "{<turn>|<turn>|<turn>|<rotate>|<pivot>|<swivel>}",
     "SPIN": "{<turn>|<turn>|<rotate>|<spin>|<spin>|<twirl>|<whirl>|<pivot>}",
     "HERE": "{|| on the spot| in place| while standing}",
     "QUARTER": "{90 degrees|ninety degrees|a quarter turn|by 90 degrees|by a right angle|a quarter of a turn}",
     "HALF": "{180 degrees|one hundred eighty degrees|a half turn|half a turn|by 180 degrees|halfway around}",
-    "FULL": "{360 degrees|a full turn|a full circle|all the way around|once around|a complete turn|one full rotation"
+    "FULL": "{360 degrees|a full turn|a full circle|all the way around|once around|a complete turn|one full "
+            "rotation"
             "|by 360 degrees|completely around|three hundred sixty degrees}",
     "WAY": "{SIDE|SIDE|to the SIDE|to POSS SIDE|towards the SIDE|to POSS SIDE side|to the SIDE side}",
     "ROUND": "{SIDE|to the SIDE|to the SIDE|to POSS SIDE|CLOCK|CLOCK|in a CLOCK direction|to POSS SIDE side}",
@@ -31,7 +35,8 @@ RULES = {
     "PERFORM": "{<do>|<perform>|<make>}",
 }
 
-COUNTERCLOCKWISE = ("counterclockwise", "counterclockwise", "anticlockwise", "counter-clockwise", "anti-clockwise")
+COUNTERCLOCKWISE = ("counterclockwise", "counterclockwise", "anticlockwise", "counter-clockwise",
+                    "anti-clockwise")
 
 # Action id (* stands for left and right), then one phrase a line.
 GRAMMAR = """
@@ -254,44 +259,56 @@ SIZES = {
     "jump_forward": {"big": "{far|a long way|a long distance}", "small": "{a short distance|a little}"},
     "jump": {"big": "{high|very high|as high as possible}", "small": "{a little|slightly}"},
     "walk_circle": {"big": "{|with a wide radius}", "small": "{|with a tight radius}"},
-    "wave": {"big": "{with big movements|widely|broadly}", "small": "{with small movements|a little|slightly}"},
+    "wave": {"big": "{with big movements|widely|broadly}",
+             "small": "{with small movements|a little|slightly}"},
     "kick": {"big": "{high|high in the air|up high}", "small": "{low|at a low height}"},
     "squat": {"big": "{deeply|very low}", "small": "{slightly|not very low|halfway}"},
     "bow": {"big": "{deeply|very low|low}", "small": "{slightly|a little}"},
 }
 
 SUBJECTS = (
-    "a person", "a person", "a person", "a man", "a man", "a woman", "someone", "somebody", "the person", "the man", "the woman",
-    "a human", "the figure", "a figure", "the character", "an actor", "a guy", "a lady", "the individual", "a boy", "a girl",
-    "a stick figure", "he", "she", "they", "this person", "the human", "the subject", "the performer",
+    "a person", "a person", "a person", "a man", "a man", "a woman", "someone", "somebody", "the person",
+    "the man", "the woman", "a human", "the figure", "a figure", "the character", "an actor", "a guy",
+    "a lady", "the individual", "a boy", "a girl", "a stick figure", "he", "she", "they", "this person",
+    "the human", "the subject", "the performer",
 )
-PRONOUNS = {"he": ("man", "guy", "boy", "he"), "she": ("woman", "lady", "girl", "she"), "it": ("figure", "character")}
+PRONOUNS = {"he": ("man", "guy", "boy", "he"), "she": ("woman", "lady", "girl", "she"),
+            "it": ("figure", "character")}
 POSSESSIVE = {"he": "his", "she": "her", "it": "its", "they": "their"}
 
-# {s}: subject, {p}: its pronoun, {f} finite, {g} gerund, {b} base form of the phrase; 2: of the second action.
+# {s}: subject, {p}: its pronoun, {f} finite, {g} gerund, {b} base form of the phrase; 2: of the second
+# action.
 SINGLE = (
-    "{s} {f}", "{s} {f}", "{s} {f}", "{s} {f}", "{s} {is_} {g}", "{s} {is_} {g}", "{s} {g}", "{s} starts to {b}",
-    "{s} can be seen {g}", "{s} begins to {b}", "the motion shows {s} {g}", "we see {s} {g}", "{s} {is_} shown {g}",
+    "{s} {f}", "{s} {f}", "{s} {f}", "{s} {f}", "{s} {is_} {g}", "{s} {is_} {g}", "{s} {g}",
+    "{s} starts to {b}", "{s} can be seen {g}", "{s} begins to {b}", "the motion shows {s} {g}",
+    "we see {s} {g}", "{s} {is_} shown {g}",
 )
 DOUBLE = (
-    "{s} {f}, then {f2}", "{s} {f}, then {f2}", "{s} {f} and then {f2}", "{s} {f} and then {f2}", "after {g}, {s} {f2}",
-    "{s} first {f}, then {f2}", "first {s} {f}, then {p} {pf2}", "{s} {f} before {g2}", "{s} {f2} after {g}",
-    "{s} {f}, and afterwards {p} {pf2}", "{s} {f} and {f2}", "{s} {f}, after that {p} {pf2}", "{s} {f} followed by {g2}",
-    "{s} {is_} {g} and then {g2}", "{s} {g} and then {g2}", "{s} {f}, next {p} {pf2}", "{s} {f} and finally {f2}",
-    "{s} starts by {g} and then {f2}", "once done {g}, {s} {f2}", "{s} {f}; then {p} {pf2}", "{s} {g}, then {g2}",
+    "{s} {f}, then {f2}", "{s} {f}, then {f2}", "{s} {f} and then {f2}", "{s} {f} and then {f2}",
+    "after {g}, {s} {f2}", "{s} first {f}, then {f2}", "first {s} {f}, then {p} {pf2}", "{s} {f} before {g2}",
+    "{s} {f2} after {g}", "{s} {f}, and afterwards {p} {pf2}", "{s} {f} and {f2}",
+    "{s} {f}, after that {p} {pf2}", "{s} {f} followed by {g2}", "{s} {is_} {g} and then {g2}",
+    "{s} {g} and then {g2}", "{s} {f}, next {p} {pf2}", "{s} {f} and finally {f2}",
+    "{s} starts by {g} and then {f2}", "once done {g}, {s} {f2}", "{s} {f}; then {p} {pf2}",
+    "{s} {g}, then {g2}",
 )
 
 # Part-of-speech tags of the words that are neither verbs nor nouns.
 LEXICON = {
     "DET": "a an the this both some several one each",
-    "ADP": "in on of to at by with from over above into around onto along towards for across off behind without after before",
+    "ADP": "in on of to at by with from over above into around onto along towards for across off behind "
+           "without after before",
     "PRON": "he she it they his her its their we them him someone somebody something",
     "AUX": "is are can be",
     "NUM": "90 180 360 two three four five six seven ninety hundred eighty sixty",
     "CONJ": "and then while",
-    "ADJ": "slow fast quick brisk rapid big long short small left right full complete whole wide gentle gradual curved "
-           "quarter single polite respectful seated broad low upper circular round opposite straight vertical normal steady",
-    "ADV": "forward forwards ahead onward backward backwards rearward back up down sideways sidewards away overhead upward "
-           "upwards together apart again once twice thrice first next finally afterwards very all clockwise counterclockwise "
+    "ADJ": "slow fast quick brisk rapid big long short small left right full complete whole wide gentle "
+           "gradual curved "
+           "quarter single polite respectful seated broad low upper circular round opposite straight "
+           "vertical normal steady",
+    "ADV": "forward forwards ahead onward backward backwards rearward back up down sideways sidewards away "
+           "overhead upward "
+           "upwards together apart again once twice thrice first next finally afterwards very all clockwise "
+           "counterclockwise "
            "anticlockwise counter-clockwise anti-clockwise halfway high far",
 }

@@ -34,8 +34,8 @@ def curve(n, *keys):
 
 
 class Performer:
-    """A person somewhere on the floor. ``neutral(n)`` gives curves that stand at ease, actions change them and
-    ``append`` them; the next action starts where the last one ended."""
+    """A person somewhere on the floor. ``neutral(n)`` gives curves that stand at ease, actions change them
+    and ``append`` them; the next action starts where the last one ended."""
 
     def __init__(self, rng):
         self.rng, self.body = rng, random_body(rng)

@@ -17,8 +17,8 @@ GRAVITY = 9.81 / FPS ** 2                  # metres per frame squared
 
 def travel(p, position, yaw, start, steps, step, lead, swing=0.8, lift=0.07, strike=15, push=22, width=None,
            bounce=0.012, arms=45, elbow=18, lean=0.0, crouch=0.015):
-    """Follow a path of the pelvis, position (n, 2) and yaw (n,), with ``steps`` steps of ``step`` frames from frame
-    ``start`` on. A foot swings during ``swing`` of a step (above 1: a run,
+    """Follow a path of the pelvis, position (n, 2) and yaw (n,), with ``steps`` steps of ``step`` frames from
+    frame ``start`` on. A foot swings during ``swing`` of a step (above 1: a run,
                                                             with a flight phase) and lands where the
     pelvis will be in the middle of its stance. ``arms``: degrees of arm swing per metre between the feet."""
     n = len(yaw)
@@ -59,7 +59,8 @@ def travel(p, position, yaw, start, steps, step, lead, swing=0.8, lift=0.07, str
 
 
 def body_style(p, c, active, frames, start, step, arms, elbow, lean, crouch, bounce):
-    """Pelvis, trunk and arms of somebody who steps: arms swing against the legs, the pelvis turns with them."""
+    """Pelvis, trunk and arms of somebody who steps: arms swing against the legs, the pelvis turns with
+    them."""
     between = np.stack([c["l_foot_x"] - c["r_foot_x"], c["l_foot_z"] - c["r_foot_z"]], -1)
     ahead = (between * planar(c["yaw"], 0.0, 1.0)).sum(-1) * active
     ahead = gaussian_filter1d(ahead, 1.0)
@@ -86,7 +87,8 @@ def progress(n, start, stop, rise, fall):
 
 
 def walk(p, speed, distance=None, seconds=None, heading=0.0, step=None, arc=0.0, **style):
-    """Walk at ``speed`` (m/s) in the direction ``heading`` relative to the face, while turning by ``arc`` degrees."""
+    """Walk at ``speed`` (m/s) in the direction ``heading`` relative to the face, while turning by ``arc``
+    degrees."""
     reach = speed * seconds if distance is None else distance
     step_length = step or (0.25 + 0.33 * speed) * p.uniform(0.94, 1.06)
     frames_per_step = step_length / speed * FPS

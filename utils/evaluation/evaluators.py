@@ -1,11 +1,13 @@
-"""Networks that put sentences and motions into one space, and evaluator objects around them with one interface:
+"""Networks that put sentences and motions into one space, and evaluator objects around them with one
+interface:
 
     embed_text(captions) -> (B, E)        captions have ``.text`` and ``.tokens`` (word/POS)
     embed_motion(motion, lengths) -> (B, E)   motion (B, T, D) NOT normalised, lengths in frames
 
-``MatchingEvaluator`` and ``ContrastEvaluator`` run the released networks, whose parameter names they keep (Guo et al.,
-CVPR 2022; MotionCLIP as in MARDM, 2411.16575); ``TrainedEvaluator`` runs our own, for data sets without released ones.
-Each owns its mean and std. A clip's embedding is the same alone and in any batch: padding never reaches it.
+``MatchingEvaluator`` and ``ContrastEvaluator`` run the released networks, whose parameter names they keep
+(Guo et al., CVPR 2022; MotionCLIP as in MARDM, 2411.16575); ``TrainedEvaluator`` runs our own, for data sets
+without released ones. Each owns its mean and std. A clip's embedding is the same alone and in any batch:
+padding never reaches it.
 Shapes: B batch, T frames, L tokens (T / 4), D features, E embedding, W words.
 """
 import math
@@ -24,7 +26,7 @@ CLIP_TOKENS, CLIP_VOCABULARY = 77, 49408
 ADVICE = "train one with train_evaluator.py, or put the released file there"
 
 
-# ---- the released networks ---------------------------------------------------------------------------------------
+# ---- the released networks ---------------------------------------------------------------------------------
 
 
 class MovementConvEncoder(nn.Module):
@@ -64,7 +66,8 @@ class BiGRU(nn.Module):
 
 
 class TextEncoderBiGRUCo(BiGRU):
-    """Word vectors (B, W, word_size), part of speech one-hot (B, W, pos_size), words (B,) -> (B, output_size)."""
+    """Word vectors (B, W, word_size), part of speech one-hot (B, W, pos_size), words (B,) -> (B,
+    output_size)."""
 
     def __init__(self, word_size, pos_size, hidden_size, output_size):
         super().__init__(word_size, hidden_size, output_size)
@@ -83,7 +86,8 @@ class MotionEncoderBiGRUCo(BiGRU):
 
 def sinusoids(length, width):
     """(length, width): even columns sine, odd ones cosine, periods from 2 pi to 10,000 * 2 pi."""
-    angles = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angles = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2)
+                                                       * (-math.log(10000.0) / width))
     return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(length, width)
 
 
@@ -100,7 +104,8 @@ class Positions(nn.Module):
 
 def transformer(width, layers, feedforward, heads=8, dropout=0.1, norm_first=False):
     """torch's encoder; its nested-tensor shortcut stays off, as it changes the shape of padded batches."""
-    layer = nn.TransformerEncoderLayer(width, heads, feedforward, dropout, "gelu", batch_first=True, norm_first=norm_first)
+    layer = nn.TransformerEncoderLayer(width, heads, feedforward, dropout, "gelu", batch_first=True,
+                                       norm_first=norm_first)
     return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
 
@@ -123,7 +128,8 @@ class QueryMotionEncoder(nn.Module):
 
     def forward(self, motion, lengths):
         query = self.query_token.expand(len(motion), 1, -1)
-        x = self.sequence_pos_encoder(torch.cat([query, self.embed_motion(motion)], dim=1))  # (B, 1 + T, width)
+        # (B, 1 + T, width)
+        x = self.sequence_pos_encoder(torch.cat([query, self.embed_motion(motion)], dim=1))
         mask = padding_mask(lengths.to(x.device) + 1, x.shape[1])
         return self.out(self.out_ln(self.transformer(x, src_key_padding_mask=mask)[:, 0]))
 
@@ -152,17 +158,17 @@ class MotionCLIP(nn.Module):
         return self.out(x)
 
 
-# ---- the network that we train ourselves -------------------------------------------------------------------------
+# ---- the network that we train ourselves -------------------------------------------------------------------
 
 
 class ContrastiveEvaluator(nn.Module):
-    """A small contrastive evaluator: two strided convolutions and a transformer for motion, an MLP on frozen sentence
-    features for text, trained with ``loss`` (symmetrical InfoNCE, as CLIP, 2103.00020)."""
+    """A small contrastive evaluator: two strided convolutions and a transformer for motion, an MLP on frozen
+    sentence features for text, trained with ``loss`` (symmetrical InfoNCE, as CLIP, 2103.00020)."""
 
     def __init__(self, feature_dim, text_dim, embed_dim=512, width=192, layers=2, heads=4, dropout=0.1):
         super().__init__()
-        self.config = {"feature_dim": feature_dim, "text_dim": text_dim, "embed_dim": embed_dim, "width": width,
-                       "layers": layers, "heads": heads, "dropout": dropout}
+        self.config = {"feature_dim": feature_dim, "text_dim": text_dim, "embed_dim": embed_dim,
+                       "width": width, "layers": layers, "heads": heads, "dropout": dropout}
         self.convs = nn.ModuleList([nn.Conv1d(feature_dim, width, 5, 2, 2), nn.Conv1d(width, width, 5, 2, 2)])
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         self.transformer = transformer(width, layers, 2 * width, heads, dropout, norm_first=True)
@@ -193,8 +199,9 @@ class ContrastiveEvaluator(nn.Module):
         return self.text_net(features)
 
     def loss(self, motion, lengths, text_features, same=None):
-        """Symmetrical InfoNCE of B pairs; ``same`` (B, B) bool: captions that mean the same are not negatives. Of several
-        processes each passes its own pairs and the ``same`` of all: the negatives of a pair are all others."""
+        """Symmetrical InfoNCE of B pairs; ``same`` (B, B) bool: captions that mean the same are not
+        negatives. Of several processes each passes its own pairs and the ``same`` of all: the negatives of a
+        pair are all others."""
         own = torch.cat([self.encode_motion(motion, lengths), self.encode_text(text_features)], dim=-1)
         motion, text = (F.normalize(x, dim=-1) for x in distributed.all_gather(own).chunk(2, dim=-1))
         logits = self.logit_scale.clamp(max=math.log(100.0)).exp() * text @ motion.T  # (B, B)
@@ -203,33 +210,39 @@ class ContrastiveEvaluator(nn.Module):
             logits = logits.masked_fill(others, float("-inf"))
         target = torch.arange(len(logits), device=logits.device)
         rows = distributed.rows_of(len(own))
-        return (F.cross_entropy(logits[rows], target[rows]) + F.cross_entropy(logits.T[rows], target[rows])) / 2
+        return (F.cross_entropy(logits[rows], target[rows])
+                + F.cross_entropy(logits.T[rows], target[rows])) / 2
 
 
-# ---- evaluator objects -------------------------------------------------------------------------------------------
+# ---- evaluator objects -------------------------------------------------------------------------------------
 
 
 class Evaluator:
-    """What the three have in common: a frozen network on a device, with the statistics of its own features."""
+    """What the three have in common: a frozen network on a device, with the statistics of its own
+    features."""
 
     def __init__(self, networks, mean, std, device):
         self.device = torch.device(device)
         self.networks = [network.to(self.device).eval().requires_grad_(False) for network in networks]
-        self.mean, self.std = (torch.as_tensor(value, dtype=torch.float32).to(self.device) for value in (mean, std))
+        self.mean, self.std = (torch.as_tensor(value, dtype=torch.float32).to(self.device)
+                               for value in (mean, std))
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape or not (self.std > 0).all():
-            raise UserError(f"an evaluator's mean {tuple(self.mean.shape)} and std {tuple(self.std.shape)} must be two "
+            raise UserError(f"an evaluator's mean {tuple(self.mean.shape)} and std {tuple(self.std.shape)} "
+                            "must be two "
                             "vectors of one length, the std positive")
 
     def normalise(self, motion, lengths, tail=0):
-        """Un-normalised (B, T, >= D), lengths -> normalised (B, T, D) with zeros behind each clip's end, lengths (B,).
-        Of more features the first D are taken: the essential ones come first in the standard ones. ``tail``: frames behind
-        the end that stay."""
+        """Un-normalised (B, T, >= D), lengths -> normalised (B, T, D) with zeros behind each clip's end,
+        lengths (B,). Of more features the first D are taken: the essential ones come first in the standard
+        ones. ``tail``: frames behind the end that stay."""
         motion = torch.as_tensor(motion, dtype=torch.float32).to(self.device)
         lengths = torch.as_tensor(lengths).to(self.device).long()
         if motion.ndim != 3 or motion.shape[-1] < len(self.mean):
-            raise ValueError(f"motion must be (B, T, D), D at least {len(self.mean)}, got {tuple(motion.shape)}")
+            raise ValueError(f"motion must be (B, T, D), D at least {len(self.mean)}, got "
+                             f"{tuple(motion.shape)}")
         if lengths.shape != motion.shape[:1] or not ((lengths >= 4) & (lengths <= motion.shape[1])).all():
-            raise ValueError(f"lengths must be one a clip, 4 to {motion.shape[1]} frames, got {lengths.tolist()}")
+            raise ValueError(f"lengths must be one a clip, 4 to {motion.shape[1]} frames, got "
+                             f"{lengths.tolist()}")
         x = (motion[..., : len(self.mean)] - self.mean) / self.std
         return x.masked_fill(padding_mask(lengths + tail, x.shape[1])[..., None], 0), lengths
 
@@ -237,16 +250,19 @@ class Evaluator:
 class MatchingEvaluator(Evaluator):
     """The released text-motion matching networks; FID, R-precision and matching score of the papers.
 
-    networks: (MovementConvEncoder, MotionEncoderBiGRUCo, TextEncoderBiGRUCo); vectorizer: a ``WordVectorizer``.
+    networks: (MovementConvEncoder, MotionEncoderBiGRUCo, TextEncoderBiGRUCo); vectorizer: a
+        ``WordVectorizer``.
     """
 
     def __init__(self, movement_encoder, motion_encoder, text_encoder, mean, std, vectorizer, device="cpu"):
         super().__init__((movement_encoder, motion_encoder, text_encoder), mean, std, device)
         self.movement_encoder, self.motion_encoder, self.text_encoder = self.networks
         self.vectorizer = vectorizer
-        self.input_size = movement_encoder.main[0].in_channels  # the standard evaluator leaves the 4 foot contacts out
+        # the standard evaluator leaves the 4 foot contacts out
+        self.input_size = movement_encoder.main[0].in_channels
         if not self.input_size <= len(self.mean) <= self.input_size + 4:
-            raise UserError(f"the evaluator reads {self.input_size} features, but its mean and std have {len(self.mean)}")
+            raise UserError(f"the evaluator reads {self.input_size} features, but its mean and std have "
+                            f"{len(self.mean)}")
 
     @classmethod
     def load(cls, path, mean, std, vectorizer, device="cpu"):
@@ -260,23 +276,27 @@ class MatchingEvaluator(Evaluator):
     @torch.no_grad()
     def embed_text(self, captions):
         words, tags, lengths = zip(*(self.vectorizer.sentence(caption.tokens) for caption in captions))
-        words, tags = (torch.stack([torch.as_tensor(a) for a in rows]).float().to(self.device) for rows in (words, tags))
+        words, tags = (torch.stack([torch.as_tensor(a) for a in rows]).float().to(self.device)
+                       for rows in (words, tags))
         return self.text_encoder(words, tags, torch.tensor(lengths))
 
     @torch.no_grad()
     def embed_motion(self, motion, lengths, tail=0):
-        """``tail``: how many frames behind each end the convolutions may see (the published evaluation lets them)."""
+        """``tail``: how many frames behind each end the convolutions may see (the published evaluation lets
+        them)."""
         x, lengths = self.normalise(motion, lengths, tail)
         if lengths.max() > MAX_FRAMES:
-            raise ValueError(f"the released evaluators take clips up to {MAX_FRAMES} frames, got {int(lengths.max())}")
-        # Always the same padding: the second convolution sees it, so that a clip would else depend on its batch mates.
+            raise ValueError(f"the released evaluators take clips up to {MAX_FRAMES} frames, got "
+                             f"{int(lengths.max())}")
+        # Always the same padding: the second convolution sees it, so that a clip would else depend on its
+        # batch mates.
         x = F.pad(x[:, :MAX_FRAMES, : self.input_size], (0, 0, 0, max(0, MAX_FRAMES - x.shape[1])))
         return self.motion_encoder(self.movement_encoder(x), lengths // 4)
 
 
 class ContrastEvaluator(Evaluator):
-    """The released MotionCLIP, for the CLIP-score. tokenize: list of str -> lists of CLIP's token numbers, with start and
-    end. Embeddings have length 1."""
+    """The released MotionCLIP, for the CLIP-score. tokenize: list of str -> lists of CLIP's token numbers,
+    with start and end. Embeddings have length 1."""
 
     def __init__(self, model, mean, std, tokenize, device="cpu"):
         super().__init__((model,), mean, std, device)
@@ -292,7 +312,8 @@ class ContrastEvaluator(Evaluator):
     def embed_text(self, captions):
         tokens = torch.zeros(len(captions), CLIP_TOKENS, dtype=torch.long)
         for row, numbers in zip(tokens, self.tokenize([caption.text for caption in captions])):
-            kept = [*numbers[: CLIP_TOKENS - 1], numbers[-1]] if len(numbers) > CLIP_TOKENS else numbers  # keep the end
+            # keep the end
+            kept = [*numbers[: CLIP_TOKENS - 1], numbers[-1]] if len(numbers) > CLIP_TOKENS else numbers
             row[: len(kept)] = torch.as_tensor(kept)
         return F.normalize(self.model.encode_text(tokens.to(self.device)), dim=-1)
 
@@ -314,7 +335,8 @@ class TrainedEvaluator(Evaluator):
     def __init__(self, model, mean, std, text_features, device="cpu"):
         super().__init__((model,), mean, std, device)
         if len(self.mean) != model.config["feature_dim"]:
-            raise ValueError(f"the network reads {model.config['feature_dim']} features, its mean has {len(self.mean)}")
+            raise ValueError(f"the network reads {model.config['feature_dim']} features, its mean has "
+                             f"{len(self.mean)}")
         self.model, self.text_features = model, text_features
 
     @torch.no_grad()
@@ -328,17 +350,20 @@ class TrainedEvaluator(Evaluator):
 
     @classmethod
     def load(cls, path, text_features, device="cpu"):
-        """A checkpoint that train_evaluator.py wrote. Raises UserError for a missing, damaged or different file."""
+        """A checkpoint that train_evaluator.py wrote. Raises UserError for a missing, damaged or different
+        file."""
         content = read_checkpoint(path, ("evaluator", "model_kwargs", "mean", "std"), ADVICE)
-        model = build(lambda _state: ContrastiveEvaluator(**content["model_kwargs"]), content["evaluator"], path)
+        model = build(lambda _state: ContrastiveEvaluator(**content["model_kwargs"]), content["evaluator"],
+                      path)
         return cls(model, content["mean"], content["std"], text_features, device)
 
 
-# ---- files -------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 def build(make, state, path):
-    """The network ``make(state)`` with the weights of ``state``, all of them and no others. Raises UserError."""
+    """The network ``make(state)`` with the weights of ``state``, all of them and no others. Raises
+    UserError."""
     try:
         network = make(state)
         network.load_state_dict(state, strict=True)
@@ -360,7 +385,8 @@ def make_motion_encoder(state):
 
 def make_text_encoder(state):
     hidden, words = state["input_emb.weight"].shape
-    return TextEncoderBiGRUCo(words, state["pos_emb.weight"].shape[1], hidden, state["output_net.3.weight"].shape[0])
+    return TextEncoderBiGRUCo(words, state["pos_emb.weight"].shape[1], hidden,
+                              state["output_net.3.weight"].shape[0])
 
 
 def make_motion_clip(state):
@@ -370,15 +396,17 @@ def make_motion_clip(state):
 
 
 def embed_all(evaluator, motions, batch_size=64, tail=0):
-    """Embeddings (N, E) float64 of un-normalised motions, a list of (T_i, D); batches of similar length. ``tail``: so many
-    frames at each one's end lie behind the clip (MatchingEvaluator.embed_motion)."""
+    """Embeddings (N, E) float64 of un-normalised motions, a list of (T_i, D); batches of similar length.
+    ``tail``: so many frames at each one's end lie behind the clip (MatchingEvaluator.embed_motion)."""
     order = sorted(range(len(motions)), key=lambda i: len(motions[i]))
     out = [None] * len(motions)
     for first in distributed.turns(range(0, len(order), batch_size)):
         rows = order[first : first + batch_size]
-        batch = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(motions[row]) for row in rows], batch_first=True)
+        batch = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(motions[row]) for row in rows],
+                                                batch_first=True)
         lengths = torch.tensor([len(motions[row]) - tail for row in rows])
-        found = evaluator.embed_motion(batch, lengths, tail) if tail else evaluator.embed_motion(batch, lengths)
+        found = evaluator.embed_motion(batch, lengths, tail) if tail else evaluator.embed_motion(batch,
+                                                                                                 lengths)
         for row, embedding in zip(rows, found.double().cpu().numpy()):
             out[row] = embedding
     return np.stack(distributed.gather_turns(out))

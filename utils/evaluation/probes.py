@@ -1,8 +1,10 @@
-"""Does a motion do what its prompt says? Rules on joints, one for each action of the demo data set, that need no network.
+"""Does a motion do what its prompt says? Rules on joints, one for each action of the demo data set, that need
+no network.
 
-``check(actions, joints)`` tells whether a motion performs one action, or two in a row: then the first one's rule must
-hold on a beginning of the clip and the second one's on the rest. Thresholds are generous (centimetres, tens of degrees,
-tenths of a second) so that a slightly noisy motion passes, and sit between the actions, not close around any of them.
+``check(actions, joints)`` tells whether a motion performs one action, or two in a row: then the first one's
+rule must hold on a beginning of the clip and the second one's on the rest. Thresholds are generous
+(centimetres, tens of degrees, tenths of a second) so that a slightly noisy motion passes, and sit between the
+actions, not close around any of them.
 Shapes: T frames, J = 22 joints of HumanML3D; metres, Y up, +Z ahead and +X left when the character faces +Z.
 """
 import numpy as np
@@ -16,14 +18,16 @@ HIP, KNEE, ANKLE, TOE = {LEFT: 1, RIGHT: 2}, {LEFT: 4, RIGHT: 5}, {LEFT: 7, RIGH
 SHOULDER, ELBOW, WRIST = {LEFT: 16, RIGHT: 17}, {LEFT: 18, RIGHT: 19}, {LEFT: 20, RIGHT: 21}
 PELVIS, NECK, HEAD = 0, 12, 15
 LEG = 0.82  # metres, hip to ankle: every body is scaled to it
-SHORTEST_PART, SPLIT_STEP = 0.8, 0.2  # seconds: of a part of a sequence, and between the splits that are tried
+# seconds: of a part of a sequence, and between the splits that are tried
+SHORTEST_PART, SPLIT_STEP = 0.8, 0.2
 
 
-# ---- quantities --------------------------------------------------------------------------------------------------
+# ---- quantities --------------------------------------------------------------------------------------------
 
 
 def prepare(joints, fps):
-    """Joints (T, 22, 3) at 20 frames a second, of a body of standard size, smoothed lightly, the floor at 0."""
+    """Joints (T, 22, 3) at 20 frames a second, of a body of standard size, smoothed lightly, the floor at
+    0."""
     joints = np.asarray(joints, np.float64)
     if joints.ndim != 3 or joints.shape[1:] != (22, 3) or len(joints) < 4:
         raise ValueError(f"probes need joints (T, 22, 3) of at least 4 frames, got {joints.shape}")
@@ -39,7 +43,8 @@ def prepare(joints, fps):
 
 
 def measure(joints, fps=20.0):
-    """The quantities that the rules judge, from joints (T, 22, 3). A dict of numbers; seconds, metres, degrees."""
+    """The quantities that the rules judge, from joints (T, 22, 3). A dict of numbers; seconds, metres,
+    degrees."""
     return measure_prepared(prepare(joints, fps))
 
 
@@ -139,7 +144,8 @@ def measure_arm(m, joints, heading, side):
     length = np.linalg.norm(forearm, axis=-1)
     forearm = forearm / np.maximum(length, 1e-6)[:, None]
     up = (forearm[:, 1] > 0.25) & (wrist[:, 1] > shoulder[:, 1] - 0.15)
-    m[f"waves_{side}"] = max((oscillations(forearm[a:b], heading[a:b]) for a, b in runs(up) if b - a >= 8), default=0)
+    m[f"waves_{side}"] = max((oscillations(forearm[a:b], heading[a:b]) for a, b in runs(up) if b - a >= 8),
+                             default=0)
     ahead, left = local(wrist - shoulder, heading)
     level = np.abs(wrist[:, 1] - shoulder[:, 1]) < 0.25
     m[f"thrusts_{side}"] = thrusts(np.where(level, ahead, np.minimum(ahead, 0.25)))
@@ -194,7 +200,7 @@ def runs(condition):
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
 
-# ---- rules -------------------------------------------------------------------------------------------------------
+# ---- rules -------------------------------------------------------------------------------------------------
 
 
 def stays(m, far=0.55):
@@ -251,11 +257,13 @@ def run_forward(m):
 
 
 def walk_backward(m):
-    return m["path"] > 0.6 and m["along"] < -0.8 * m["path"] and straight(m) and grounded(m) and upright(m) and hands_down(m)
+    return m["path"] > 0.6 and m["along"] < -0.8 * m["path"] and straight(m) and grounded(
+        m) and upright(m) and hands_down(m)
 
 
 def walk_aside(m, sign):
-    return (m["path"] > 0.5 and sign * m["aside"] > 0.8 * m["path"] and straight(m) and grounded(m) and upright(m)
+    return (m["path"] > 0.5 and sign * m["aside"] > 0.8 * m["path"] and straight(m) and grounded(m)
+            and upright(m)
             and hands_down(m))
 
 
@@ -268,12 +276,14 @@ def walk_circle(m, sign):
 
 
 def turns(m, sign, degrees, tolerance):
-    return (abs(sign * m["turn"] - degrees) < tolerance and m["turn_range"] < degrees + tolerance and stays(m, 0.65)
+    return (abs(sign * m["turn"] - degrees) < tolerance and m["turn_range"] < degrees + tolerance
+            and stays(m, 0.65)
             and m["path"] < 1.2 and grounded(m) and upright(m) and hands_down(m))
 
 
 def jump(m):
-    return (m["jumps"] >= 1 and m["jump_height"] > 0.09 and stays(m, 0.4) and m["hops"] < 2 and m["straddles"] < 3
+    return (m["jumps"] >= 1 and m["jump_height"] > 0.09 and stays(m, 0.4) and m["hops"] < 2
+            and m["straddles"] < 3
             and abs(m["turn"]) < 60)
 
 
@@ -295,14 +305,16 @@ def waves(m, sides):
 
 def raises(m, sides):
     still = [side for side in SIDES if side not in sides]
-    return (legs_at_rest(m) and all(m[f"overhead_{side}"] > 0.35 and m[f"above_{side}"] > 0.15 for side in sides)
+    return (legs_at_rest(m) and all(m[f"overhead_{side}"] > 0.35 and m[f"above_{side}"] > 0.15
+                                    for side in sides)
             and all(m[f"waves_{side}"] < 5 for side in sides)
             and all(m[f"overhead_{side}"] < 0.1 and m[f"raised_{side}"] < 0.4 for side in still))
 
 
 def clap(m):
     reach = m["thrust_left"], m["thrust_right"]
-    together = max(reach) < 0.44 or abs(reach[0] - reach[1]) < 0.1  # in a punch one hand goes far ahead of the other
+    # in a punch one hand goes far ahead of the other
+    together = max(reach) < 0.44 or abs(reach[0] - reach[1]) < 0.1
     return legs_at_rest(m) and hands_overhead(m) < 0.3 and m["claps"] >= 2 and together
 
 
@@ -311,7 +323,8 @@ def hands_overhead(m):
 
 
 def punches(m, side):
-    return (legs_at_rest(m) and hands_overhead(m) < 0.2 and m[f"thrusts_{side}"] >= 1 and m[f"thrust_{side}"] > 0.41
+    return (legs_at_rest(m) and hands_overhead(m) < 0.2 and m[f"thrusts_{side}"] >= 1
+            and m[f"thrust_{side}"] > 0.41
             and m[f"thrusts_{OTHER[side]}"] == 0 and m[f"bent_{side}"] > 0.2)
 
 
@@ -322,7 +335,8 @@ def kicks(m, side):
 
 def low(m):
     """The pelvis is low for a while, with both knees off the floor and the feet in place."""
-    return (m["pelvis_min"] < 0.75 and m["pelvis_low"] > 0.3 and m["knee_min"] > 0.25 and grounded(m) and stays(m, 0.6)
+    return (m["pelvis_min"] < 0.75 and m["pelvis_low"] > 0.3 and m["knee_min"] > 0.25 and grounded(m)
+            and stays(m, 0.6)
             and m["feet_travel"] < 0.5 and abs(m["turn"]) < 50)
 
 
@@ -339,7 +353,8 @@ def stand_up(m):
 
 
 def bow(m):
-    return legs_at_rest(m) and m["pelvis_min"] > 0.8 and m["lean"] > 18 and m["lean_end"] < 13 and hands_down(m)
+    return legs_at_rest(m) and m["pelvis_min"] > 0.8 and m["lean"] > 18 and m[
+        "lean_end"] < 13 and hands_down(m)
 
 
 def kneel(m):
@@ -347,26 +362,28 @@ def kneel(m):
 
 
 def jumping_jacks(m):
-    return m["straddles"] >= 2 and m["jacks"] >= 2 and stays(m) and min(m["overhead_left"], m["overhead_right"]) > 0.15
+    return m["straddles"] >= 2 and m["jacks"] >= 2 and stays(m) and min(m["overhead_left"],
+                                                                        m["overhead_right"]) > 0.15
 
 
 def sway(m):
-    return legs_at_rest(m) and m["sways"] >= 3 and m["feet_travel"] < 0.3 and m["one_foot"] < 0.3 and hands_down(m)
+    return legs_at_rest(m) and m["sways"] >= 3 and m["feet_travel"] < 0.3 and m[
+        "one_foot"] < 0.3 and hands_down(m)
 
 
 RULES = {
-    "walk_forward": walk_forward, "walk_slow": walk_slow, "walk_fast": walk_fast, "walk_backward": walk_backward,
-    "walk_left": lambda m: walk_aside(m, 1), "walk_right": lambda m: walk_aside(m, -1),
-    "walk_curve_left": lambda m: walk_curve(m, 1), "walk_curve_right": lambda m: walk_curve(m, -1),
-    "walk_circle_left": lambda m: walk_circle(m, 1), "walk_circle_right": lambda m: walk_circle(m, -1),
-    "run_forward": run_forward,
+    "walk_forward": walk_forward, "walk_slow": walk_slow, "walk_fast": walk_fast,
+    "walk_backward": walk_backward, "walk_left": lambda m: walk_aside(m, 1),
+    "walk_right": lambda m: walk_aside(m, -1), "walk_curve_left": lambda m: walk_curve(m, 1),
+    "walk_curve_right": lambda m: walk_curve(m, -1), "walk_circle_left": lambda m: walk_circle(m, 1),
+    "walk_circle_right": lambda m: walk_circle(m, -1), "run_forward": run_forward,
     "turn_left_90": lambda m: turns(m, 1, 90, 38), "turn_left_180": lambda m: turns(m, 1, 180, 45),
     "turn_left_360": lambda m: turns(m, 1, 360, 70), "turn_right_90": lambda m: turns(m, -1, 90, 38),
     "turn_right_180": lambda m: turns(m, -1, 180, 45), "turn_right_360": lambda m: turns(m, -1, 360, 70),
     "jump": jump, "jump_forward": jump_forward, "hop": hop,
-    "wave_left": lambda m: waves(m, (LEFT,)), "wave_right": lambda m: waves(m, (RIGHT,)), "wave_both": lambda m: waves(m, SIDES),
-    "raise_left": lambda m: raises(m, (LEFT,)), "raise_right": lambda m: raises(m, (RIGHT,)),
-    "raise_both": lambda m: raises(m, SIDES), "clap": clap,
+    "wave_left": lambda m: waves(m, (LEFT,)), "wave_right": lambda m: waves(m, (RIGHT,)),
+    "wave_both": lambda m: waves(m, SIDES), "raise_left": lambda m: raises(m, (LEFT,)),
+    "raise_right": lambda m: raises(m, (RIGHT,)), "raise_both": lambda m: raises(m, SIDES), "clap": clap,
     "punch_left": lambda m: punches(m, LEFT), "punch_right": lambda m: punches(m, RIGHT),
     "kick_left": lambda m: kicks(m, LEFT), "kick_right": lambda m: kicks(m, RIGHT),
     "squat": squat, "sit_down": sit_down, "stand_up": stand_up, "bow": bow, "kneel": kneel,
@@ -384,7 +401,8 @@ def check(actions, joints, fps=20.0):
     actions = [actions] if isinstance(actions, str) else list(actions)
     unknown = [action for action in actions if action not in RULES]
     if unknown or not actions:
-        raise ValueError(f"unknown action {unknown[0]!r}; known are {', '.join(RULES)}" if unknown else "no action to check")
+        raise ValueError(f"unknown action {unknown[0]!r}; known are {', '.join(RULES)}" if unknown
+                         else "no action to check")
     return performs(actions, prepare(joints, fps))
 
 
@@ -398,21 +416,23 @@ def performs(actions, joints):
 
 
 def probe_report(results):
-    """Summary of [(actions, passed)]: {"all", "single", "sequence": {"passed", "total", "share"}, "actions": {id: ...}}.
-    ``actions`` counts clips of one action."""
-    rows = [(tuple([actions] if isinstance(actions, str) else actions), bool(passed)) for actions, passed in results]
+    """Summary of [(actions, passed)]: {"all", "single", "sequence": {"passed", "total", "share"}, "actions":
+    {id: ...}}. ``actions`` counts clips of one action."""
+    rows = [(tuple([actions] if isinstance(actions, str) else actions), bool(passed))
+            for actions, passed in results]
 
     def share(chosen):
         passed = sum(ok for _, ok in chosen)
         return {"passed": passed, "total": len(chosen), "share": passed / len(chosen) if chosen else 0.0}
 
     single = [row for row in rows if len(row[0]) == 1]
-    return {"all": share(rows), "single": share(single), "sequence": share([row for row in rows if len(row[0]) > 1]),
+    return {"all": share(rows), "single": share(single),
+            "sequence": share([row for row in rows if len(row[0]) > 1]),
             "actions": {action: share([row for row in single if row[0][0] == action])
                         for action in RULES if any(row[0][0] == action for row in single)}}
 
 
-# ---- prompts -----------------------------------------------------------------------------------------------------
+# ---- prompts -----------------------------------------------------------------------------------------------
 
 PROMPTS = tuple((prompt, tuple(actions.split())) for prompt, actions in (
     ("a person walks forward", "walk_forward"),

@@ -23,7 +23,8 @@ from utils.errors import UserError
 
 
 class Drawn(NamedTuple):
-    """One caption of each clip of a split, its length in frames (a multiple of 4), and the real motion (T, columns)."""
+    """One caption of each clip of a split, its length in frames (a multiple of 4), and the real motion (T,
+    columns)."""
 
     captions: list
     frames: list
@@ -31,8 +32,8 @@ class Drawn(NamedTuple):
 
 
 class TextClips:
-    """The text-to-motion clips of a split, ordered by length. ``columns``: features of a real frame; None = the essential ones.
-    ``conditions``: only clips that have one of these (utils/data/conditions.py)."""
+    """The text-to-motion clips of a split, ordered by length. ``columns``: features of a real frame; None =
+    the essential ones. ``conditions``: only clips that have one of these (utils/data/conditions.py)."""
 
     def __init__(self, spec, split="test", num_workers=0, columns=None, conditions=None):
         self.store = MotionStore(spec, split, num_workers, columns)
@@ -57,7 +58,8 @@ class TextClips:
 
     def draw(self, seed, repeat):
         """Every clip with a caption and a crop drawn as published (TextMotionDataset)."""
-        rows, starts, frames = zip(*(self.dataset.draw(index, [seed, repeat, index]) for index in range(len(self))))
+        rows, starts, frames = zip(*(self.dataset.draw(index, [seed, repeat, index])
+                                     for index in range(len(self))))
         return self._drawn([self.captions[row] for row in rows], starts, frames)
 
     def _drawn(self, captions, starts, frames):
@@ -76,15 +78,16 @@ def score_rows(scores):
 
 
 def compare_results(paths):
-    """Rows (file, metric, mean, interval) of several results of one kind. UserError where two differ in what makes figures
-    comparable: kind, protocol, data set, split, number of clips, or the evaluators' files."""
+    """Rows (file, metric, mean, interval) of several results of one kind. UserError where two differ in what
+    makes figures comparable: kind, protocol, data set, split, number of clips, or the evaluators' files."""
     rows, first = [], None
     for path in map(Path, paths):
         identity, generated = read_result(path)
         first = first or identity
         different = [name for name in identity if identity[name] != first[name]]
         if different:
-            raise UserError(f"{path} cannot stand in one table with {paths[0]}: its {different[0]} is {identity[different[0]]}, "
+            raise UserError(f"{path} cannot stand in one table with {paths[0]}: its {different[0]} is "
+                            f"{identity[different[0]]}, "
                             f"there it is {first[different[0]]}")
         rows += [(str(path), name, value["mean"], value["interval"]) for name, value in generated.items()]
     return rows
@@ -98,5 +101,6 @@ def read_result(path):
         identity["evaluators"] = sorted(content["evaluators"]["files"].values())
         return identity, content["scores"]["generated"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no result of evaluation_MARDM.py, or of evaluation_AE.py by a released protocol "
+        raise UserError(f"{path} is no result of evaluation_MARDM.py, or of evaluation_AE.py by a released "
+                        "protocol "
                         f"({type(error).__name__}: {error})") from error

@@ -1,7 +1,8 @@
 """What an autoencoder makes of the clips of a split, and how far that is from them.
 
-MPJPE values are in millimetres: "MPJPE" by the published protocol (joints recovered with the accumulated heading, root aligned
-per frame), "MPJPE_facing" in each frame's own facing frame (no heading drift). Shapes: T frames, D features, J joints.
+MPJPE values are in millimetres: "MPJPE" by the published protocol (joints recovered with the accumulated
+heading, root aligned per frame), "MPJPE_facing" in each frame's own facing frame (no heading drift). Shapes:
+T frames, D features, J joints.
 """
 import numpy as np
 import torch
@@ -20,18 +21,20 @@ from utils.training import distributed
 
 
 def heading_error(motion, target, metres_per_unit=1.0):
-    """Mean absolute error () of the accumulated heading (radians, half yaw) plus that of the root path (metres), of un-normalised
-    features (B, T, D). Differentiable."""
+    """Mean absolute error () of the accumulated heading (radians, half yaw) plus that of the root path
+    (metres), of un-normalised features (B, T, D). Differentiable."""
     heading = (motion[..., 0].cumsum(1) - target[..., 0].cumsum(1)).abs().mean()
     path = (recover_root(motion)[1] - recover_root(target)[1])[..., [0, 2]].abs().mean()
     return heading + path * metres_per_unit
 
 
 def padded_batches(store, lengths, device, batch_size):
-    """Batches of a store's clips, from their first frame on, in the order of their ``lengths`` (frames; 0 leaves a clip out).
+    """Batches of a store's clips, from their first frame on, in the order of their ``lengths`` (frames; 0
+    leaves a clip out).
 
-    Returns how many clips that is, and this process' turns of the batches: (first place in that order, clip numbers,
-    un-normalised motion (B, T, D) with zeros behind each end, frames (B,)), the latter two on ``device``."""
+    Returns how many clips that is, and this process' turns of the batches: (first place in that order, clip
+    numbers, un-normalised motion (B, T, D) with zeros behind each end, frames (B,)), the latter two on
+    ``device``."""
     usable = [clip for clip in np.argsort(lengths, kind="stable") if lengths[clip] > 0]
 
     def batches():
@@ -46,9 +49,9 @@ def padded_batches(store, lengths, device, batch_size):
 
 @torch.no_grad()
 def reconstruct(ae, store, device="cpu", batch_size=32, max_frames=400):
-    """[(original (T, D), reconstruction (T, D))] un-normalised, for every clip of a store, cut to a multiple of 4 frames
-    (and to ``max_frames``), in the store's order; a clip of less than 4 frames has none. Clips of similar length run together;
-    padding does not leak."""
+    """[(original (T, D), reconstruction (T, D))] un-normalised, for every clip of a store, cut to a multiple
+    of 4 frames (and to ``max_frames``), in the store's order; a clip of less than 4 frames has none. Clips of
+    similar length run together; padding does not leak."""
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
     lengths = np.minimum(store.lengths, max_frames) // 4 * 4
     count, batches = padded_batches(store, lengths, device, batch_size)
@@ -63,8 +66,9 @@ def reconstruct(ae, store, device="cpu", batch_size=32, max_frames=400):
 
 @torch.no_grad()
 def reconstruct_with_tail(ae, motions, mean, std, device="cpu", batch_size=32, frames=196):
-    """[(reconstruction (T, D) of the clip alone, and (T + 4, D) as the published evaluation makes it: encoded and decoded with
-    zeros after the clip's end, up to ``frames``)] of un-normalised motions (T, D or more), each a multiple of 4 frames."""
+    """[(reconstruction (T, D) of the clip alone, and (T + 4, D) as the published evaluation makes it: encoded
+    and decoded with zeros after the clip's end, up to ``frames``)] of un-normalised motions (T, D or more),
+    each a multiple of 4 frames."""
     mean, std = (torch.as_tensor(value, device=device) for value in (mean, std))
     pairs = [None] * len(motions)
     for first in distributed.turns(range(0, len(motions), batch_size)):
@@ -77,12 +81,14 @@ def reconstruct_with_tail(ae, motions, mean, std, device="cpu", batch_size=32, f
         alone = (ae.decode_targets(ae.encode_targets(x, ends)[1], ends) * std + mean).cpu()
         long_clips = ae.decode_with_tail(ae.encode_targets(x)[0], lengths, mean, std)
         pairs[first : first + len(part)] = [(clip[:count], long_clip)
-                                            for clip, long_clip, count in zip(alone, long_clips, lengths.tolist())]
+                                            for clip, long_clip, count in zip(alone, long_clips,
+                                                                              lengths.tolist())]
     return distributed.gather_turns(pairs)
 
 
 def reconstruction_errors(pairs, spec):
-    """{"MPJPE", "MPJPE_facing" (mm, mean over frames), "acceleration_error" (mm / frame^2)} of reconstruct's pairs."""
+    """{"MPJPE", "MPJPE_facing" (mm, mean over frames), "acceleration_error" (mm / frame^2)} of reconstruct's
+    pairs."""
     totals, frames, num_joints = np.zeros(3), 0, spec.joints
     originals, made = zip(*pairs)
     for rows in of_one_length(originals):

@@ -1,9 +1,10 @@
 """The one scoring loop: clips are drawn, made, embedded and scored, as often as asked.
 
-The trained protocol looks at every clip. Of the released ones the published rule is the default: batches of 32 from the shuffled
-split, the last one dropped, captions and crops drawn anew in each repeat, zeros after real clips and the decoder's tail after
-generated ones. Where that is questionable the results hold a second set of metrics, ``better``: every clip, retrieval among all of
-them, both sides treated alike. Shapes: N clips, T frames, D features, E embedding.
+The trained protocol looks at every clip. Of the released ones the published rule is the default: batches of
+32 from the shuffled split, the last one dropped, captions and crops drawn anew in each repeat, zeros after
+real clips and the decoder's tail after generated ones. Where that is questionable the results hold a second
+set of metrics, ``better``: every clip, retrieval among all of them, both sides treated alike. Shapes: N
+clips, T frames, D features, E embedding.
 """
 import re
 
@@ -28,12 +29,14 @@ from utils.evaluation.metrics import (
 from utils.motion.skeletons import SKELETONS
 
 RETRIEVAL = 32  # clips per retrieval batch
-TEXT_METRICS = re.compile(r"(R[123]|matching|clip_score)(_.*)?")  # how well clips fit their texts, under any protocol's name
+# how well clips fit their texts, under any protocol's name
+TEXT_METRICS = re.compile(r"(R[123]|matching|clip_score)(_.*)?")
 DIVERSITY_PAIRS, DIVERSITY_PAIRS_SMALL = 300, 100
-MULTIMODAL_TEXTS, MULTIMODAL_SAMPLES, MULTIMODAL_PAIRS = 3 * RETRIEVAL, 30, 10  # three batches of texts, 30 clips per text
+# three batches of texts, 30 clips per text
+MULTIMODAL_TEXTS, MULTIMODAL_SAMPLES, MULTIMODAL_PAIRS = 3 * RETRIEVAL, 30, 10
 
 
-# ---- metrics of embeddings ---------------------------------------------------------------------------------------
+# ---- metrics of embeddings ---------------------------------------------------------------------------------
 
 
 def retrieval_scores(text, motion, batches):
@@ -47,7 +50,8 @@ def retrieval_scores(text, motion, batches):
 
 def fid_score(real, made):
     """FID of embeddings ``made`` (N, E) against ``real`` (M, E)."""
-    return calculate_frechet_distance(*calculate_activation_statistics(real), *calculate_activation_statistics(made))
+    return calculate_frechet_distance(*calculate_activation_statistics(real),
+                                      *calculate_activation_statistics(made))
 
 
 def diversity_score(made, rng):
@@ -58,23 +62,23 @@ def diversity_score(made, rng):
 
 
 def both_sides(text, real, made, rows, batches, rng):
-    """The metrics of generated and of real clips. text, real, made: embeddings (N, E); rows: those that FID and diversity look at;
-    batches: those of retrieval."""
+    """The metrics of generated and of real clips. text, real, made: embeddings (N, E); rows: those that FID
+    and diversity look at; batches: those of retrieval."""
     generated = retrieval_scores(text, made, batches) | {"FID": fid_score(real[rows], made[rows])}
     generated["diversity"] = diversity_score(made[rows], rng)
     return generated, retrieval_scores(text, real, batches) | {"diversity": diversity_score(real[rows], rng)}
 
 
 def draw_batches(count, rng, groups=None):
-    """Retrieval batches of 32 over ``count`` shuffled rows, the last one dropped; with ``groups`` (N,) no group twice in a
-    batch."""
+    """Retrieval batches of 32 over ``count`` shuffled rows, the last one dropped; with ``groups`` (N,) no
+    group twice in a batch."""
     if groups is not None:
         return retrieval_batches(groups, RETRIEVAL, rng)
     order = rng.permutation(count)
     return [order[i : i + RETRIEVAL] for i in range(0, count - RETRIEVAL + 1, RETRIEVAL)]
 
 
-# ---- the loop ----------------------------------------------------------------------------------------------------
+# ---- the loop ----------------------------------------------------------------------------------------------
 
 
 def evaluate(suite, draw, generate, repeats, seed, groups=None, multimodal=None):
@@ -83,14 +87,14 @@ def evaluate(suite, draw, generate, repeats, seed, groups=None, multimodal=None)
     Args:
         suite: EvaluatorSuite.
         draw: function(repeat) -> Drawn (utils/evaluation/protocols.py).
-        generate: function(repeat, drawn) -> un-normalised clips (T, D); where ``suite.published_tail`` pairs of a clip and the
-            clip with the published tail (T + 4, D).
+        generate: function(repeat, drawn) -> un-normalised clips (T, D); where ``suite.published_tail`` pairs
+            of a clip and the clip with the published tail (T + 4, D).
         groups: (N,) numbers, none of which a retrieval batch holds twice; None: batches are plain.
         multimodal: optional function(repeat, drawn) -> a list of clips, or pairs, for each of some texts.
 
-    Returns {"generated", "real": {metric: {"mean", "interval"}}, "repeats": [{side: {metric: value}}], "scored": how many clips
-    the rule of the protocol keeps, "clips": those of the last repeat}, and of a released protocol "better": {"generated",
-    "real", "rule"}. Metrics are named by ``suite.tag``.
+    Returns {"generated", "real": {metric: {"mean", "interval"}}, "repeats": [{side: {metric: value}}],
+    "scored": how many clips the rule of the protocol keeps, "clips": those of the last repeat}, and of a
+    released protocol "better": {"generated", "real", "rule"}. Metrics are named by ``suite.tag``.
     """
     rows, drawn, known = [], None, None
     for repeat in tqdm(range(repeats), desc="repeats", unit="repeat", disable=not is_first()):
@@ -101,33 +105,39 @@ def evaluate(suite, draw, generate, repeats, seed, groups=None, multimodal=None)
         batches = draw_batches(len(drawn.captions), rng, groups)
         if not batches:
             different = "" if groups is None else " with different captions"
-            raise UserError(f"retrieval needs {RETRIEVAL} clips{different}; the split, of {len(made)}, has too few")
+            raise UserError(f"retrieval needs {RETRIEVAL} clips{different}; the split, of {len(made)}, has "
+                            "too few")
         row = score_repeat(suite, known, suite.made(made), batches, rng)
         if suite.contrast is not None:
             add_clip_scores(row, suite, drawn, suite.clips_of(made), np.concatenate(batches))
         if multimodal is not None:
             samples = np.stack([suite.made(clips)[0] for clips in multimodal(repeat, drawn)])
             np.random.seed(int(rng.integers(2**31)))
-            row["generated"]["multimodality"] = calculate_multimodality(samples, min(MULTIMODAL_PAIRS, samples.shape[1]))
-        rows.append({side: {suite.tag(key): float(value) for key, value in scores.items()} for side, scores in row.items()})
+            row["generated"]["multimodality"] = calculate_multimodality(samples,
+                                                                        min(MULTIMODAL_PAIRS,
+                                                                            samples.shape[1]))
+        rows.append({side: {suite.tag(key): float(value) for key, value in scores.items()}
+                     for side, scores in row.items()})
     scores = {side: summarise([row[side] for row in rows]) for side in rows[0]}
     better = {"better": {"generated": scores["better_generated"], "real": scores["better_real"],
-                         "rule": "all clips, retrieval among all of them, real and generated clips treated alike"}
+                         "rule": "all clips, retrieval among all of them, real and generated clips treated "
+                                 "alike"}
               } if suite.released else {}
     return {"generated": scores["generated"], "real": scores["real"], **better, "repeats": rows,
             "scored": sum(map(len, batches)) if suite.released else len(made), "clips": suite.clips_of(made)}
 
 
 def score_repeat(suite, known, made, batches, rng):
-    """{"generated", "real": {metric: value}} of one repeat, and "better_generated", "better_real" by a released protocol.
-    known: embeddings of texts, of real clips, and of these treated like generated ones; made: of generated clips, as published
-    and with nothing after their end."""
+    """{"generated", "real": {metric: value}} of one repeat, and "better_generated", "better_real" by a
+    released protocol. known: embeddings of texts, of real clips, and of these treated like generated ones;
+    made: of generated clips, as published and with nothing after their end."""
     text, real, real_alike = known
     everything, scores = np.arange(len(text)), {}
     kept = np.concatenate(batches) if suite.released else everything
     scores["generated"], scores["real"] = both_sides(text, real, made[0], kept, batches, rng)
     if suite.released:
-        scores["better_generated"], scores["better_real"] = both_sides(text, real_alike, made[1], everything, [everything], rng)
+        scores["better_generated"], scores["better_real"] = both_sides(text, real_alike, made[1], everything,
+                                                                       [everything], rng)
     return scores
 
 
@@ -141,12 +151,14 @@ def add_clip_scores(row, suite, drawn, clips, kept):
 def summarise(rows):
     """{metric: {"mean", "interval"}} over repeats; the interval is the 95% half-width."""
     return {key: {"mean": float(np.mean([row[key] for row in rows])),
-                  "interval": float(confidence_interval([row[key] for row in rows])) if len(rows) > 1 else 0.0}
+                  "interval": float(confidence_interval([row[key] for row in rows])) if len(rows) > 1
+                  else 0.0}
             for key in rows[0]}
 
 
 def without_text(scores):
-    """Scores, nested in any way, without the metrics that mean nothing for a generator which is told nothing."""
+    """Scores, nested in any way, without the metrics that mean nothing for a generator which is told
+    nothing."""
     if isinstance(scores, list):
         return [without_text(row) for row in scores]
     if not isinstance(scores, dict):

@@ -1,8 +1,8 @@
 """Who judges the clips of a data set. Three protocols, whose figures cannot be compared with each other:
 
-    essential   67 (KIT 64) features; the evaluators released with MARDM: matching networks, and MotionCLIP for the CLIP-score
-    standard    263 (KIT 251) features, rebuilt from the generated joints; Guo et al.'s evaluator (CVPR 2022)
-    trained     our own evaluator, from train_evaluator.py
+    essential   67 (KIT 64) features; the evaluators released with MARDM: matching networks, and MotionCLIP
+    for the CLIP-score standard    263 (KIT 251) features, rebuilt from the generated joints; Guo et al.'s
+    evaluator (CVPR 2022) trained     our own evaluator, from train_evaluator.py
 
 Names of metrics, of result files and their ``kind`` carry the protocol, except that of ``trained``.
 Shapes: N clips, T frames, D features, E embedding.
@@ -30,43 +30,54 @@ from utils.motion.skeletons import SKELETONS
 PROTOCOLS = ("essential", "standard", "trained")
 TAIL = 4  # frames behind a clip's end that reach the published evaluator's last token (it sees 3)
 SOURCE = {"essential": "it is among the evaluators that the README of MARDM tells how to download",
-          "standard": "it is among the downloads of HumanML3D's text-to-motion code (Guo et al.), and of MoMask"}
+          "standard": "it is among the downloads of HumanML3D's text-to-motion code (Guo et al.), and of "
+                      "MoMask"}
 # Folders in checkpoints/<dataset>/ that hold released evaluators, and no runs.
-RELEASED_FOLDERS = ("text_mot_match", "text_mot_match_standard", "text_mot_match_clip", "Comp_v6_KLD005", "Comp_v6_KLD01")
-FLAGS = {"matching": "--matching_evaluator", "contrast": "--contrast_evaluator", "statistics": "--eval_statistics"}
+RELEASED_FOLDERS = ("text_mot_match", "text_mot_match_standard", "text_mot_match_clip", "Comp_v6_KLD005",
+                    "Comp_v6_KLD01")
+FLAGS = {"matching": "--matching_evaluator", "contrast": "--contrast_evaluator",
+         "statistics": "--eval_statistics"}
 OWN = "or judge by an evaluator of your own: train_evaluator.py, then --protocol trained"
 
 
 def add_suite(parser):
     """The flags that ``load_suite`` reads."""
     parser.add_argument("--protocol", choices=PROTOCOLS, default=None,
-                        help="features and evaluators to judge by; default: essential for t2m and kit, trained for others")
+                        help="features and evaluators to judge by; default: essential for t2m and kit, "
+                             "trained for others")
     parser.add_argument("--evaluator", default="evaluator", help="--name of the evaluator's run (trained)")
     parser.add_argument("--matching_evaluator", default=None, metavar="FILE",
-                        help="released matching networks; default: <checkpoints>/<dataset>/text_mot_match/model/finest.tar "
+                        help="released matching networks; default: "
+                             "<checkpoints>/<dataset>/text_mot_match/model/finest.tar "
                         "(standard: that in text_mot_match_standard comes first)")
-    parser.add_argument("--contrast_evaluator", default=None, metavar="FILE", help="released MotionCLIP (essential); default: "
+    parser.add_argument("--contrast_evaluator", default=None, metavar="FILE",
+                        help="released MotionCLIP (essential); default: "
                         "<checkpoints>/<dataset>/text_mot_match_clip/model/finest.tar")
     parser.add_argument("--eval_statistics", default=None, metavar="DIR",
-                        help="mean and std of the released evaluator; default: utils/eval_mean_std/<dataset> (essential), meta "
+                        help="mean and std of the released evaluator; default: utils/eval_mean_std/<dataset> "
+                             "(essential), meta "
                         "beside the evaluator's model folder or in Comp_v6_KLD005 (standard)")
     parser.add_argument("--glove_dir", default="./glove", help="word vectors of the released evaluators")
 
 
 def suite_flags(checkpoints_dir, **changes):
-    """What ``load_suite`` reads of a command line that has none of the flags of ``add_suite`` but the ``changes``."""
+    """What ``load_suite`` reads of a command line that has none of the flags of ``add_suite`` but the
+    ``changes``."""
     parser = argparse.ArgumentParser()
     add_suite(parser)
-    return argparse.Namespace(**(vars(parser.parse_args([])) | {"checkpoints_dir": checkpoints_dir} | changes))
+    return argparse.Namespace(**(vars(parser.parse_args([])) | {"checkpoints_dir": checkpoints_dir}
+                                 | changes))
 
 
 class EvaluatorSuite:
-    """A protocol with its evaluators. ``contrast``: for the CLIP-score, or None; ``files``: what they were read from."""
+    """A protocol with its evaluators. ``contrast``: for the CLIP-score, or None; ``files``: what they were
+    read from."""
 
     def __init__(self, protocol, skeleton, matching, contrast=None, files=()):
         self.protocol, self.skeleton, self.matching, self.contrast = protocol, skeleton, matching, contrast
         self.files = {str(path): file_hash(path) for path in files}
-        self.columns = skeleton.feature_dim if protocol == "standard" else skeleton.essential_dim  # of real clips
+        # of real clips
+        self.columns = skeleton.feature_dim if protocol == "standard" else skeleton.essential_dim
 
     @property
     def released(self):
@@ -80,7 +91,8 @@ class EvaluatorSuite:
         """The captions. UserError where the released networks need word classes that they lack."""
         bare = [caption.text for caption in captions if not caption.tokens]
         if self.released and bare:
-            raise UserError(f"the caption '{bare[0][:60]}' has no word/POS tokens behind its first #, which the released "
+            raise UserError(f"the caption '{bare[0][:60]}' has no word/POS tokens behind its first #, which "
+                            "the released "
                             f"evaluators read; {OWN}")
         return captions
 
@@ -89,15 +101,17 @@ class EvaluatorSuite:
         return self.matching.embed_text(self.check_captions(captions)).double().cpu().numpy()
 
     def real(self, motions):
-        """Embeddings (N, E) of real clips, a list of (T, columns): as published, that is as the data set holds them, and treated
-        like generated ones."""
+        """Embeddings (N, E) of real clips, a list of (T, columns): as published, that is as the data set
+        holds them, and treated like generated ones."""
         embeddings = embed_all(self.matching, motions)
-        return embeddings, embed_all(self.matching, self.rebuilt(motions)) if self.protocol == "standard" else embeddings
+        return embeddings, embed_all(self.matching,
+                                     self.rebuilt(motions)) if self.protocol == "standard" else embeddings
 
     @property
     def published_tail(self):
-        """Whether generated clips come with what the published decoder leaves after their end, which the evaluator's convolutions
-        see. The standard protocol, for which nothing is published, always looks at the clip alone."""
+        """Whether generated clips come with what the published decoder leaves after their end, which the
+        evaluator's convolutions see. The standard protocol, for which nothing is published, always looks at
+        the clip alone."""
         return self.protocol == "essential"
 
     def clips_of(self, made):
@@ -105,7 +119,8 @@ class EvaluatorSuite:
         return [clip for clip, _ in made] if self.published_tail else list(made)
 
     def made(self, made):
-        """Embeddings (N, E) of generated clips, as published, and with zeros after their end, as real ones have them."""
+        """Embeddings (N, E) of generated clips, as published, and with zeros after their end, as real ones
+        have them."""
         embeddings = embed_all(self.matching, self.rebuilt(self.clips_of(made)))
         if not self.published_tail:
             return embeddings, embeddings
@@ -113,7 +128,8 @@ class EvaluatorSuite:
 
     def rebuilt(self, motions):
         """Clips (T, essential or more) in the features of the protocol."""
-        return [rebuild(motion, self.skeleton) for motion in motions] if self.protocol == "standard" else motions
+        return [rebuild(motion, self.skeleton)
+                for motion in motions] if self.protocol == "standard" else motions
 
     def clip_scores(self, captions, motions):
         """Cosines (N,) of captions and clips (T, essential or more)."""
@@ -126,8 +142,8 @@ class EvaluatorSuite:
 
 
 def rebuild(motion, skeleton):
-    """Features (T, essential or more) -> standard features (T, D) of their joints, on the figure's own bones. The last row is
-    repeated: velocities need a next frame, of which there is none."""
+    """Features (T, essential or more) -> standard features (T, D) of their joints, on the figure's own bones.
+    The last row is repeated: velocities need a next frame, of which there is none."""
     features = features_to_standard(np.asarray(motion)[:, : skeleton.essential_dim], skeleton)
     return np.concatenate([features, features[-1:]])
 
@@ -135,13 +151,14 @@ def rebuild(motion, skeleton):
 def load_suite(args, spec, text_features, make_tokenizer=None, device="cpu"):
     """The EvaluatorSuite of a data set, from the flags of ``add_suite`` and ``--checkpoints_dir``.
 
-    text_features: list of str -> (B, C), frozen sentence features. make_tokenizer: () -> CLIP's tokenizer; None leaves the
-    CLIP-score out. Raises UserError, which says what is missing and where it comes from.
+    text_features: list of str -> (B, C), frozen sentence features. make_tokenizer: () -> CLIP's tokenizer;
+    None leaves the CLIP-score out. Raises UserError, which says what is missing and where it comes from.
     """
     protocol, skeleton = args.protocol or spec.protocol, SKELETONS[spec.skeleton]
     if protocol == "trained":
         path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
-        return EvaluatorSuite(protocol, skeleton, TrainedEvaluator.load(path, text_features, device), files=[path])
+        return EvaluatorSuite(protocol, skeleton, TrainedEvaluator.load(path, text_features, device),
+                              files=[path])
     files = {what: find_released(args, protocol, spec.name, what) for what in ("matching", "statistics")}
     path = files["matching"][0]
     check_features(matching_features(path), path, protocol, skeleton)
@@ -152,12 +169,14 @@ def load_suite(args, spec, text_features, make_tokenizer=None, device="cpu"):
         contrast = ContrastEvaluator.load(path, mean, std, make_tokenizer(), device)
         check_features(contrast.model.motion_encoder.embed_motion.in_features, path, protocol, skeleton)
     files["words"] = [Path(args.glove_dir) / name for name in FILES]
-    return EvaluatorSuite(protocol, skeleton, matching, contrast, [file for group in files.values() for file in group])
+    return EvaluatorSuite(protocol, skeleton, matching, contrast,
+                          [file for group in files.values() for file in group])
 
 
 def released_places(args, protocol, dataset):
-    """{"matching", "contrast" (essential only), "statistics": [(file, ...)]}: where the files of a released protocol are looked
-    for, from the current folder. The first place that has all its files counts (``first_place``)."""
+    """{"matching", "contrast" (essential only), "statistics": [(file, ...)]}: where the files of a released
+    protocol are looked for, from the current folder. The first place that has all its files counts
+    (``first_place``)."""
     folder = Path(args.checkpoints_dir) / dataset
 
     def networks(flag, *names):
@@ -171,7 +190,8 @@ def released_places(args, protocol, dataset):
     places = {"matching": networks(args.matching_evaluator, *names)}
     beside = statistics((first_place(places["matching"]) or places["matching"][0])[0].parent.parent / "meta")
     if protocol == "standard":
-        found = [beside, *(statistics(folder / name / "meta") for name in ("Comp_v6_KLD005", "Comp_v6_KLD01"))]
+        found = [beside, *(statistics(folder / name / "meta")
+                           for name in ("Comp_v6_KLD005", "Comp_v6_KLD01"))]
     else:
         places["contrast"] = networks(args.contrast_evaluator, "text_mot_match_clip")
         found = [statistics(Path("utils/eval_mean_std") / dataset, "eval_{}.npy"), beside]
@@ -190,7 +210,8 @@ def find_released(args, protocol, dataset, what):
     files = first_place(places)
     if files is None:
         shown = " or ".join(" and ".join(map(str, files)) for files in places)
-        raise UserError(f"no {shown} ({what} of the {protocol} protocol's evaluator): {SOURCE[protocol]}; put it there, or pass "
+        raise UserError(f"no {shown} ({what} of the {protocol} protocol's evaluator): {SOURCE[protocol]}; "
+                        "put it there, or pass "
                         f"{FLAGS[what]}; {OWN}")
     return files
 
@@ -203,7 +224,8 @@ def read_statistics(path, protocol, skeleton):
     except UserError as error:
         raise UserError(f"{error}; {SOURCE[protocol]}") from error
     if value.shape != (wanted,) or not np.isfinite(value).all():
-        raise UserError(f"{path} must hold {wanted} finite numbers for the {protocol} protocol, it has shape {value.shape}")
+        raise UserError(f"{path} must hold {wanted} finite numbers for the {protocol} protocol, it has shape "
+                        f"{value.shape}")
     return value
 
 
@@ -214,8 +236,11 @@ def matching_features(path):
 
 
 def check_features(found, path, protocol, skeleton):
-    """UserError unless an evaluator reads as many features as its protocol has (standard: all but the 4 foot contacts)."""
+    """UserError unless an evaluator reads as many features as its protocol has (standard: all but the 4 foot
+    contacts)."""
     wanted = skeleton.feature_dim - 4 if protocol == "standard" else skeleton.essential_dim
     if found != wanted:
-        raise UserError(f"{path} reads {found} features, the {protocol} protocol needs an evaluator of {wanted}: "
-                        f"{SOURCE[protocol]}; pass its place with --matching_evaluator or --contrast_evaluator")
+        raise UserError(f"{path} reads {found} features, the {protocol} protocol needs an evaluator of "
+                        f"{wanted}: "
+                        f"{SOURCE[protocol]}; pass its place with --matching_evaluator or "
+                        "--contrast_evaluator")

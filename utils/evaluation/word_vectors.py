@@ -1,6 +1,8 @@
-"""Words as the released evaluators read them: GloVe vectors and part-of-speech classes (Guo et al., CVPR 2022).
+"""Words as the released evaluators read them: GloVe vectors and part-of-speech classes (Guo et al., CVPR
+2022).
 
-A folder holds our_vab_data.npy (N, 300), our_vab_words.pkl (list of N words) and our_vab_idx.pkl (word -> row).
+A folder holds our_vab_data.npy (N, 300), our_vab_words.pkl (list of N words) and our_vab_idx.pkl (word ->
+row).
 Shapes: W = 22 tokens of a sentence, 20 words between ``sos`` and ``eos``.
 """
 import pickle
@@ -19,10 +21,12 @@ POS_ENUMERATOR = {name: i for i, name in enumerate(
     "VERB NOUN DET ADP NUM AUX PRON ADJ ADV Loc_VIP Body_VIP Obj_VIP Act_VIP Desc_VIP OTHER".split())}
 # Words that matter for motion have classes of their own, whatever their tag.
 VIP_WORDS = {
-    "Loc_VIP": "left right clockwise counterclockwise anticlockwise forward back backward up down straight curve",
+    "Loc_VIP": "left right clockwise counterclockwise anticlockwise forward back backward up down straight "
+               "curve",
     "Body_VIP": "arm chin foot feet face hand mouth leg waist eye knee shoulder thigh",
     "Obj_VIP": "stair dumbbell chair window floor car ball handrail baseball basketball",
-    "Act_VIP": "walk run swing pick bring kick put squat throw hop dance jump turn stumble stop sit lift lower raise wash "
+    "Act_VIP": "walk run swing pick bring kick put squat throw hop dance jump turn stumble stop sit lift "
+               "lower raise wash "
                "stand kneel stroll rub bend balance flap jog shuffle lean rotate spin spread climb",
     "Desc_VIP": "slowly carefully fast careful slow quickly happy angry sad happily angrily sadly",
 }
@@ -46,7 +50,8 @@ def load_plain_pickle(path):
 
 
 class WordVectorizer:
-    """``vectorizer["walk/VERB"]`` -> vector (300,), one-hot class (15,). An unknown word is ``unk`` and OTHER."""
+    """``vectorizer["walk/VERB"]`` -> vector (300,), one-hot class (15,). An unknown word is ``unk`` and
+    OTHER."""
 
     def __init__(self, folder):
         folder = Path(folder)
@@ -59,7 +64,8 @@ class WordVectorizer:
             raise UserError(f"{folder}: {FILES[1]} must be a list and {FILES[2]} a dict; {SOURCE}")
         self.rows = {word: rows[word] for word in words if word in rows}
         absent = [word for word in ("unk", "sos", "eos") if word not in self.rows]
-        if absent or not all(isinstance(row, int) and 0 <= row < len(self.vectors) for row in self.rows.values()):
+        if absent or not all(isinstance(row, int) and 0 <= row < len(self.vectors)
+                             for row in self.rows.values()):
             reason = f"lack the word '{absent[0]}'" if absent else "point outside the vectors"
             raise UserError(f"the words in {folder} {reason}; {SOURCE}")
 
@@ -75,7 +81,8 @@ class WordVectorizer:
         return self.vectors[self.rows[word if known else "unk"]], one_hot
 
     def sentence(self, tokens):
-        """``word/POS`` tokens -> word_emb (22, 300), pos_onehot (22, 15), number of tokens that are not padding."""
+        """``word/POS`` tokens -> word_emb (22, 300), pos_onehot (22, 15), number of tokens that are not
+        padding."""
         tokens = ["sos/OTHER", *list(tokens)[:MAX_WORDS], "eos/OTHER"]
         length = len(tokens)
         tokens += ["unk/OTHER"] * (MAX_WORDS + 2 - length)

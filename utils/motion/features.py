@@ -1,15 +1,15 @@
-"""Motion features <-> joint positions, after HumanML3D (Guo et al., CVPR 2022, "Generating Diverse and Natural
-3D Human Motions from Text").
+"""Motion features <-> joint positions, after HumanML3D (Guo et al., CVPR 2022, "Generating Diverse and
+Natural 3D Human Motions from Text").
 
-Shapes: T frames, J joints, D features. Joints are (..., T, J, 3) with Y up; a figure faces +Z at frame 0 and its
-left is +X. A row of features holds, in this order (J = 22: 263 columns, J = 21: 251 columns),
+Shapes: T frames, J joints, D features. Joints are (..., T, J, 3) with Y up; a figure faces +Z at frame 0 and
+its left is +X. A row of features holds, in this order (J = 22: 263 columns, J = 21: 251 columns),
 
     yaw velocity 1, root x and z velocity 2, root height 1, joint positions 3 (J - 1)   "essential": 67 or 64
     joint rotations 6 (J - 1), joint velocities 3 J, foot contacts 4                    with these "standard"
 
 in the facing frame: the vertical axis through the pelvis, turned so that the figure looks along +Z. The yaw
-velocity is *half* the angle turned in a frame, positive to the right, in radians; the other velocities are per
-frame too.
+velocity is *half* the angle turned in a frame, positive to the right, in radians; the other velocities are
+per frame too.
 """
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from utils.errors import UserError
 SMOOTHING = 20  # frames: sigma of the Gaussian over the facing direction
 LARGEST = 1e7  # coordinates beyond this (10 km in millimetres) are no motion
 TINY = 1e-12  # lengths below this have no direction
-OPPOSITE = 3e-4  # radians: closer to opposite than this, float32 knows a rotation less well than "half a turn" states it
+# radians: closer to opposite than this, float32 knows a rotation less well than "half a turn" states it
+OPPOSITE = 3e-4
 
 
 class MotionError(UserError):
@@ -27,7 +28,8 @@ class MotionError(UserError):
 
 
 def joints_to_features(joints, skeleton, target_offsets=None):
-    """Joints (T, J, 3) -> standard features (T - 1, D) float32; the last frame has no velocity and is dropped.
+    """Joints (T, J, 3) -> standard features (T - 1, D) float32; the last frame has no velocity and is
+    dropped.
 
     ``target_offsets`` (J, 3): move the motion to a body with these bones; None keeps the body's own.
     MotionError where the joints have another shape, fewer than two frames, or NaN.
@@ -55,12 +57,13 @@ def joints_to_features(joints, skeleton, target_offsets=None):
 
 
 def retarget(joints, skeleton, target_offsets):
-    """Joints (T, J, 3) -> the same joint rotations on a body with ``target_offsets`` (J, 3), the root's path scaled
-    by the ratio of the leg lengths. In single precision (see below), returned as float64. MotionError where the source's leg
-    has no length at frame 0."""
+    """Joints (T, J, 3) -> the same joint rotations on a body with ``target_offsets`` (J, 3), the root's path
+    scaled by the ratio of the leg lengths. In single precision (see below), returned as float64. MotionError
+    where the source's leg has no length at frame 0."""
     joints, offsets = np.asarray(joints, np.float32), np.asarray(target_offsets, np.float32)
     legs = list(skeleton.leg_joints)
-    source_leg = np.linalg.norm(joints[0, legs] - joints[0, [skeleton.parents[leg] for leg in legs]], axis=-1).sum()
+    source_leg = np.linalg.norm(joints[0, legs] - joints[0, [skeleton.parents[leg] for leg in legs]],
+                                axis=-1).sum()
     if source_leg < TINY:
         raise MotionError("the leg has no length in frame 0, so the motion cannot be scaled to another body")
     bones = _rotate(_bone_rotations(joints, skeleton), offsets)
@@ -72,8 +75,9 @@ def retarget(joints, skeleton, target_offsets):
 
 
 def _bone_rotations(joints, skeleton):
-    """Quaternions (T, J, 4) float32, w first, that turn each bone's raw axis to where the bone points, made as the published
-    features were: inverse kinematics from the facing of each frame outwards, and forward again."""
+    """Quaternions (T, J, 4) float32, w first, that turn each bone's raw axis to where the bone points, made
+    as the published features were: inverse kinematics from the facing of each frame outwards, and forward
+        again."""
     forward = _forward(_across(joints, skeleton))
     shortest = _shortest_rotation(np.asarray(skeleton.raw_offsets), _bone_directions(joints, skeleton))
     out = shortest.copy()
@@ -85,20 +89,21 @@ def _bone_rotations(joints, skeleton):
     return out
 
 
-# Single precision, by torch: where a bone points almost against its raw axis its rotation magnifies an error of a joint about
-# a hundred times, so that features agree with the published ones only if the joints carry the same rounding. It is that of
-# torch's float32 root and cross product, which numpy rounds otherwise.
+# Single precision, by torch: where a bone points almost against its raw axis its rotation magnifies an error
+# of a joint about a hundred times, so that features agree with the published ones only if the joints carry
+# the same rounding. It is that of torch's float32 root and cross product, which numpy rounds otherwise.
 
 
 def _single(*arrays):
     """Arrays, broadcast to one shape but for their last axis, as float32 tensors."""
     shape = np.broadcast_shapes(*(array.shape[:-1] for array in arrays))
-    return [torch.tensor(np.broadcast_to(array, (*shape, array.shape[-1])), dtype=torch.float32) for array in arrays]
+    return [torch.tensor(np.broadcast_to(array, (*shape, array.shape[-1])), dtype=torch.float32)
+            for array in arrays]
 
 
 def _shortest_rotation(start, end):
-    """Quaternions (..., 4) that turn ``start`` (..., 3) to ``end`` (..., 3); for opposite ones half a turn about an axis across
-    ``start``, which is a coordinate axis (about Y where it is Z)."""
+    """Quaternions (..., 4) that turn ``start`` (..., 3) to ``end`` (..., 3); for opposite ones half a turn
+    about an axis across ``start``, which is a coordinate axis (about Y where it is Z)."""
     start, end = _single(start, end)
     lengths = ((start ** 2).sum(-1, keepdim=True) * (end ** 2).sum(-1, keepdim=True)).sqrt()
     out = torch.cat([lengths + (start * end).sum(-1, keepdim=True), torch.linalg.cross(start, end)], -1)
@@ -144,8 +149,8 @@ def _checked(joints, skeleton):
 
 
 def _place(joints, skeleton, single=False):
-    """The lowest joint of the clip on the floor, the root of frame 0 at x = z = 0, and frame 0 facing +Z; ``single``: turned and
-    rounded as float32, as retargeting asks for."""
+    """The lowest joint of the clip on the floor, the root of frame 0 at x = z = 0, and frame 0 facing +Z;
+    ``single``: turned and rounded as float32, as retargeting asks for."""
     origin = joints[0, 0].copy()
     origin[1] = joints[..., 1].min()
     right_hip, left_hip, right_shoulder, left_shoulder = joints[0, list(skeleton.face_joints)]
@@ -164,7 +169,8 @@ def _heading(across):
 def _across(joints, skeleton):
     """Unit vectors (T, 3) to the right of each frame's body.
 
-    The hips enter the other way round than in _place: all published features were made so, and ours must agree.
+    The hips enter the other way round than in _place: all published features were made so, and ours must
+    agree.
     """
     right_hip, left_hip, right_shoulder, left_shoulder = (joints[:, joint] for joint in skeleton.face_joints)
     across = (left_hip - right_hip) + (right_shoulder - left_shoulder)
@@ -173,7 +179,8 @@ def _across(joints, skeleton):
 
 
 def _forward(across):
-    """Horizontal unit vectors (..., 3) in which a body looks whose right side points along ``across`` (..., 3)."""
+    """Horizontal unit vectors (..., 3) in which a body looks whose right side points along ``across`` (...,
+    3)."""
     forward = np.stack([across[..., 2], np.zeros_like(across[..., 1]), -across[..., 0]], -1)
     norm = np.linalg.norm(forward, axis=-1, keepdims=True)
     return np.where(norm > TINY, forward / np.maximum(norm, TINY), [0.0, 0.0, 1.0])
@@ -203,9 +210,9 @@ def _bone_directions(joints, skeleton):
 def _local_rotations(joints, heading, skeleton):
     """Rotation of each bone in its parent's frame, first two columns of the matrix: (T, J - 1, 6).
 
-    A bone's own rotation is the shortest one from its raw axis u to its direction v: the reflection along u, then
-    the one along h = u + v, so (I - 2 h h^T)(I - 2 u u^T) with h normalised. Every chain starts from the root's
-    rotation, also those that hang on another joint.
+    A bone's own rotation is the shortest one from its raw axis u to its direction v: the reflection along u,
+    then the one along h = u + v, so (I - 2 h h^T)(I - 2 u u^T) with h normalised. Every chain starts from the
+    root's rotation, also those that hang on another joint.
     """
     raw = np.asarray(skeleton.raw_offsets)
     middle = raw + _bone_directions(joints, skeleton)
@@ -243,7 +250,8 @@ def recover_root(features):
 
 
 def facing_joints(features, num_joints):
-    """Features (..., T, D) -> joints (..., T, J, 3) in the facing frame; the root has x = z = 0 and its height.
+    """Features (..., T, D) -> joints (..., T, J, 3) in the facing frame; the root has x = z = 0 and its
+    height.
 
     Nothing is accumulated over time, so an error in one frame stays in that frame. Numpy or torch.
     """

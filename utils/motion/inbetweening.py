@@ -1,10 +1,11 @@
 """Regenerated frames, put into the clip that they belong to: kept frames stay bit for bit, and nothing jumps.
 
-The generated features say how the body moves; where it stands and looks follows from the kept frames on both sides. What the
-generated path misses at the far side (in heading, then in position) is spread over the section, slowly at its ends.
+The generated features say how the body moves; where it stands and looks follows from the kept frames on both
+sides. What the generated path misses at the far side (in heading, then in position) is spread over the
+section, slowly at its ends.
 
-Shapes: T frames of the clip, n frames of a section with its two neighbours, J joints, D features. Poses are joints in the
-facing frame (motion/features.py: facing_joints).
+Shapes: T frames of the clip, n frames of a section with its two neighbours, J joints, D features. Poses are
+joints in the facing frame (motion/features.py: facing_joints).
 """
 import numpy as np
 
@@ -21,13 +22,14 @@ def sections_of(edited):
 
 
 def stitch(joints, features, generated, edited, skeleton):
-    """Joints (T, J, 3), of the type of ``joints``: the frames in ``edited`` (T,) bool from the features ``generated``
-    (T, D), all others copied. ``features`` (T, D): those of ``joints``. None is normalised.
+    """Joints (T, J, 3), of the type of ``joints``: the frames in ``edited`` (T,) bool from the features
+    ``generated`` (T, D), all others copied. ``features`` (T, D): those of ``joints``. None is normalised.
 
-    A section at the start of the clip is joined to what follows, one at the end to what comes before; one that is the
-    whole clip starts where the clip started.
+    A section at the start of the clip is joined to what follows, one at the end to what comes before; one
+    that is the whole clip starts where the clip started.
     """
-    poses, new = (facing_joints(np.asarray(rows, np.float64), skeleton.num_joints) for rows in (features, generated))
+    poses, new = (facing_joints(np.asarray(rows, np.float64), skeleton.num_joints)
+                  for rows in (features, generated))
     heading, origin = facing_frames(joints.astype(np.float64), poses)
     out = joints.copy()
     for start, stop in sections_of(edited):
@@ -42,7 +44,8 @@ def stitch(joints, features, generated, edited, skeleton):
 
 
 def facing_frames(joints, poses):
-    """Heading (T,) and origin (T, 3) of the facing frames in which joints (T, J, 3) are the ``poses`` (T, J, 3)."""
+    """Heading (T,) and origin (T, 3) of the facing frames in which joints (T, J, 3) are the ``poses`` (T, J,
+    3)."""
     away, facing = joints - joints[:, :1], poses - poses[:, :1]
     across = (away[..., 0] * facing[..., 2] - away[..., 2] * facing[..., 0]).sum(-1)
     along = (away[..., 0] * facing[..., 0] + away[..., 2] * facing[..., 2]).sum(-1)
@@ -50,8 +53,8 @@ def facing_frames(joints, poses):
 
 
 def lead(generated, heading, origin, kept):
-    """Heading (n,) and origin (n, 3) of generated features (n, D), led from the facing frame of the first neighbour to that
-    of the last: heading (2,), origin (2, 3). ``kept``: which of the two must be met."""
+    """Heading (n,) and origin (n, 3) of generated features (n, D), led from the facing frame of the first
+    neighbour to that of the last: heading (2,), origin (2, 3). ``kept``: which of the two must be met."""
     turned, path = recover_root(np.asarray(generated, np.float64))
     weight = {(True, True): ease(np.linspace(0, 1, len(path))), (False, True): np.ones(len(path))}.get(
         kept, np.zeros(len(path)))
@@ -63,20 +66,23 @@ def lead(generated, heading, origin, kept):
 
 
 def fade(new, ends, kept):
-    """Poses (n, J, 3), changed near the kept neighbours so that they start and end with theirs, ``ends`` (2, J, 3)."""
+    """Poses (n, J, 3), changed near the kept neighbours so that they start and end with theirs, ``ends`` (2,
+    J, 3)."""
     left = 1 - ease(np.arange(len(new)) / min(BLEND, len(new) - 1))[:, None, None]
     return new + kept[0] * left * (ends[0] - new[0]) + kept[1] * left[::-1] * (ends[1] - new[-1])
 
 
 def with_bones(poses, ends, skeleton):
-    """Poses (n, J, 3) with bones as long as those of ``ends`` (2, J, 3): averaging poses and decoding them changes lengths."""
+    """Poses (n, J, 3) with bones as long as those of ``ends`` (2, J, 3): averaging poses and decoding them
+    changes lengths."""
     share = np.linspace(0, 1, len(poses))[:, None]
     out = poses.copy()
     for parent, child in skeleton.bones:
         bone = poses[:, child] - poses[:, parent]
         first, last = np.linalg.norm(ends[:, child] - ends[:, parent], axis=-1)
         length = (1 - share) * first + share * last
-        out[:, child] = out[:, parent] + bone / np.maximum(np.linalg.norm(bone, axis=-1, keepdims=True), TINY) * length
+        out[:, child] = out[:, parent] + bone / np.maximum(np.linalg.norm(bone, axis=-1, keepdims=True),
+                                                           TINY) * length
     return out
 
 

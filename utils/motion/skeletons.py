@@ -9,11 +9,11 @@ import numpy as np
 class Skeleton:
     """A joint layout.
 
-    chains: paths of joints from the root outwards, each joint's parent before it; raw_offsets (J, 3): unit axis
-    along which each bone points in the rest pose; face_joints: right hip, left hip, right shoulder, left shoulder;
-    leg_joints: ends of the two bones that give the scale of retargeting; feet_threshold: squared displacement in a
-    frame below which a foot stands (units of the data); target_offsets (J, 3) or None: bones of the body that all
-    clips of the data set share.
+    chains: paths of joints from the root outwards, each joint's parent before it; raw_offsets (J, 3): unit
+    axis along which each bone points in the rest pose; face_joints: right hip, left hip, right shoulder, left
+    shoulder; leg_joints: ends of the two bones that give the scale of retargeting; feet_threshold: squared
+    displacement in a frame below which a foot stands (units of the data); target_offsets (J, 3) or None:
+    bones of the body that all clips of the data set share.
     """
 
     name: str
@@ -40,8 +40,8 @@ class Skeleton:
 
     @cached_property
     def turned_by(self):
-        """The joint in whose frame each joint's rotation is expressed, for joints 1 .. J-1: its parent, but at the start of
-        every chain the root."""
+        """The joint in whose frame each joint's rotation is expressed, for joints 1 .. J-1: its parent, but
+        at the start of every chain the root."""
         starts = {chain[1] for chain in self.chains}
         return [0 if joint in starts else self.parents[joint] for joint in range(1, self.num_joints)]
 

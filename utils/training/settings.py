@@ -1,5 +1,5 @@
-"""What a training or an evaluation runs on and with: seeds, the learning rate, the device, precision; and what results say about
-the machine and the code that made them."""
+"""What a training or an evaluation runs on and with: seeds, the learning rate, the device, precision; and
+what results say about the machine and the code that made them."""
 import os
 import platform
 import random
@@ -29,7 +29,8 @@ def step_seed(seed, step):
 
 
 def learning_rate(step, base, warm_up=0, milestones=(), decay=0.1):
-    """lr of ``step`` (from 0): linear warm-up over ``warm_up`` steps, then ``decay`` more at every milestone passed."""
+    """lr of ``step`` (from 0): linear warm-up over ``warm_up`` steps, then ``decay`` more at every milestone
+    passed."""
     if step < warm_up:
         return base * (step + 1) / warm_up
     return base * decay ** sum(step >= milestone for milestone in milestones)
@@ -45,7 +46,8 @@ def code_version():
     """Short git hash of the code, with + when it is changed; "unknown" outside a repository."""
     here = Path(__file__).resolve().parent
     try:
-        text = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=here, capture_output=True, text=True, check=True)
+        text = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=here, capture_output=True,
+                              text=True, check=True)
         return text.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -63,8 +65,8 @@ def allow_tf32(allowed):
 
 
 def pick_device(name="auto", precision="fp32"):
-    """torch.device of a --device flag; "auto" is CUDA where there is one. A --precision of "tf32" lets float32 products on
-    CUDA run in TF32 from now on."""
+    """torch.device of a --device flag; "auto" is CUDA where there is one. A --precision of "tf32" lets
+    float32 products on CUDA run in TF32 from now on."""
     allow_tf32(precision == "tf32")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,8 +78,8 @@ def pick_device(name="auto", precision="fp32"):
 
 
 def start(name="auto", precision="fp32"):
-    """The torch.device of this process for a --device and a --precision flag, see ``pick_device``. Under torchrun the
-    process joins the others (utils/distributed.py)."""
+    """The torch.device of this process for a --device and a --precision flag, see ``pick_device``. Under
+    torchrun the process joins the others (utils/distributed.py)."""
     return distributed.join(pick_device(name, precision))
 
 

@@ -1,7 +1,8 @@
 """The training loop.
 
-A run is a pure function of its arguments: batches come from (seed, epoch), random numbers from (seed, step). So a run that
-was interrupted anywhere resumes bit for bit as if it had not been (on one machine, with the same settings).
+A run is a pure function of its arguments: batches come from (seed, epoch), random numbers from (seed, step).
+So a run that was interrupted anywhere resumes bit for bit as if it had not been (on one machine, with the
+same settings).
 """
 import copy
 import math
@@ -20,14 +21,16 @@ from utils.training import distributed
 from utils.training.checkpoints import ResumableRun
 from utils.training.settings import autocast, learning_rate, peak_memory_mb, resolve_precision, step_seed
 
-# Batches differ in shape, and oneDNN keeps buffers for each of the last 1,024 shapes: gigabytes on a CPU. It reads this once.
+# Batches differ in shape, and oneDNN keeps buffers for each of the last 1,024 shapes: gigabytes on a CPU. It
+# reads this once.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 SAVE_SECONDS = 60  # at most this much work is lost by a crash
 
 
 def split_batch(batch, parts):
-    """[(part of a batch, its share of the samples)]: a tensor, or a dict of tensors and lists, cut along the samples."""
+    """[(part of a batch, its share of the samples)]: a tensor, or a dict of tensors and lists, cut along the
+    samples."""
     if parts == 1:
         return [(batch, 1.0)]
     columns = batch if isinstance(batch, dict) else {"": batch}
@@ -41,8 +44,8 @@ def split_batch(batch, parts):
 
 
 class EMA:
-    """Exponential moving average of a model's parameters; its early decay grows with the number of steps, so that a short
-    run is not averaged with its initialisation. Buffers are copied."""
+    """Exponential moving average of a model's parameters; its early decay grows with the number of steps, so
+    that a short run is not averaged with its initialisation. Buffers are copied."""
 
     def __init__(self, model, decay=0.9999):
         self.decay, self.steps = decay, 0
@@ -61,8 +64,10 @@ class EMA:
 class TrainerSettings:
     """How a Trainer goes through its data.
 
-    lr_at: function step -> learning rate. seed: of batches and steps. metric: validation tag whose lowest value is the best.
-    precision: "fp32", "tf32" or "bf16" (autocast) of the training steps. max_iter: most steps; 0 = as the epochs say.
+    lr_at: function step -> learning rate. seed: of batches and steps. metric: validation tag whose lowest
+        value is the best.
+    precision: "fp32", "tf32" or "bf16" (autocast) of the training steps. max_iter: most steps; 0 = as the
+        epochs say.
     clip_grad: largest norm of a step's gradient; 0 = not clipped. log_every: steps between two log entries.
     accumulate: parts into which a batch is split; their gradients are added up, weighted by their samples.
     """
@@ -82,7 +87,8 @@ class Trainer(ResumableRun):
 
     Args:
         folder: RunFolder, prepared.
-        key: the model's key in checkpoints ("ae", "mardm", "estimator", "evaluator"); its average is "ema_<key>".
+        key: the model's key in checkpoints ("ae", "mardm", "estimator", "evaluator"); its average is
+            "ema_<key>".
         model, optimizer: as usual. settings: TrainerSettings. ema: optional EMA.
         describe: dict of plain values and tensors that lets the checkpoint rebuild its model.
     """
@@ -92,14 +98,15 @@ class Trainer(ResumableRun):
         self.max_iter = settings.max_iter
         self.stop_signal = None
 
-    # ---- the loop ----------------------------------------------------------------------------------------------
+    # ---- the loop ------------------------------------------------------------------------------------------
 
     def fit(self, loader, loss_fn, epochs, validate=None):
         """Train until ``epochs`` epochs, or ``max_iter`` steps, are done.
 
-        ``loss_fn(model, batch)`` returns a dict of 0-d tensors, "loss" among them, which is minimised; of several processes
-        (torchrun) each gets its rows of the batch, and the mean of their losses counts. ``validate(epoch)``, which all call,
-        returns a dict of floats by tag, or {} when it is not due. UserError on a loss that is not finite.
+        ``loss_fn(model, batch)`` returns a dict of 0-d tensors, "loss" among them, which is minimised; of
+        several processes (torchrun) each gets its rows of the batch, and the mean of their losses counts.
+        ``validate(epoch)``, which all call, returns a dict of floats by tag, or {} when it is not due.
+        UserError on a loss that is not finite.
         """
         steps = len(loader)
         if steps == 0:
@@ -122,7 +129,8 @@ class Trainer(ResumableRun):
             if first:
                 writer.close()
         distributed.barrier()  # what the first process has written is there for all
-        self.folder.log(f"done: {self.total_it} steps, best {self.best['metric']} {self.best['value']:.5g} after epoch "
+        self.folder.log(f"done: {self.total_it} steps, best {self.best['metric']} {self.best['value']:.5g} "
+                        "after epoch "
                         f"{self.best['epoch'] + 1}, peak memory {peak_memory_mb():.0f} MB")
 
     def _request_stop(self, signum, _frame):
@@ -155,7 +163,8 @@ class Trainer(ResumableRun):
         totals = {}
         seed = step_seed(self.settings.seed, self.total_it)
         for i, (part, share) in enumerate(split_batch(batch, self.settings.accumulate)):
-            torch.manual_seed(seed + i * distributed.size() + distributed.rank())  # dropout; the rest: distributed.share
+            # dropout; the rest: distributed.share
+            torch.manual_seed(seed + i * distributed.size() + distributed.rank())
             with autocast(self.settings.precision, next(self.model.parameters()).device):
                 values = step_fn(part)
             (values["loss"] * share).backward()
@@ -182,7 +191,8 @@ class Trainer(ResumableRun):
                 writer.add_scalar(tag, value, self.total_it)
 
     def _save_when_due(self, now=False):
-        stop = distributed.any_of(self.stop_signal is not None)  # the signal reaches the processes in different steps
+        # the signal reaches the processes in different steps
+        stop = distributed.any_of(self.stop_signal is not None)
         if now or stop or time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save()
         if stop:
@@ -202,21 +212,24 @@ class Trainer(ResumableRun):
             shown = " ".join(f"{tag} {value:.4g}" for tag, value in values.items())
             self.folder.log(f"epoch {self.epoch} step {self.total_it}: {shown}")
         if values.get(self.settings.metric, math.inf) < self.best["value"]:
-            self.best = {"metric": self.settings.metric, "value": values[self.settings.metric], "epoch": self.epoch - 1}
+            self.best = {"metric": self.settings.metric, "value": values[self.settings.metric],
+                         "epoch": self.epoch - 1}
             if is_first():
                 self.folder.save_best(self.state(weights_only=True))
         self._save_when_due(now=last)
 
 
 def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None):
-    """The Trainer of a training script's command line (utils/options.py: add_training), with AdamW as published."""
+    """The Trainer of a training script's command line (utils/options.py: add_training), with AdamW as
+    published."""
     device = next(model.parameters()).device
     # fused: one pass over the weights instead of one for each operation of the update
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=args.weight_decay,
-                                  fused=device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99),
+                                  weight_decay=args.weight_decay, fused=device.type in ("cpu", "cuda"))
     settings = TrainerSettings(
-        lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay), seed=args.seed,
-        metric=metric, precision=resolve_precision(args.precision, device), max_iter=args.max_iter, clip_grad=args.clip_grad,
-        log_every=args.log_every, accumulate=getattr(args, "accumulate", 1))
+        lr_at=lambda step: learning_rate(step, args.lr, args.warm_up_iter, args.milestones, args.lr_decay),
+        seed=args.seed, metric=metric, precision=resolve_precision(args.precision, device),
+        max_iter=args.max_iter, clip_grad=args.clip_grad, log_every=args.log_every,
+        accumulate=getattr(args, "accumulate", 1))
     flags = vars(args) | {"whole_batch": args.batch_size * distributed.size()}
     return Trainer(folder, key, model, optimizer, settings, describe | {"args": flags}, ema)
