@@ -13,7 +13,8 @@ class Skeleton:
     axis along which each bone points in the rest pose; face_joints: right hip, left hip, right shoulder, left
     shoulder; leg_joints: ends of the two bones that give the scale of retargeting; feet_threshold: squared
     displacement in a frame below which a foot stands (units of the data); target_offsets (J, 3) or None:
-    bones of the body that all clips of the data set share.
+    bones of the body that all clips of the data set share. For data sets made with the layout: fps and
+    min_frames unless chosen otherwise; height_range: vertical extent of a body, at least and at most.
     """
 
     name: str
@@ -25,6 +26,9 @@ class Skeleton:
     left_feet: tuple
     right_feet: tuple
     feet_threshold: float
+    fps: float
+    min_frames: int
+    height_range: tuple
     target_offsets: tuple = None
 
     @cached_property
@@ -105,12 +109,12 @@ SKELETONS = {
                       0.12298430502414703, 0.2568398416042328, 0.2630918622016907, 0.2660118639469147,
                       0.26987630128860474),  # metres; all of HumanML3D has this body
         face_joints=(2, 1, 17, 16), leg_joints=(5, 8), left_feet=(7, 10), right_feet=(8, 11),
-        feet_threshold=0.002),
+        feet_threshold=0.002, fps=20.0, min_frames=40, height_range=(0.5, 2.5)),
     "kit": _skeleton(
         name="kit",
         chains=((0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20), (0, 1, 2, 3, 4),
                 (3, 5, 6, 7), (3, 8, 9, 10)),
         raw_offsets="0 +y +y +y +y +x -y -y -x -y -y +x -y -y +z +z -x -y -y +z +z",
         face_joints=(11, 16, 5, 8), leg_joints=(17, 18), left_feet=(19, 20), right_feet=(14, 15),
-        feet_threshold=0.05),
+        feet_threshold=0.05, fps=12.5, min_frames=24, height_range=(500, 2500)),  # millimetres
 }
