@@ -28,10 +28,12 @@ AE, GENERATOR = "FSQ_AE_Model", "FSQ-MARDM-SiT-S"
 LEVELS = [7] * 12  # with a small root loss, enough for reconstructions to pass the semantic probes
 PROMPTS = (
     "a person walks forward", "a man strolls in a circle to the left", "someone waves with the right hand",
-    "the figure lifts its left arm", "a woman jumps twice", "a person turns around to the right by 180 degrees",
-    "he kicks with his left leg", "a person sits down, then stands up again")
+    "the figure lifts its left arm", "a woman jumps twice",
+    "a person turns around to the right by 180 degrees", "he kicks with his left leg",
+    "a person sits down, then stands up again")
 GOALS = {  # metric: (goal, whether more is better)
-    "reconstruction MPJPE, protocol (mm)": (45, False), "reconstruction MPJPE, facing frame (mm)": (25, False),
+    "reconstruction MPJPE, protocol (mm)": (45, False),
+    "reconstruction MPJPE, facing frame (mm)": (25, False),
     "R-precision top 3, generated / real": (0.70, True), "R-precision top 3, real clips": (0.90, True),
     "semantic probes, generated clips": (0.75, True), "semantic probes, real clips": (0.97, True),
     "semantic probes, shuffled captions": (0.25, False), "peak memory of any step (GB)": (4, False),
@@ -70,7 +72,7 @@ class Steps:
         self.record(step, "" if finished.code else shown, before.get("seconds", 0) + finished.seconds,
                     max(finished.memory_gb, before.get("memory_gb", 0)))
         if finished.code:
-            raise UserError(f"the step '{step}' did not finish; its message is above. `make demo` resumes here")
+            raise UserError(f"step '{step}' did not finish; its message is above. `make demo` resumes here")
 
     def record(self, step, command, seconds, memory_gb):
         """Save what all starts of a step took; an unfinished step has no command yet."""
