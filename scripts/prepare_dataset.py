@@ -207,10 +207,8 @@ def prepare(args):
     partial_out = args.out.with_name(args.out.name + ".partial")
     try:
         make_data_folder(partial_out)
-    except FileExistsError as error:
-        raise UserError(str(error)) from None
     except OSError as error:
-        raise UserError(f"cannot write to {partial_out.parent}: {error.strerror}") from None
+        raise UserError(f"cannot write to {partial_out.parent}: {error.strerror or error}") from None
     try:
         report = fill(partial_out, args, splits)
         replace_folder(partial_out, args.out)

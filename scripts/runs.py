@@ -12,10 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -49,12 +49,7 @@ def add_experiment(parser, name, batch_size, samples):
     add("--output_dir", help="folder of the table; default: generation/<name>_<dataset>")
 
 
-class Finished(NamedTuple):
-    """Exit code, wall time and peak resident memory of a script."""
-
-    code: int
-    seconds: float
-    memory_gb: float
+Finished = namedtuple("Finished", "code seconds memory_gb")  # exit code, wall time, peak resident memory
 
 
 class Runner:
