@@ -80,9 +80,9 @@ def test_commands_exist(page, flags_of):
 
 
 def test_the_readme_is_short_and_has_a_chinese_sister():
-    assert len(text_of(ROOT / "README.md").split()) < 900
-    assert "README.zh-CN.md" in text_of(ROOT / "README.md") and "README.md" in text_of(ROOT / "README.zh-CN.md")
-    assert all(f"]({page.name})" in text_of(ROOT / "docs/README.md") for page in ROOT.glob("docs/*.md")
+    english, chinese, index = map(text_of, (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs/README.md"))
+    assert len(english.split()) < 900 and "README.zh-CN.md" in english and "README.md" in chinese
+    assert all(f"]({page.name})" in index for page in ROOT.glob("docs/*.md")
                if page.name != "README.md")
 
 
@@ -104,10 +104,11 @@ def rows_named(cell, names):
 
 
 def test_the_zoo_page_names_every_row():
-    cells = [line.split("|")[1] for line in text_of(ROOT / "docs/zoo.md").splitlines() if line.startswith("| `")]
+    page = text_of(ROOT / "docs/zoo.md")
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     assert set.union(*(rows_named(cell, AE_models) for cell in cells)) == set(AE_models)
     families = {name.rsplit("-", 1)[0] for name in MARDM_models if not name.startswith("VQ_")}
-    named = set(re.findall(r"`([A-Z][\w-]+)-\*`", text_of(ROOT / "docs/zoo.md")))
+    named = set(re.findall(r"`([A-Z][\w-]+)-\*`", page))
     assert families <= named
 
 
