@@ -1,4 +1,4 @@
-"""Drawing: what is where in the picture, what is in the files, and what happens to motions that cannot be drawn."""
+"""Drawing: what is where in the picture, what the files hold, and what cannot be drawn."""
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -15,14 +15,16 @@ BONE = {"leg": 0.42, "arm": 0.27, "trunk": 0.17}
 
 
 def standing(skeleton, frames=6, unit=1.0):
-    """(frames, J, 3): a body at rest with its feet at y = 0, built from the skeleton's own axes: t2m faces +Z, kit -Z."""
+    """(frames, J, 3): a body at rest with its feet at y = 0, built from the skeleton's own axes.
+    t2m faces +Z, kit -Z."""
     joints = np.zeros((skeleton.num_joints, 3))
     for parent, joint in skeleton.bones:
         chain = next(chain for chain in skeleton.chains if joint in chain[1:])
         leg = set(chain) & {*skeleton.left_feet, *skeleton.right_feet}
         length = BONE["leg" if leg else "trunk" if skeleton.side(joint) == "centre" else "arm"]
         sideways = abs(skeleton.raw_offsets[joint][0]) > 0.5
-        joints[joint] = joints[parent] + (0.13 if sideways else length) * np.asarray(skeleton.raw_offsets[joint])
+        length = 0.13 if sideways else length
+        joints[joint] = joints[parent] + length * np.asarray(skeleton.raw_offsets[joint])
     joints[:, 1] -= joints[:, 1].min()
     return np.repeat(joints[None], frames, axis=0) * unit
 
@@ -35,7 +37,7 @@ def walking(skeleton, frames, unit=1.0, speed=0.06):
 
 
 def coloured(picture, side):
-    """Where the picture has about the hue of a side's limbs, (H, W) bool, without the legend in the corner."""
+    """Where the picture has about the hue of a side's limbs, (H, W) bool, without the legend."""
     picture = picture.astype(int)
     red, blue = picture[..., 0], picture[..., 2]
     mask = blue - red > 60 if side == "left" else red - blue > 100
@@ -101,13 +103,14 @@ def test_a_motion_that_spreads_out_still_fits():
 
 
 def test_feet_stand_on_the_floor_and_a_floating_clip_floats():
-    """The shadow touches the feet of a standing body; a body that floats by 0.2 m is higher above the same floor."""
+    """The shadow touches the feet of a standing body; one that floats by 0.2 m is higher up."""
     stands, floats = standing(T2M), standing(T2M) + np.array([0.0, 0.2, 0.0])
-    low, high = (next(render_frames(joints, T2M, 20, size=(320, 320), **FRONT)) for joints in (stands, floats))
+    far_away = standing(T2M) + np.array([5.0, 7.0, -3.0])
+    low, high, far = (next(render_frames(joints, T2M, 20, size=(320, 320), **FRONT))
+                      for joints in (stands, floats, far_away))
     lowest = [np.nonzero(coloured(picture, "left"))[0].max() for picture in (low, high)]
     assert lowest[1] < lowest[0] - 10
-    far_away = next(render_frames(standing(T2M) + np.array([5.0, 7.0, -3.0]), T2M, 20, size=(320, 320), **FRONT))
-    assert np.nonzero(coloured(far_away, "left"))[0].max() == pytest.approx(lowest[0], abs=2)
+    assert np.nonzero(coloured(far, "left"))[0].max() == pytest.approx(lowest[0], abs=2)
 
 
 @pytest.mark.parametrize("caption", [
@@ -162,20 +165,21 @@ def test_contact_sheet(tmp_path):
 
 
 def test_many_in_processes_of_their_own(tmp_path):
-    jobs = [{"joints": standing(T2M, 3), "path": tmp_path / f"{i}.mp4", "skeleton": T2M, "fps": 20, "size": (128, 128)}
-            for i in range(2)]
+    shared = {"skeleton": T2M, "fps": 20, "size": (128, 128)}
+    jobs = [{"joints": standing(T2M, 3), "path": tmp_path / f"{i}.mp4", **shared} for i in range(2)]
     assert render_many(jobs) == [tmp_path / "0.mp4", tmp_path / "1.mp4"] and render_many([], workers=4) == []
     alone = jobs[0]["path"].read_bytes()
     jobs[0]["path"].unlink()
     jobs[1]["joints"] = np.full((3, 22, 3), np.nan)
     with pytest.raises(UserError, match="not finite"):
         render_many(jobs, workers=2)
-    assert jobs[0]["path"].read_bytes() == alone                        # the fault of one does not spoil the other
+    assert jobs[0]["path"].read_bytes() == alone                # the fault of one does not spoil the other
 
 
 @pytest.mark.parametrize("change, message", [
     ({"joints": np.zeros((0, 22, 3))}, "no frames"),
-    ({"joints": np.zeros((5, 21, 3))}, r"must have shape \(frames, 22, 3\) for the t2m skeleton, got \(5, 21, 3\)"),
+    ({"joints": np.zeros((5, 21, 3))},
+     r"must have shape \(frames, 22, 3\) for the t2m skeleton, got \(5, 21, 3\)"),
     ({"joints": np.zeros((22, 3))}, "must have shape"),
     ({"joints": "walk"}, "must be an array of numbers"),
     ({"joints": np.zeros((5, 22, 3))}, "no body to draw"),
@@ -201,7 +205,8 @@ def test_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize("text, name", [
     ("A person walks.", "a_person_walks"), ("a/b\\c:d*e?f\"g<h>i|j", "a_b_c_d_e_f_g_h_i_j"),
     ("\u00dcber caf\u00e9", "uber_cafe"), ("CON", "con_"), ("nul.txt", "nul_txt"), ("COM1", "com1_"),
-    ("com\u00b9", "com1_"), ("console", "console"), ("", "motion"), ("...", "motion"), ("\u8d70\u308b", "motion"),
+    ("com\u00b9", "com1_"), ("console", "console"), ("", "motion"), ("...", "motion"),
+    ("\u8d70\u308b", "motion"),
     ("../../etc", "etc"), ("-rf", "rf"), ("trailing. ", "trailing"),
 ])
 def test_safe_filename(text, name):
