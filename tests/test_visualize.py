@@ -7,7 +7,7 @@ from PIL import Image
 from utils import visualize
 from utils.errors import UserError
 from utils.motion_process import SKELETONS
-from utils.visualize import contact_sheet, render_frames, render_many, render_video, safe_filename
+from utils.visualize import contact_sheet, gallery, render_frames, render_many, render_video, safe_filename
 
 T2M, KIT = SKELETONS["t2m"], SKELETONS["kit"]
 FRONT = {"azimuth": 0.0}
@@ -162,6 +162,136 @@ def test_contact_sheet(tmp_path):
     first = sheet[-160 * 2 - 37:][:160]
     assert all(coloured(first[:, 130 * i:130 * (i + 1)], "left").any() for i in range(6))
     assert coloured(sheet[-160:, :130], "left").any() and (sheet[-160:, 130:] == 255).all()
+
+
+CELL = (160, 200)
+
+
+def read_gif(path):
+    """The frames of a .gif, (N, H, W, 3), and how long each is shown, in milliseconds."""
+    frames, durations = [], []
+    with Image.open(path) as gif:
+        assert gif.info["loop"] == 0                                    # for ever
+        for number in range(gif.n_frames):
+            gif.seek(number)
+            frames.append(np.asarray(gif.convert("RGB")).astype(int))
+            durations.append(gif.info["duration"])
+    return np.stack(frames), durations
+
+
+def cell(frames, row, column):
+    """One cell of a gallery in all its frames, with the caption."""
+    return frames[:, row * CELL[1]:(row + 1) * CELL[1], column * CELL[0]:(column + 1) * CELL[0]]
+
+
+def test_gallery_is_a_grid_of_captioned_clips_that_all_move(tmp_path):
+    captions = ["a walk", "a long caption that needs more than one line", "third", "fourth", "fifth"]
+    clips = [(walking(T2M, 20), caption) for caption in captions]
+    path = gallery(clips, tmp_path / "new" / "five.gif", T2M, 20, columns=3, size=CELL)
+    assert [file.name for file in path.parent.iterdir()] == ["five.gif"]
+    frames, _ = read_gif(path)
+    assert frames.shape[1:] == (2 * CELL[1] + visualize.FOOTER, 3 * CELL[0], 3)
+    ink = []
+    for number in range(5):
+        clip = cell(frames, *divmod(number, 3))
+        title, figure = clip[:, :66], clip[:, 66:]                      # a third of the cell at most
+        dark = title[0].max(axis=-1) < 100
+        ink.append(dark.sum())
+        assert dark.any() and not dark[:, :6].any() and not dark[:, -6:].any()
+        assert coloured(figure[0], "left").any() and coloured(figure[0], "right").any()
+        assert (np.abs(np.diff(figure[:8], axis=0)).max(axis=(1, 2, 3)) > 40).all()
+        assert (title == title[0]).all()
+    assert ink[1] == max(ink) and len(set(ink)) == 5                    # each its own caption
+    assert (cell(frames, 1, 2) > 250).all()                             # the sixth cell is empty
+    footer = frames[0][-visualize.FOOTER:]
+    blue, orange = footer[..., 2] - footer[..., 0] > 60, footer[..., 0] - footer[..., 2] > 100
+    assert middle_of(blue)[0] < middle_of(orange)[0]                    # the legend: left, right
+
+
+@pytest.mark.parametrize("fps, frames, pictures", [(20, 41, 21), (12.5, 26, 21), (10, 21, 21), (5, 11, 21)])
+def test_gallery_keeps_the_speed_of_the_clips(tmp_path, fps, frames, pictures):
+    path = gallery([(walking(T2M, frames), "two seconds")], tmp_path / "one.gif", T2M, fps, size=CELL)
+    shown, durations = read_gif(path)
+    assert len(shown) == pictures + 6 and set(durations) == {100}       # 0.6 s of rest
+
+
+def test_gallery_resamples_between_frames():
+    joints = walking(T2M, 11)
+    assert np.allclose(visualize._resample(joints, 10, 10, 8), joints)
+    assert np.allclose(visualize._resample(joints, 20, 10, 8), joints[::2])
+    finer = visualize._resample(joints, 10, 20, 8)
+    assert np.allclose(finer[::2], joints) and np.allclose(finer[1::2], (joints[:-1] + joints[1:]) / 2)
+    assert len(visualize._resample(joints, 10, 10, 0.5)) == 5
+    assert np.allclose(visualize._resample(joints[:1], 20, 10, 8), joints[:1])
+
+
+@pytest.mark.parametrize("frames, period, showings", [
+    (20, 26, 1), (20, 51, 1), (20, 52, 2), (1, 70, 10), (23, 88, 3),
+])
+def test_shorter_clips_are_repeated_whole(frames, period, showings):
+    shown = visualize._schedule(frames, period, 6)
+    starts = np.flatnonzero(np.diff(shown, prepend=1) < 0) if frames > 1 else np.arange(0, period, 7)
+    assert len(shown) == period and len(starts) == showings and starts[0] == 0
+    for part in np.split(shown, starts[1:]):
+        assert len(part) >= frames + 6 and (part == np.minimum(np.arange(len(part)), frames - 1)).all()
+
+
+def test_gallery_of_different_lengths_starts_again_together(tmp_path):
+    clips = [(walking(T2M, 60), "long"), (walking(T2M, 20), "short")]
+    frames, _ = read_gif(gallery(clips, tmp_path / "two.gif", T2M, 20, columns=2, size=CELL))
+    long, short = cell(frames, 0, 0), cell(frames, 0, 1)
+    assert len(frames) == 30 + 6
+    again = [t for t in range(1, 36) if np.abs(short[t] - short[0]).mean() < 1]
+    assert again == [18] and all(np.abs(frame - long[0]).max() > 40 for frame in long[1:])
+    assert all(np.abs(frame - short[-1]).mean() < 1 for frame in short[-6:])
+
+
+def test_gallery_cuts_long_clips(tmp_path):
+    clips = [(walking(T2M, 60), "")]
+    frames, _ = read_gif(gallery(clips, tmp_path / "x.gif", T2M, 20, size=CELL, seconds=1.5))
+    assert len(frames) == 15 + 6
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webp"])
+def test_gallery_in_other_formats(tmp_path, suffix):
+    clips = [(walking(T2M, 20), "one"), (walking(T2M, 20), "two")]
+    path = gallery(clips, tmp_path / f"two{suffix}", T2M, 20, columns=2, size=CELL)
+    frames, _ = read_gif(gallery(clips, tmp_path / "two.gif", T2M, 20, columns=2, size=CELL))
+    height, width = frames.shape[1:3]
+    if suffix == ".mp4":
+        reader = imageio_ffmpeg.read_frames(str(path))
+        assert next(reader)["fps"] == pytest.approx(10)
+        same = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    else:
+        with Image.open(path) as picture:
+            same = []
+            for number in range(picture.n_frames):
+                picture.seek(number)
+                shown = np.asarray(picture.convert("RGB"))
+                same += [shown] * (picture.info["duration"] // 100)     # equal frames are joined
+            assert picture.info["loop"] == 0
+    assert len(same) == len(frames) and np.abs(same[5].astype(int) - frames[5]).mean() < 6
+
+
+MANY = [(standing(T2M), "")] * 30
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"clips": []}, "at least one clip and one column"),
+    ({"columns": 0}, "at least one clip and one column"),
+    ({"clips": [(standing(T2M), "good"), (np.full((5, 22, 3), np.nan), "bad")]}, "not finite"),
+    ({"skeleton": KIT}, r"must have shape \(frames, 21, 3\)"),
+    ({"fps": 0}, "fps must be"),
+    ({"path": "gallery.png"}, "must end in .gif, .webp, .mp4"),
+    ({"size": (20, 200)}, "128 to 4096 pixels"),
+    ({"clips": MANY, "columns": 30}, "30 clips in 30 columns make a picture of 7200 x 308"),
+    ({"clips": MANY, "columns": 1}, "make a picture of 240 x 8428 pixels; 4096 is the most"),
+])
+def test_what_makes_no_gallery_is_one_line(tmp_path, change, message):
+    arguments = {"clips": [(standing(T2M), "stands")], "path": "x.gif", "skeleton": T2M, "fps": 20} | change
+    with pytest.raises(UserError, match=message) as caught:
+        gallery(**arguments | {"path": tmp_path / arguments["path"]})
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_many_in_processes_of_their_own(tmp_path):

@@ -24,6 +24,7 @@ HIPS, HEAD, NOSE, INK, PAPER = (82, 88, 102), (240, 206, 178), (214, 156, 126), 
 FLOOR, SKY, TILE_CONTRAST, SHADOW = (222, 226, 232), (246, 248, 251), 24, 0.42
 TRAIL_PAST, TRAIL_AHEAD = (112, 122, 140), (184, 190, 200)
 
+SMALLEST, LARGEST = 128, 4096   # edges of a picture in pixels
 BODY_HEIGHT = 1.7           # every body is scaled to this height, and all lengths below are in that unit
 TILE = 0.5                  # edge of a floor tile
 AZIMUTH, ELEVATION, DISTANCE = 32.0, 17.0, 6.0      # of the camera: degrees, degrees, from the body's middle
@@ -35,8 +36,9 @@ TRUNK_RADIUS, NECK_RADIUS, HEAD_RADIUS, NOSE_RADIUS, HAND_RADIUS = 0.088, 0.052,
 
 
 def check_size(size):
-    if min(size) < 128 or max(size) > 4096:
-        raise UserError(f"a picture's edges must be 128 to 4096 pixels long, got {size[0]} x {size[1]}")
+    if min(size) < SMALLEST or max(size) > LARGEST:
+        raise UserError(f"a picture's edges must be {SMALLEST} to {LARGEST} pixels long, "
+                        f"got {size[0]} x {size[1]}")
 
 
 def check_fps(fps):

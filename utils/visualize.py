@@ -1,4 +1,4 @@
-"""Motions to files: joints (T, J, 3) -> mp4, gif, or a png contact sheet.
+"""Motions to files: joints (T, J, 3) -> mp4, gif, a png contact sheet, or a gallery of several clips.
 
 The frames come from utils/drawing.py; here they are laid out, encoded and written as files.
 """
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils.drawing import (
     AZIMUTH,
+    LARGEST,
     PAPER,
     Scene,
     check_fps,
@@ -31,6 +32,8 @@ from utils.drawing import (
 )
 from utils.errors import UserError
 
+FOOTER, GAP, PAUSE = 28, 3, 0.6     # of a gallery: pixels of the legend, of a cell's edge; seconds of rest
+
 
 def render_video(joints, path, skeleton, fps, caption="", size=(480, 540), azimuth=AZIMUTH):
     """Draw a clip into an ``.mp4`` (H.264) or ``.gif`` file and return its path.
@@ -42,11 +45,15 @@ def render_video(joints, path, skeleton, fps, caption="", size=(480, 540), azimu
     path = Path(path)
     if path.suffix.lower() not in _CODECS:
         raise UserError(f"cannot write {path}: a video's name must end in .mp4 or .gif")
-    size = tuple(int(side) + int(side) % 2 for side in size)
+    size = _even(size)
     frames = render_frames(joints, skeleton, fps, caption, size, azimuth)
     with _atomic(path) as temporary:
         _encode(frames, temporary, size, fps, _CODECS[path.suffix.lower()])
     return path
+
+
+def _even(size):
+    return tuple(int(side) + int(side) % 2 for side in size)
 
 
 def render_frames(joints, skeleton, fps, caption="", size=(480, 540), azimuth=AZIMUTH):
@@ -105,6 +112,93 @@ def _strip(joints, skeleton, count, fps, cell, azimuth):
         cells.append(picture)
     cells += [np.full_like(cells[0], PAPER)] * (count - len(cells))
     return np.concatenate(cells, axis=1)
+
+
+def gallery(clips, path, skeleton, fps, columns=3, size=(240, 280), seconds=8.0, rate=10):
+    """Several clips side by side, each under its caption, in one ``.gif``, ``.webp`` or ``.mp4``, whose path
+    is returned.
+
+    clips: list of (joints (T, J, 3), caption), drawn row by row. fps: frames per second of the clips; rate:
+    of the picture. size: (width, height) of a cell with its caption, in pixels. seconds: the rest of longer
+    clips is left out.
+
+    The picture lasts as long as the longest clip and a short pause. Shorter clips are repeated as often as
+    they fit, whole each time, and hold their last frame in between, so that all start again together. Raises
+    UserError as ``render_video`` does, and for an empty list or a picture that gets too large."""
+    path = Path(path)
+    if path.suffix.lower() not in _GALLERY_WRITERS:
+        raise UserError(f"cannot write {path}: a gallery's name must end in {', '.join(_GALLERY_WRITERS)}")
+    if not clips or columns < 1:
+        raise UserError("a gallery needs at least one clip and one column")
+    for number in (fps, rate):
+        check_fps(number)
+    size = _even(size)
+    check_size(size)
+    columns = min(columns, len(clips))
+    shape = (columns * size[0], -(-len(clips) // columns) * size[1] + FOOTER)
+    if max(shape) > LARGEST:
+        raise UserError(f"{len(clips)} clips in {columns} columns make a picture of {shape[0]} x {shape[1]} "
+                        f"pixels; {LARGEST} is the most, so choose fewer clips or another number of columns")
+    motions = [_resample(check_joints(joints, skeleton), fps, rate, seconds) for joints, _ in clips]
+    frames = _gallery_frames(motions, [caption for _, caption in clips], skeleton, rate, columns, size)
+    with _atomic(path) as temporary:
+        _GALLERY_WRITERS[path.suffix.lower()](frames, temporary, shape, rate)
+    return path
+
+
+def _resample(joints, fps, rate, seconds):
+    """The first ``seconds`` of a clip at another frame rate, linear between its frames."""
+    count = min(int((len(joints) - 1) * rate / fps + 1e-6) + 1, max(round(seconds * rate), 1))
+    times = np.minimum(np.arange(count) * fps / rate, len(joints) - 1)
+    before = np.minimum(times.astype(int), max(len(joints) - 2, 0))
+    share = (times - before)[:, None, None]
+    return joints[before] * (1 - share) + joints[np.minimum(before + 1, len(joints) - 1)] * share
+
+
+def _schedule(frames, period, pause):
+    """Which frame of a clip each of the ``period`` pictures shows: as many whole showings as fit."""
+    showings = max(period // (frames + pause), 1)
+    now = np.arange(period)
+    start = -(-(now * showings // period) * period // showings)         # of this showing, rounded up
+    return np.minimum(now - start, frames - 1)
+
+
+def _gallery_frames(motions, captions, skeleton, rate, columns, size):
+    """Iterator over the pictures, uint8 (H, W, 3). All captions get the height of the highest one, so that
+    the cells line up."""
+    width, height = size
+    titles = [draw_title(caption, width, height // 3) for caption in captions]
+    highest = max(len(title) for title in titles)
+    titles = [_pad(title, highest) for title in titles]
+    scenes = [Scene(joints, skeleton, rate, (width, height - highest), AZIMUTH) for joints in motions]
+    pause = round(PAUSE * rate)
+    period = max(len(joints) for joints in motions) + pause
+    schedules = [_schedule(len(joints), period, pause) for joints in motions]
+    footer = np.full((FOOTER, columns * width, 3), PAPER, np.uint8)
+    legend = draw_legend()
+    stamp(footer, legend, (footer.shape[1] - legend.shape[1]) // 2, 5)
+    empty = np.full((height, width, 3), PAPER, np.uint8)
+
+    def draw(now):
+        pictures = [_edged(scene.draw(schedule[now])) for scene, schedule in zip(scenes, schedules)]
+        cells = [np.concatenate(parts) for parts in zip(titles, pictures)]
+        cells += [empty] * (-len(cells) % columns)
+        rows = [np.concatenate(cells[i:i + columns], axis=1) for i in range(0, len(cells), columns)]
+        return np.concatenate([*rows, footer])
+
+    return map(draw, range(period))
+
+
+def _pad(title, height):
+    """White rows above and below, (height, W, 3)."""
+    above = (height - len(title)) // 2
+    return np.pad(title, ((above, height - len(title) - above), (0, 0), (0, 0)), constant_values=255)
+
+
+def _edged(picture):
+    """The picture with a white edge, in place."""
+    picture[:GAP] = picture[-GAP:] = picture[:, :GAP] = picture[:, -GAP:] = PAPER
+    return picture
 
 
 def render_many(jobs, workers=1):
@@ -176,6 +270,24 @@ def _encode(frames, path, size, fps, codec):
     if process.returncode:
         reason = message.splitlines()[-1] if message else "it gave no reason"
         raise UserError(f"ffmpeg could not write {path.name}: {reason}")
+
+
+def _ffmpeg_writer(codec):
+    return lambda frames, path, size, fps: _encode(frames, path, size, fps, codec)
+
+
+def _write_webp(frames, path, size, fps):
+    first, *others = map(Image.fromarray, frames)
+    first.save(path, format="webp", save_all=True, append_images=others, duration=round(1000 / fps), loop=0,
+               quality=60, method=4)
+
+
+_GALLERY_WRITERS = {
+    ".gif": _ffmpeg_writer(["-vf", "split[a][b];[a]palettegen=max_colors=64[p];[b][p]paletteuse=dither=none",
+                            "-f", "gif"]),
+    ".webp": _write_webp,
+    ".mp4": _ffmpeg_writer(_CODECS[".mp4"]),
+}
 
 
 @contextmanager
