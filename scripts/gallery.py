@@ -3,8 +3,8 @@
     python -m scripts.gallery --folder generation/demo_MARDM_demo
     python -m scripts.gallery --clips walk.npy jump.npy --captions "a walk" "a jump" --output gallery.mp4
 
-Clips are .npy files of joints, (frames, J, 3), as sample.py and edit.py write them. The picture lasts as long
-as the longest clip; shorter ones are repeated.
+Clips are .npy files of joints, (frames, J, 3), as sample.py and edit.py write them. The picture lasts about
+as long as the longest clip; shorter ones are repeated.
 """
 import re
 from pathlib import Path

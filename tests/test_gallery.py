@@ -64,7 +64,7 @@ def test_six_clips_fit_in_a_readme(call, tmp_path):
     assert code == 0 and "docs/pictures/gallery.gif: 6 clips" in out
     assert picture.stat().st_size < 3e6
     with Image.open(picture) as gif:
-        assert gif.size == (720, 588) and gif.n_frames == 66            # 6 s, and the rest at the end
+        assert gif.size == (720, 588) and 63 <= gif.n_frames <= 84      # 6 s and a rest, to a third more
 
 
 def test_captions_come_from_the_file_names(call, drawn, folder):

@@ -212,7 +212,7 @@ def test_gallery_is_a_grid_of_captioned_clips_that_all_move(tmp_path):
 def test_gallery_keeps_the_speed_of_the_clips(tmp_path, fps, frames, pictures):
     path = gallery([(walking(T2M, frames), "two seconds")], tmp_path / "one.gif", T2M, fps, size=CELL)
     shown, durations = read_gif(path)
-    assert len(shown) == pictures + 6 and set(durations) == {100}       # 0.6 s of rest
+    assert len(shown) == pictures + 3 and set(durations) == {100}       # 0.3 s of rest
 
 
 def test_gallery_resamples_between_frames():
@@ -236,20 +236,27 @@ def test_shorter_clips_are_repeated_whole(frames, period, showings):
         assert len(part) >= frames + 6 and (part == np.minimum(np.arange(len(part)), frames - 1)).all()
 
 
+@pytest.mark.parametrize("lengths, period", [
+    ([64], 67), ([64, 64], 67), ([64, 40, 40], 86), ([64, 64, 64, 40], 67), ([1], 4), ([60, 30], 66),
+])
+def test_length_of_a_gallery(lengths, period):
+    assert visualize._period(lengths, 3) == period
+
+
 def test_gallery_of_different_lengths_starts_again_together(tmp_path):
     clips = [(walking(T2M, 60), "long"), (walking(T2M, 20), "short")]
     frames, _ = read_gif(gallery(clips, tmp_path / "two.gif", T2M, 20, columns=2, size=CELL))
     long, short = cell(frames, 0, 0), cell(frames, 0, 1)
-    assert len(frames) == 30 + 6
-    again = [t for t in range(1, 36) if np.abs(short[t] - short[0]).mean() < 1]
-    assert again == [18] and all(np.abs(frame - long[0]).max() > 40 for frame in long[1:])
-    assert all(np.abs(frame - short[-1]).mean() < 1 for frame in short[-6:])
+    assert len(frames) == 3 * (10 + 3)                                  # rather than 30 + 3
+    again = [t for t in range(1, 39) if np.abs(short[t] - short[0]).mean() < 1]
+    assert again == [13, 26] and all(np.abs(frame - long[0]).max() > 40 for frame in long[1:])
+    assert all(np.abs(frame - short[-1]).mean() < 1 for frame in short[-4:])
 
 
 def test_gallery_cuts_long_clips(tmp_path):
     clips = [(walking(T2M, 60), "")]
     frames, _ = read_gif(gallery(clips, tmp_path / "x.gif", T2M, 20, size=CELL, seconds=1.5))
-    assert len(frames) == 15 + 6
+    assert len(frames) == 15 + 3
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webp"])

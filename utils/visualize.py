@@ -32,7 +32,8 @@ from utils.drawing import (
 )
 from utils.errors import UserError
 
-FOOTER, GAP, PAUSE = 28, 3, 0.6     # of a gallery: pixels of the legend, of a cell's edge; seconds of rest
+FOOTER, GAP = 28, 3             # of a gallery: pixels of its legend, and of a cell's edge
+PAUSE, STRETCH = 0.3, 4 / 3     # seconds of rest after each clip; how far a gallery may outlast its longest
 
 
 def render_video(joints, path, skeleton, fps, caption="", size=(480, 540), azimuth=AZIMUTH):
@@ -122,9 +123,10 @@ def gallery(clips, path, skeleton, fps, columns=3, size=(240, 280), seconds=8.0,
     of the picture. size: (width, height) of a cell with its caption, in pixels. seconds: the rest of longer
     clips is left out.
 
-    The picture lasts as long as the longest clip and a short pause. Shorter clips are repeated as often as
-    they fit, whole each time, and hold their last frame in between, so that all start again together. Raises
-    UserError as ``render_video`` does, and for an empty list or a picture that gets too large."""
+    The picture lasts as long as the longest clip and a short pause, or up to a third longer where that leaves
+    less standing still. Shorter clips are repeated as often as they fit, whole each time, and hold their last
+    frame in between, so that all start again together. Raises UserError as ``render_video`` does, and for an
+    empty list or a picture that gets too large."""
     path = Path(path)
     if path.suffix.lower() not in _GALLERY_WRITERS:
         raise UserError(f"cannot write {path}: a gallery's name must end in {', '.join(_GALLERY_WRITERS)}")
@@ -155,9 +157,20 @@ def _resample(joints, fps, rate, seconds):
     return joints[before] * (1 - share) + joints[np.minimum(before + 1, len(joints) - 1)] * share
 
 
+def _period(lengths, pause):
+    """How many frames a gallery of clips of these lengths has: the number that leaves the least standing
+    still."""
+    least = max(lengths) + pause
+
+    def moving(period):
+        return sum(frames * (period // (frames + pause)) for frames in lengths) / period
+
+    return max(range(least, int(least * STRETCH) + 1), key=moving)
+
+
 def _schedule(frames, period, pause):
     """Which frame of a clip each of the ``period`` pictures shows: as many whole showings as fit."""
-    showings = max(period // (frames + pause), 1)
+    showings = period // (frames + pause)
     now = np.arange(period)
     start = -(-(now * showings // period) * period // showings)         # of this showing, rounded up
     return np.minimum(now - start, frames - 1)
@@ -172,7 +185,7 @@ def _gallery_frames(motions, captions, skeleton, rate, columns, size):
     titles = [_pad(title, highest) for title in titles]
     scenes = [Scene(joints, skeleton, rate, (width, height - highest), AZIMUTH) for joints in motions]
     pause = round(PAUSE * rate)
-    period = max(len(joints) for joints in motions) + pause
+    period = _period([len(joints) for joints in motions], pause)
     schedules = [_schedule(len(joints), period, pause) for joints in motions]
     footer = np.full((FOOTER, columns * width, 3), PAPER, np.uint8)
     legend = draw_legend()
