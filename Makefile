@@ -21,7 +21,7 @@ help:
 	@echo "Options: PYTHON=python3.11 (3.10 to 3.12), ARGS=\"more arguments of the script or of pytest\""
 
 demo: $(STAMP)
-	$(BIN)/python scripts/demo.py $(ARGS)
+	$(BIN)/python -m scripts.demo $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)

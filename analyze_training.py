@@ -3,23 +3,24 @@
     python analyze_training.py --log_dirs checkpoints/t2m/A checkpoints/t2m/B --names "FSQ" "VQ" \\
         --metric Train/loss --threshold 0.1 --window 200 --output_dir analysis
 
-Says for each run after how many iterations the metric reaches the threshold, its mean, std and std/mean over the last
-values, and the best value of the metric and of every Val/ metric with its iteration: a table on the screen, and in
---output_dir analysis.json (with all metrics) and analysis.png.
+Says for each run after how many iterations the metric reaches the threshold, its mean, std and std/mean over
+the last values, and the best value of the metric and of every Val/ metric with its iteration: a table on the
+screen, and in --output_dir analysis.json (with all metrics) and analysis.png.
 """
 import re
 from pathlib import Path
 
 import numpy as np
 
-from plot_loss import STYLE, curve, draw_curves, ema, plt, read_runs, save_figure, smoothing
 from utils import options
+from utils.curves import STYLE, curve, draw_curves, ema, plt, read_runs, save_figure, smoothing
 from utils.errors import UserError, run
-from utils.evaluation import format_table, write_json
+from utils.report import format_table, write_json
 
 # Metrics of which more is better, by the last part of their tag; of all others less is.
-MORE_IS_BETTER = re.compile(r"R\d|R_precision.*|top_?\d|.*clip.*|.*accuracy.*|diversity|multimodality|perplexity|"
-                            r"codes_used|codebook_share|.*usage.*", re.IGNORECASE)
+MORE_IS_BETTER = re.compile(
+    r"R\d|R_precision.*|top_?\d|.*clip.*|.*accuracy.*|diversity|multimodality|perplexity|"
+                            r"codes_used|codebook_usage|.*usage.*", re.IGNORECASE)
 
 
 def parse_args(argv=None):
@@ -27,13 +28,15 @@ def parse_args(argv=None):
     parser.add_argument("--log_dirs", nargs="+", required=True, help="folders of the runs")
     parser.add_argument("--names", nargs="+", default=None, help="a name a run; default: the folders' names")
     parser.add_argument("--metric", default="Train/loss", help="tag of the metric that is compared")
-    parser.add_argument("--threshold", type=float, default=0.1, help="value of the metric to reach, in its own unit")
+    parser.add_argument("--threshold", type=float, default=0.1,
+                        help="value of the metric to reach, in its own unit")
     parser.add_argument("--window", type=options.non_negative_int, default=0,
                         help="trailing window, in logged values; 0 = a quarter of each run's, 200 at most")
     parser.add_argument("--smooth", type=smoothing, default=0.9,
                         help="weight of the past in the moving average, 0 (none) to below 1, in logged values")
     parser.add_argument("--maximize", nargs="*", default=[], metavar="TAG",
-                        help="tags of which more is better, besides R-precision, CLIP score, diversity and code usage")
+                        help="tags of which more is better, besides R-precision, CLIP score, diversity and "
+                             "code usage")
     parser.add_argument("--output_dir", default="./analysis", help="folder of analysis.json and analysis.png")
     return parser.parse_args(argv)
 
@@ -67,7 +70,8 @@ def analyze(scalars, name, args):
         "logged_values": len(values),
         "reached_at": first_reach(steps, values, args.threshold, upwards),
         "reached_at_smoothed": first_reach(steps, ema(values, args.smooth), args.threshold, upwards),
-        "window": {"values": len(tail), "mean": mean, "std": std, "std_over_mean": std / abs(mean) if mean else None},
+        "window": {"values": len(tail), "mean": mean, "std": std,
+                   "std_over_mean": std / abs(mean) if mean else None},
         "metrics": metrics,
     }
 
@@ -79,9 +83,11 @@ def show(number):
 
 
 def report(results, args):
-    """The text for the screen: one table for the metric, one for the best values of it and of every Val/ metric."""
+    """The text for the screen: one table for the metric, one for the best values of it and of every Val/
+    metric."""
     sign = ">=" if more_is_better(args.metric, args.maximize) else "<="
-    header = ["run", "iterations", f"{sign} {args.threshold:g} at", "smoothed at", "mean", "std", "std/mean", "values"]
+    header = ["run", "iterations", f"{sign} {args.threshold:g} at", "smoothed at", "mean", "std", "std/mean",
+              "values"]
     rows = []
     for name, result in results.items():
         window = result["window"]
@@ -99,21 +105,25 @@ def report(results, args):
 
 
 def plot(curves, results, args, path):
-    """Left: the curves, the threshold, and where each smoothed curve reaches it. Right: mean and std of the window."""
+    """Left: the curves, the threshold, and where each smoothed curve reaches it. Right: mean and std of the
+    window."""
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[2.2, 1], layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[2.2, 1],
+                                             layout="constrained")
         draw_curves(left, curves, args.metric, args.smooth)
         left.axhline(args.threshold, color="0.35", linewidth=1, linestyle="--")
         for i, result in enumerate(results.values()):
             reached, window = result["reached_at_smoothed"], result["window"]
             if reached is not None:
                 left.plot(reached, args.threshold, "o", color=f"C{i % 10}", markeredgecolor="white", zorder=5)
-            right.errorbar(i, window["mean"], yerr=window["std"], fmt="o", color=f"C{i % 10}", capsize=6, markersize=7)
+            right.errorbar(i, window["mean"], yerr=window["std"], fmt="o", color=f"C{i % 10}", capsize=6,
+                           markersize=7)
         left.set_title(f"{args.metric}, threshold {args.threshold:g}")
         right.set_xticks(range(len(results)), list(results), rotation=20 if len(results) > 3 else 0)
         right.set_xlim(-0.6, len(results) - 0.4)
         counts = sorted({result["window"]["values"] for result in results.values()})
-        right.set_title(f"mean \u00b1 std, last {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} values")
+        right.set_title(f"mean \u00b1 std, last "
+                        f"{' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} values")
         save_figure(figure, path)
 
 

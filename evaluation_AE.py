@@ -1,10 +1,12 @@
-"""Evaluate a trained autoencoder on the test split: both MPJPEs, acceleration error, FID, how the codes are used, and, where
-clips are labelled, whether the reconstructions still do what the labels say (semantic probes).
+"""Evaluate a trained autoencoder on the test split: both MPJPEs, acceleration error, FID, how the codes are
+used, and, where clips are labelled, whether the reconstructions still do what the labels say (semantic
+probes).
 
     python evaluation_AE.py --name FSQ_AE_High --model FSQ_AE_High --dataset_name t2m
 
-Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, beside it, evaluation_AE_<protocol>.json (evaluation_AE.json
-for a data set with an evaluator of its own, and without any). Without an evaluator the other figures are given, and it says so.
+Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, beside it, evaluation_AE_<protocol>.json
+(evaluation_AE.json for a data set with an evaluator of its own, and without any). Without an evaluator the
+other figures are given, and it says so.
 """
 from functools import partial
 from itertools import groupby
@@ -12,22 +14,20 @@ from itertools import groupby
 from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash
 from models.TextEncoder import cached_text_features
-from utils import options, parallel
-from utils.code_stats import code_usage, usage_rows
-from utils.datasets import MotionStore, get_spec, joints_in_metres, read_labels
-from utils.errors import UserError, run
-from utils.evaluation import (
-    format_table,
-    reconstruct,
-    reconstruct_twice,
-    reconstruction_errors,
-    reconstruction_fid,
-    write_results,
-)
-from utils.judges import add_judges, load_judges
-from utils.probes import check, knows, probe_report
-from utils.protocols import TextClips, evaluate_protocol, score_rows
-from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, seed_everything, start
+from utils import options
+from utils.data.datasets import MotionStore, read_labels
+from utils.data.specs import get_spec, joints_in_metres
+from utils.errors import UserError, is_first, run
+from utils.evaluation.codebook import code_usage, usage_rows
+from utils.evaluation.probes import check, knows, probe_report
+from utils.evaluation.protocols import TextClips, score_rows
+from utils.evaluation.reconstruction import reconstruct, reconstruct_with_tail, reconstruction_errors, reconstruction_fid
+from utils.evaluation.scoring import evaluate
+from utils.evaluation.suites import add_suite, load_suite
+from utils.files import RunFolder
+from utils.report import format_table, write_results
+from utils.training import distributed
+from utils.training.settings import code_version, machine, peak_memory_mb, seed_everything, start
 
 
 def parse_args():
@@ -36,53 +36,65 @@ def parse_args():
     options.add_workers(parser)
     options.add_trained(parser, AE_models, "autoencoder")
     options.add_split(parser)
-    parser.add_argument("--repeats", type=options.positive_int, default=20, help="repeats of a released protocol")
-    add_judges(parser)
+    parser.add_argument("--repeats", type=options.positive_int, default=20,
+                        help="repeats of a released protocol")
+    add_suite(parser)
     return parser.parse_args()
 
 
-def find_judges(args, spec, device):
-    """The Judges; None, with a line that says why, where there are none and --protocol does not insist."""
+def find_suite(args, spec, device):
+    """The EvaluatorSuite; None, with a line that says why, where there are none and --protocol does not
+    insist."""
     try:
-        return load_judges(args, spec, partial(cached_text_features, spec.text_encoder, folder=spec.root), device=device)
+        return load_suite(args, spec, partial(cached_text_features, spec.text_encoder, folder=spec.root),
+                          device=device)
     except UserError as error:
         if args.protocol:
             raise
-        if parallel.is_first():
+        if is_first():
             print(f"no FID: {error}")
         return None
 
 
-def judge(judges, ae, pairs, spec, args, device):
-    """{"FID"} by an evaluator of our own, on every clip, and None; by a released one the FID and all scores of its protocol."""
-    if not judges.released:
-        return {"FID": reconstruction_fid(judges.matching, pairs)}, None
-    clips = TextClips(spec, args.split, args.num_workers, judges.columns)
-    judges.check_captions(clips.captions)
-    scores = evaluate_protocol(
-        judges, partial(clips.draw, args.seed), lambda _, drawn: reconstruct_twice(
-            ae, drawn.real, clips.store.mean, clips.store.std, device), args.repeats, args.seed)
+def judge(suite, ae, pairs, spec, args, device):
+    """{"FID"} by an evaluator of our own, on every clip, and None; by a released one the FID and all scores
+    of its protocol."""
+    if not suite.released:
+        return {"FID": reconstruction_fid(suite.matching, pairs)}, None
+    clips = TextClips(spec, args.split, args.num_workers, suite.columns)
+    suite.check_captions(clips.captions)
+
+    def generate(_repeat, drawn):
+        pairs = reconstruct_with_tail(ae, drawn.real, clips.store.mean, clips.store.std, device)
+        return pairs if suite.published_tail else [clip for clip, _ in pairs]
+
+    scores = evaluate(suite, partial(clips.draw, args.seed), generate, args.repeats, args.seed)
     scores.pop("clips")
-    return {judges.tag("FID"): scores["generated"][judges.tag("FID")]["mean"]}, scores
+    return {suite.tag("FID"): scores["generated"][suite.tag("FID")]["mean"]}, scores
 
 
 def probe_reconstructions(spec, store, pairs):
-    """Probe report of what the reconstructions of labelled clips do; None where nothing is labelled with what the probes know."""
+    """Probe report of what the reconstructions of labelled clips do; None where nothing is labelled with what
+    the probes know."""
     labels = read_labels(spec) or {} if spec.skeleton == "t2m" else {}
     names = [name for name, length in zip(store.ids, store.lengths) if length >= 4]
-    rows = [(labels[name], check(labels[name], joints_in_metres(made, spec), spec.fps)) for name, (_, made) in zip(names, pairs)
+    rows = [(labels[name], check(labels[name], joints_in_metres(made, spec), spec.fps))
+            for name, (_, made) in zip(names, pairs)
             if knows(labels.get(name))]
     return probe_report(rows) if rows else None
 
 
 def make_table(results):
-    units = {"MPJPE": "mm, by protocol (root aligned, accumulated heading)", "MPJPE_facing": "mm, in the facing frame",
-             "acceleration_error": "mm / frame^2"}
-    rows = [(key, f"{value:.4g}", units.get(key, f"{results['protocol']} protocol")) for key, value in results["figures"].items()]
+    units = {"MPJPE": "mm, by protocol (root aligned, accumulated heading)",
+             "MPJPE_facing": "mm, in the facing frame", "acceleration_error": "mm / frame^2"}
+    rows = [(key, f"{value:.4g}", units.get(key, f"{results['protocol']} protocol"))
+            for key, value in results["metrics"].items()]
     if results["probes"]:
-        rows.append(("semantic probes", f"{results['probes']['all']['share']:.3f}", "of labelled clips, reconstructed"))
+        rows.append(("semantic probes", f"{results['probes']['all']['share']:.3f}",
+                     "of labelled clips, reconstructed"))
     if results["scores"]:
-        rows += [(f"scores: {key}", made, f"real clips {real}") for key, made, real in score_rows(results["scores"])]
+        rows += [(f"scores: {key}", made, f"real clips {real}")
+                 for key, made, real in score_rows(results["scores"])]
     runs = [(level, len(list(same))) for level, same in groupby(results["levels"] or [])]
     shown = "x".join(f"{level}^{count}" if count > 1 else f"{level}" for level, count in runs)
     rows += [("levels", shown or "none", f"{results['target_dim']} dimensions")]
@@ -94,7 +106,7 @@ def main():
     args = parse_args()
     device = start(args.device)
     seed_everything(args.seed)
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         path = folder.checkpoint(args.which)
@@ -104,25 +116,26 @@ def main():
 
     pairs = reconstruct(ae, store, device)
     figures = reconstruction_errors(pairs, spec)
-    judges, scores = find_judges(args, spec, device), None
-    if judges is not None:
-        found, scores = judge(judges, ae, pairs, spec, args, device)
+    suite, scores = find_suite(args, spec, device), None
+    if suite is not None:
+        found, scores = judge(suite, ae, pairs, spec, args, device)
         figures |= found
     usage = code_usage(ae, store, device)
     results = {
-        "kind": judges.tag("reconstruction") if judges else "reconstruction", "protocol": judges and judges.protocol,
-        "judge": judges and judges.describe(), "dataset": spec.name, "split": args.split, "clips": len(pairs),
-        "frames": sum(len(real) for real, _ in pairs), "left_out": len(store.skipped),
-        "model": checkpoint.get("model_name") or args.model, "model_kwargs": checkpoint.get("model_kwargs"),
-        "levels": list(ae.levels) if ae.levels else None,
+        "kind": suite.tag("reconstruction") if suite else "reconstruction",
+        "protocol": suite and suite.protocol, "evaluators": suite and suite.describe(), "dataset": spec.name,
+        "split": args.split, "clips": len(pairs), "frames": sum(len(real) for real, _ in pairs),
+        "left_out": len(store.skipped), "model": checkpoint.get("model_name") or args.model,
+        "model_kwargs": checkpoint.get("model_kwargs"), "levels": list(ae.levels) if ae.levels else None,
         "target_dim": ae.target_dim, "codebook_size": ae.codebook_size, "finite_targets": ae.finite_targets,
-        "figures": figures, "scores": scores,
+        "metrics": figures, "scores": scores,
         "probes": probe_reconstructions(spec, store, pairs),
-        "repeats_asked": args.repeats if scores else None, "codes": usage, "checkpoint": path.name, "weights": weights_hash(ae),
-        "steps": checkpoint.get("total_it"), "seed": args.seed, "code_version": code_version(), "machine": machine(),
-        "peak_memory_mb": peak_memory_mb(),
+        "repeats_asked": args.repeats if scores else None, "codes": usage, "checkpoint": path.name,
+        "weights": weights_hash(ae), "steps": checkpoint.get("total_it"), "seed": args.seed,
+        "code_version": code_version(), "machine": machine(), "peak_memory_mb": peak_memory_mb(),
     }
-    write_results(folder.root / "eval", judges.tag("evaluation_AE") if judges else "evaluation_AE", results, make_table(results))
+    write_results(folder.root / "eval", suite.tag("evaluation_AE") if suite else "evaluation_AE", results,
+                  make_table(results))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Evaluate a trained generator on the test split: FID, R-precision, matching score, diversity, multimodality, CLIP-score, foot
-skating, and, for 22-joint skeletons, whether the clips do what fixed prompts say (semantic probes).
+"""Evaluate a trained generator on the test split: FID, R-precision, matching score, diversity, multimodality,
+CLIP-score, foot skating, and, for 22-joint skeletons, whether the clips do what fixed prompts say (semantic
+probes).
 
     python evaluation_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High \\
-        --model FSQ-MARDM-SiT-XL --dataset_name t2m                       # --protocol standard for 263 features
+        --model FSQ-MARDM-SiT-XL --dataset_name t2m                       # --protocol standard for 263
+        features
 
-Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, beside it, evaluation_MARDM_<protocol>.json
-(evaluation_MARDM.json for a data set with an evaluator of its own). Figures of two protocols cannot be compared.
+Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, beside it,
+evaluation_MARDM_<protocol>.json (evaluation_MARDM.json for a data set with an evaluator of its own). Figures
+of two protocols cannot be compared.
 """
 import time
 from functools import partial
@@ -15,34 +18,43 @@ from tqdm import tqdm
 
 from models.AE import AE_models
 from models.LengthEstimator import LengthTable
-from models.loading import load_length_estimator, load_pipeline, read_checkpoint, weights_hash
+from models.loading import load_length_estimator, load_pipeline, weights_hash
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import cached_text_features, clip_tokenizer
-from utils import options, parallel
+from utils import options
 from utils.clips import checkpoint_paths
-from utils.conditions import load_conditions
-from utils.datasets import MAX_LENGTH, get_spec, joints_in_metres, load_statistics, read_labels
-from utils.errors import UserError, run
-from utils.evaluation import evaluate_generation, format_table, mean_foot_skating, without_text, write_results
-from utils.judges import add_judges, load_judges
-from utils.probes import PROMPTS, RULES, check, knows, probe_report
-from utils.protocols import MULTIMODAL_SAMPLES, MULTIMODAL_TEXTS, TextClips, evaluate_protocol, score_rows
-from utils.train_utils import RunFolder, code_version, machine, peak_memory_mb, seed_everything, start
+from utils.data.conditions import load_conditions
+from utils.data.datasets import MAX_LENGTH, load_statistics, read_labels
+from utils.data.specs import get_spec, joints_in_metres
+from utils.errors import UserError, is_first, run
+from utils.evaluation.probes import PROMPTS, RULES, check, knows, probe_report
+from utils.evaluation.protocols import TextClips, score_rows
+from utils.evaluation.scoring import MULTIMODAL_SAMPLES, MULTIMODAL_TEXTS, evaluate, mean_foot_skating, without_text
+from utils.evaluation.suites import add_suite, load_suite
+from utils.files import RunFolder
+from utils.report import format_table, write_results
+from utils.training import distributed
+from utils.training.settings import code_version, machine, peak_memory_mb, seed_everything, start
 
 
 def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="MARDM")
-    parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one the generator was trained on")
-    parser.add_argument("--ae_model", choices=list(AE_models), default=None, help="its zoo name; default: as trained")
+    parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one the "
+                                                        "generator was trained on")
+    parser.add_argument("--ae_model", choices=list(AE_models), default=None,
+                        help="its zoo name; default: as trained")
     options.add_trained(parser, MARDM_models, "generator")
-    add_judges(parser)
-    parser.add_argument("--repeats", type=options.positive_int, default=20, help="repeats of the whole protocol")
-    parser.add_argument("--cal_mm", action="store_true", help="measure multimodality too (30 clips a text: slow)")
+    add_suite(parser)
+    parser.add_argument("--repeats", type=options.positive_int, default=20,
+                        help="repeats of the whole protocol")
+    parser.add_argument("--cal_mm", action="store_true", help="measure multimodality too (30 clips a text: "
+                                                              "slow)")
     parser.add_argument("--probe_repeats", type=options.non_negative_int, default=0,
                         help="clips a probe prompt (22-joint skeletons); 0 = no probes")
-    parser.add_argument("--length_estimator", default="length_estimator", help="--name of the length estimator's run (probes)")
+    parser.add_argument("--length_estimator", default="length_estimator",
+                        help="--name of the length estimator's run (probes)")
     options.add_sampler(parser)
     options.add_workers(parser)
     return parser.parse_args()
@@ -50,82 +62,89 @@ def parse_args():
 
 def generate(pipeline, cond, frames, seeds, what, **settings):
     """Un-normalised motions of ``pipeline.sample``, whose batches the processes share among them."""
-    with tqdm(total=len(parallel.turns(seeds)), desc=what, unit="clip", leave=False, disable=not parallel.is_first()) as progress:
-        return parallel.merge(pipeline.sample(cond, frames, seeds, progress=progress, turns=parallel.turns, **settings))
+    with tqdm(total=len(distributed.turns(seeds)), desc=what, unit="clip", leave=False,
+              disable=not is_first()) as progress:
+        return distributed.gather_turns(pipeline.sample(cond, frames, seeds, progress=progress,
+                                                        turns=distributed.turns, **settings))
 
 
 class Maker:
-    """Makes a clip for each one of a Drawn, under its condition, from seeds of its own. ``clips``: TextClips, all of them."""
+    """Makes a clip for each one of a Drawn, under its condition, from seeds of its own.
 
-    def __init__(self, pipeline, clips, conditions, settings, seed):
-        self.pipeline, self.settings, self.seed = pipeline, settings, seed
+    clips: TextClips, all of them. decode: what is made of targets, see ``Pipeline.sample``. settings: of the
+        sampler.
+    """
+
+    def __init__(self, pipeline, clips, conditions, settings, seed, decode=None):
+        self.pipeline, self.settings, self.seed, self.decode = pipeline, settings, seed, decode
         self.seconds = 0.0  # of generating
         self.conditions = conditions.lookup(clips.store, clips.entries)
 
-    def __call__(self, repeat, drawn, rows=None, sample=0, decode=None):
-        """Un-normalised motions of ``rows`` (None = all); ``sample`` tells clips of one text apart."""
+    def __call__(self, repeat, drawn, rows=None, sample=0):
+        """Un-normalised clips, or what ``decode`` makes, of ``rows`` (None = all); ``sample`` tells clips of
+        one text apart."""
         rows = range(len(drawn.frames)) if rows is None else rows
         cond = self.conditions(rows, [drawn.captions[row] for row in rows])
         seeds = [clip_seed(self.seed, repeat, drawn.captions[row].text, row, sample) for row in rows]
         start = time.perf_counter()
-        made = generate(self.pipeline, cond, [drawn.frames[row] for row in rows], seeds, "generating", decode=decode,
+        made = generate(self.pipeline, cond, [drawn.frames[row] for row in rows], seeds, "generating",
+                        decode=self.decode,
                         **self.settings)
         self.seconds += time.perf_counter() - start
         return made
 
-    def twice(self, repeat, drawn, rows=None, sample=0):
-        """Pairs (clip, clip with the published tail)."""
-        return self(repeat, drawn, rows, sample, self.pipeline.decode_twice)
-
-    def many(self, repeat, drawn, make):
-        """For multimodality: a list of clips for each of some texts, by ``make`` (this object, or its ``twice``)."""
+    def many(self, repeat, drawn):
+        """For multimodality: a list of clips for each of some texts."""
         rows = np.random.default_rng([self.seed, repeat]).permutation(len(drawn.frames))[:MULTIMODAL_TEXTS]
-        return zip(*[make(repeat, drawn, rows, sample + 1) for sample in range(MULTIMODAL_SAMPLES)])
+        return zip(*[self(repeat, drawn, rows, sample + 1) for sample in range(MULTIMODAL_SAMPLES)])
 
 
-def score(judges, clips, maker, args, distinct):
+def score(suite, clips, maker, args, distinct):
     """The scores, the motions of the last repeat, and the real clips that they stand beside."""
-    if judges.released:
-        scores = evaluate_protocol(judges, partial(clips.draw, args.seed), maker.twice, args.repeats, args.seed,
-                                   partial(maker.many, make=maker.twice) if args.cal_mm else None)
-        return scores, scores.pop("clips"), clips.whole(args.seed).real
-    drawn = clips.whole(args.seed)
-    scores = evaluate_generation(judges.matching, drawn.captions, drawn.real, partial(maker, drawn=drawn), clips.groups,
-                                 args.repeats, args.seed, distinct,
-                                 partial(maker.many, drawn=drawn, make=maker) if args.cal_mm else None)
-    return scores, scores.pop("motions"), drawn.real
+    whole = clips.whole(args.seed)
+    draw = partial(clips.draw, args.seed) if suite.released else lambda _repeat: whole
+    scores = evaluate(suite, draw, maker, args.repeats, args.seed, clips.groups if distinct else None,
+                      maker.many if args.cal_mm else None)
+    return scores, scores.pop("clips"), whole.real
 
 
 def probe_jobs(conditions, checkpoint, spec, args):
-    """[(prompt or action, the actions to be seen, repeat)], their conditions (N, C), and what estimates their lengths."""
+    """[(prompt or action, the actions to be seen, repeat)], their conditions (N, C), and what estimates their
+    lengths."""
     if conditions.mode == "text":
-        jobs = [(prompt, actions, repeat) for prompt, actions in PROMPTS for repeat in range(args.probe_repeats)]
+        jobs = [(prompt, actions, repeat) for prompt, actions in PROMPTS
+                for repeat in range(args.probe_repeats)]
         path = RunFolder(args.checkpoints_dir, spec.name, args.length_estimator).checkpoint()
         return jobs, conditions.encode([prompt for prompt, _, _ in jobs]), load_length_estimator(path)[0]
     names = [name for name in conditions.actions if name in RULES]
     if not names:
-        raise UserError(f"--probe_repeats: the probes know none of the actions {', '.join(conditions.actions[:5])} ...")
+        raise UserError(f"--probe_repeats: the probes know none of the actions "
+                        f"{', '.join(conditions.actions[:5])} ...")
     jobs = [(name, (name,), repeat) for name in names for repeat in range(args.probe_repeats)]
-    return jobs, conditions.of_actions([name for name, _, _ in jobs]), LengthTable(checkpoint["length_counts"])
+    return jobs, conditions.of_actions([name for name, _, _ in jobs]), LengthTable(
+        checkpoint["length_counts"])
 
 
 def run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settings):
-    """Probe rates of generated clips (every prompt, or action, ``--probe_repeats`` times, at estimated lengths), of the real test
-    clips under their own labels, and of the real clips under shuffled labels."""
+    """Probe rates of generated clips (every prompt, or action, ``--probe_repeats`` times, at estimated
+    lengths), of the real test clips under their own labels, and of the real clips under shuffled labels."""
     jobs, cond, estimator = probe_jobs(conditions, checkpoint, spec, args)
-    lengths = estimate_lengths(estimator, cond, [clip_seed(args.seed, "length", prompt, repeat) for prompt, _, repeat in jobs],
+    lengths = estimate_lengths(estimator, cond,
+                               [clip_seed(args.seed, "length", prompt, repeat) for prompt, _, repeat in jobs],
                                spec.min_frames, MAX_LENGTH)
     seeds = [clip_seed(args.seed, prompt, repeat) for prompt, _, repeat in jobs]
     motions = generate(pipeline, cond, lengths, seeds, "probes", **settings)
     joints = [joints_in_metres(motion, spec) for motion in motions]
-    report = probe_report([(actions, check(actions, clip, spec.fps)) for (_, actions, _), clip in zip(jobs, joints)])
+    report = probe_report([(actions, check(actions, clip, spec.fps))
+                           for (_, actions, _), clip in zip(jobs, joints)])
     report["rate"] = report["all"]["share"]
     known, names = read_labels(spec) or {}, [clips.store.ids[entry.clip] for entry in clips.entries]
     if all(knows(known.get(name)) for name in names):
         labels, real = [known[name] for name in names], [joints_in_metres(motion, spec) for motion in real]
         shuffled = np.random.default_rng(args.seed).permutation(len(labels))
         report["real"] = float(np.mean([check(label, clip, spec.fps) for label, clip in zip(labels, real)]))
-        report["shuffled"] = float(np.mean([check(labels[i], clip, spec.fps) for i, clip in zip(shuffled, real)]))
+        report["shuffled"] = float(np.mean([check(labels[i], clip, spec.fps)
+                                            for i, clip in zip(shuffled, real)]))
     return report
 
 
@@ -137,7 +156,8 @@ def make_table(results):
     rows.append(("foot skating m/s", f"{skating['generated']:.4f}", f"{skating['real']:.4f}"))
     if "probes" in results:
         probes = results["probes"]
-        rows.append(("semantic probes", f"{probes['rate']:.3f}", f"{probes['real']:.3f}" if "real" in probes else "-"))
+        rows.append(("semantic probes", f"{probes['rate']:.3f}",
+                     f"{probes['real']:.3f}" if "real" in probes else "-"))
         if "shuffled" in probes:
             rows.append(("probes, shuffled captions", "-", f"{probes['shuffled']:.3f}"))
     return format_table(rows, (f"{results['protocol']} protocol", "generated", "real"))
@@ -147,44 +167,51 @@ def main():
     args = parse_args()
     device = start(args.device, args.precision)
     seed_everything(args.seed)
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
     if args.probe_repeats and spec.skeleton != "t2m":
-        raise UserError(f"--probe_repeats: the probes know the 22-joint skeleton, {spec.name} has '{spec.skeleton}'")
+        raise UserError(f"--probe_repeats: the probes know the 22-joint skeleton, {spec.name} has "
+                        f"'{spec.skeleton}'")
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
-    path, ae_path = checkpoint_paths(args, read_checkpoint, args.which)
+    path, ae_path = checkpoint_paths(args, args.which)
     encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
-    pipeline, checkpoint = load_pipeline(path, ae_path, args.model, args.ae_model, lambda: load_statistics(spec), device)
+    pipeline, checkpoint = load_pipeline(path, ae_path, args.model,
+                                         args.ae_model, lambda: load_statistics(spec), device)
     mode = pipeline.generator.cond_mode
     if mode == "uncond" and (args.cal_mm or args.probe_repeats):
-        raise UserError("--cal_mm, --probe_repeats: nothing to measure, this generator was trained without conditions")
+        raise UserError("--cal_mm, --probe_repeats: nothing to measure, this generator was trained without "
+                        "conditions")
     settings = options.sampler_settings(args, spec, mode)
     conditions = load_conditions(mode, spec, encode, checkpoint.get("actions", []))
-    with parallel.first_goes_ahead():
-        judges = load_judges(args, spec, encode, clip_tokenizer, device)
-        clips = TextClips(spec, "test", args.num_workers, judges.columns, conditions)
-        judges.check_captions(clips.captions)
-        maker = Maker(pipeline, clips, conditions, settings, args.seed)
+    with distributed.first_goes_ahead():
+        suite = load_suite(args, spec, encode, clip_tokenizer, device)
+        clips = TextClips(spec, "test", args.num_workers, suite.columns, conditions)
+        suite.check_captions(clips.captions)
+        maker = Maker(pipeline, clips, conditions, settings, args.seed,
+                      pipeline.decode_with_tail if suite.published_tail else None)
     begun = time.perf_counter()
-    scores, motions, real = score(judges, clips, maker, args, spec.distinct_retrieval)
+    distinct = spec.distinct_retrieval and not suite.released
+    scores, motions, real = score(suite, clips, maker, args, distinct)
     seconds = {"generating": maker.seconds, "judging": time.perf_counter() - begun - maker.seconds}
-    distinct = spec.distinct_retrieval and not judges.released
     results = {
-        "kind": judges.tag("generation"), "protocol": judges.protocol, "judge": judges.describe(), "dataset": spec.name,
-        "split": "test", "clips": len(clips), "clips_scored": scores.pop("scored", len(clips)), "left_out": clips.left_out,
+        "kind": suite.tag("generation"), "protocol": suite.protocol, "evaluators": suite.describe(),
+        "dataset": spec.name, "split": "test", "clips": len(clips),
+        "clips_scored": scores.pop("scored", len(clips)), "left_out": clips.left_out,
         "retrieval": "batches of 32 without repeated captions" if distinct else "batches of 32, shuffled",
-        "name": args.name, "model": checkpoint.get("model_name") or args.model, "trained_on": checkpoint.get("trained_on"),
-        "cond_mode": mode, "steps": checkpoint.get("total_it"), "sampler": settings, "repeats_asked": args.repeats,
-        "scores": without_text(scores) if mode == "uncond" else scores,
-        "seed": args.seed, "checkpoint": path.name, "weights": weights_hash(pipeline.generator),
-        "autoencoder": {"name": ae_path.parent.parent.name, "weights": weights_hash(pipeline.ae)}, "code_version": code_version(),
-        "machine": machine(), "seconds": seconds, "foot_skating": {"generated": mean_foot_skating(motions, spec),
+        "name": args.name, "model": checkpoint.get("model_name") or args.model,
+        "trained_on": checkpoint.get("trained_on"), "cond_mode": mode, "steps": checkpoint.get("total_it"),
+        "sampler": settings, "repeats_asked": args.repeats,
+        "scores": without_text(scores) if mode == "uncond" else scores, "seed": args.seed,
+        "checkpoint": path.name, "weights": weights_hash(pipeline.generator),
+        "autoencoder": {"name": ae_path.parent.parent.name, "weights": weights_hash(pipeline.ae)},
+        "code_version": code_version(), "machine": machine(), "seconds": seconds,
+        "foot_skating": {"generated": mean_foot_skating(motions, spec),
                                                "real": mean_foot_skating(real, spec)},
     }
     if args.probe_repeats:
         results["probes"] = run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settings)
     results["peak_memory_mb"] = peak_memory_mb()
-    write_results(folder.root / "eval", judges.tag("evaluation_MARDM"), results, make_table(results))
+    write_results(folder.root / "eval", suite.tag("evaluation_MARDM"), results, make_table(results))
 
 
 if __name__ == "__main__":

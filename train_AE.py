@@ -5,7 +5,8 @@
     python train_AE.py --name iFSQ --model FSQ_AE_Model --quantizer ifsq --fsq_levels 9 9 9 9 9 9 9 9
     python train_AE.py --name RVQ --model VQ_AE_Model --quantizer rvq --code_dim 64 --quantizer_settings num_layers=4 decay=0.95
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log beside.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log
+beside.
 """
 import math
 
@@ -13,13 +14,17 @@ import torch
 import torch.nn.functional as F
 
 from models.AE import FSQ_REACH, AE_models, has_grid
-from models.loading import reach_of, read_checkpoint
+from models.loading import reach_of
 from models.quantizers import QUANTIZERS, settings_of
-from utils import options, parallel
-from utils.datasets import MotionStore, WindowDataset, get_spec, make_loader
+from utils import options
+from utils.data.datasets import MotionStore, WindowDataset, make_loader
+from utils.data.specs import get_spec
 from utils.errors import UserError, run
-from utils.evaluation import heading_error, reconstruct, reconstruction_errors
-from utils.train_utils import RunFolder, make_trainer, seed_everything, start
+from utils.evaluation.reconstruction import heading_error, reconstruct, reconstruction_errors
+from utils.files import RunFolder, read_checkpoint
+from utils.training import distributed
+from utils.training.settings import seed_everything, start
+from utils.training.trainer import make_trainer
 
 
 def parse_args():
@@ -33,27 +38,38 @@ def parse_args():
                         help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
     parser.add_argument("--fsq_normalise", action="store_true", default=None,
                         help="for FSQ_AE_Model: bring z to mean 0 and spread 1 before the grid")
-    parser.add_argument("--fsq_reach", type=options.positive_float, default=None, help="for FSQ_AE_*: half the width of the grid "
-                        f"as encoder and decoder see it (with --fsq_normalise the decoder alone); {FSQ_REACH:g} unless given, "
+    parser.add_argument("--fsq_reach", type=options.positive_float, default=None,
+                        help="for FSQ_AE_*: half the width of the grid "
+                        f"as encoder and decoder see it (with --fsq_normalise the decoder alone); "
+                        f"{FSQ_REACH:g} unless given, "
                         "1 = as published. Targets keep their range")
-    parser.add_argument("--num_codes", type=options.positive_int, default=None, help="codes of VQ_AE_Model (512 unless given)")
+    parser.add_argument("--num_codes", type=options.positive_int, default=None,
+                        help="codes of VQ_AE_Model (512 unless given)")
     parser.add_argument("--code_dim", type=options.positive_int, default=None,
                         help="dimensions of a code of VQ_AE_Model (as many as --width unless given)")
-    parser.add_argument("--direct", action="store_true", default=None, help="for FSQ_AE_Model or VQ_AE_Model: no linear layers "
+    parser.add_argument("--direct", action="store_true", default=None,
+                        help="for FSQ_AE_Model or VQ_AE_Model: no linear layers "
                         "before and behind the quantizer; the latent is as wide as what is quantized")
     parser.add_argument("--quantizer", choices=list(QUANTIZERS), default=None,
                         help="quantizer of FSQ_AE_Model (fsq unless given) or VQ_AE_Model (vq unless given)")
     parser.add_argument("--quantizer_settings", nargs="+", default=[], metavar="NAME=VALUE",
-                        help="its hyper-parameters: " + "; ".join(filter(None, map(settings_help, QUANTIZERS))))
-    parser.add_argument("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
-    parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the residual blocks")
-    parser.add_argument("--window_size", type=options.positive_int, default=64, help="frames of a training window")
-    parser.add_argument("--recons_loss", choices=["l1_smooth", "mse"], default="l1_smooth", help="reconstruction loss")
+                        help="its hyper-parameters: "
+                        + "; ".join(filter(None, map(settings_help, QUANTIZERS))))
+    parser.add_argument("--width", type=options.positive_int, default=512,
+                        help="channels of the convolutions and the latent")
+    parser.add_argument("--dropout", type=options.fraction, default=0.2,
+                        help="dropout of the residual blocks")
+    parser.add_argument("--window_size", type=options.positive_int, default=64,
+                        help="frames of a training window")
+    parser.add_argument("--recons_loss", choices=["l1_smooth", "mse"], default="l1_smooth",
+                        help="reconstruction loss")
     parser.add_argument("--aux_loss_joints", type=options.non_negative_float, default=1.0,
                         help="weight of the loss on joint positions")
     parser.add_argument("--aux_loss_root", type=options.non_negative_float, default=0.0,
-                        help="weight of the loss on the accumulated heading and root path (the published model has none)")
-    parser.add_argument("--eval_every", type=options.positive_int, default=5, help="epochs between two validations")
+                        help="weight of the loss on the accumulated heading and root path (the published "
+                             "model has none)")
+    parser.add_argument("--eval_every", type=options.positive_int, default=5,
+                        help="epochs between two validations")
     return parser.parse_args()
 
 
@@ -68,7 +84,8 @@ FREE = {"FSQ_AE_Model": {"fsq_levels": "levels", "fsq_normalise": "normalise", "
 
 
 def model_kwargs(args, feature_dim):
-    kwargs = {"input_width": feature_dim, "width": args.width, "latent_dim": args.width, "dropout": args.dropout}
+    kwargs = {"input_width": feature_dim, "width": args.width, "latent_dim": args.width,
+              "dropout": args.dropout}
     own = FREE.get(args.model, {})
     for flag in dict.fromkeys(flag for flags in FREE.values() for flag in flags):
         if getattr(args, flag) is not None:
@@ -79,15 +96,16 @@ def model_kwargs(args, feature_dim):
     if args.quantizer is not None:
         if args.model not in FREE:
             raise UserError(f"--quantizer belongs to --model {' or '.join(FREE)}; {args.model} fixes its own")
-        kwargs |= {"quantizer": args.quantizer, "settings": parse_settings(args.quantizer, args.quantizer_settings)}
+        kwargs |= {"quantizer": args.quantizer,
+                   "settings": parse_settings(args.quantizer, args.quantizer_settings)}
     elif args.quantizer_settings:
         raise UserError("--quantizer_settings belongs to --quantizer, which is not given")
     return kwargs
 
 
 def reach_kwargs(args, began):
-    """The reach of a grid; nothing for 1, like checkpoints from before it could be chosen. ``began``: the checkpoint of the run
-    that is gone on with, or {}; unless told otherwise it keeps its own."""
+    """The reach of a grid; nothing for 1, like checkpoints from before it could be chosen. ``began``: the
+    checkpoint of the run that is gone on with, or {}; unless told otherwise it keeps its own."""
     if not has_grid(args.model):
         if args.fsq_reach is not None:
             raise UserError(f"--fsq_reach belongs to --model FSQ_AE_*, not to {args.model}")
@@ -105,17 +123,20 @@ def parse_settings(name, pairs):
             raise UserError(f"--quantizer_settings {pair}: {name} has no setting '{key}'; it has "
                             f"{', '.join(known) or 'none'}")
         try:
-            read = {"true": True, "false": False}.__getitem__ if isinstance(known[key], bool) else type(known[key])
+            read = {"true": True, "false": False}.__getitem__ if isinstance(known[key],
+                                                                            bool) else type(known[key])
             settings[key] = read(text.lower())
             if not math.isfinite(settings[key]):
                 raise ValueError
         except (ValueError, KeyError) as error:
-            raise UserError(f"--quantizer_settings {pair}: '{text}' is no usable {type(known[key]).__name__}") from error
+            raise UserError(
+                f"--quantizer_settings {pair}: '{text}' is no usable {type(known[key]).__name__}") from error
     return settings
 
 
 def make_loss(args, store, device):
-    """The loss function: all features, joint positions once more, and, if asked for, heading and root path."""
+    """The loss function: all features, joint positions once more, and, if asked for, heading and root
+    path."""
     compare = {"l1_smooth": F.smooth_l1_loss, "mse": F.mse_loss}[args.recons_loss]
     joints = slice(4, store.spec.feature_dim)
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
@@ -123,11 +144,12 @@ def make_loss(args, store, device):
     def loss_fn(model, motion):
         motion = motion.to(device, non_blocking=True)
         out = model(motion)
-        values = {"recons": compare(out.motion, motion), "joints": compare(out.motion[..., joints], motion[..., joints]),
-                  "quantizer": out.loss}
+        values = {"recons": compare(out.motion, motion),
+                  "joints": compare(out.motion[..., joints], motion[..., joints]), "quantizer": out.loss}
         values["loss"] = values["recons"] + args.aux_loss_joints * values["joints"] + out.loss
         if args.aux_loss_root:
-            values["root"] = heading_error(out.motion * std + mean, motion * std + mean, store.spec.metres_per_unit)
+            values["root"] = heading_error(out.motion * std + mean, motion * std + mean,
+                                           store.spec.metres_per_unit)
             values["loss"] = values["loss"] + args.aux_loss_root * values["root"]
         return values
 
@@ -139,7 +161,7 @@ def main():
     device = start(args.device)
     if args.window_size % 4:
         raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         kwargs = model_kwargs(args, spec.feature_dim)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
@@ -152,7 +174,7 @@ def main():
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
     describe = {"kind": "ae", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std)}
-    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE", accumulate=args.accumulate)
+    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE")
     if args.compile:
         model.compile()
     if args.is_continue:

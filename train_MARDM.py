@@ -6,7 +6,8 @@
         --num_workers 0   # laptop
     python train_MARDM.py ... --cond_mode action   # told one of the data set's actions (labels.json); uncond: nothing
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log beside.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log
+beside.
 """
 from functools import partial
 from itertools import islice
@@ -15,24 +16,22 @@ import torch
 import torch.nn.functional as F
 
 from models.AE import AE_models
-from models.loading import load_autoencoder, read_checkpoint, weights_hash
+from models.loading import load_autoencoder, weights_hash
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features
-from utils import options, parallel
-from utils.conditions import COND_MODES, load_conditions
-from utils.datasets import (
-    MAX_LENGTH,
-    caption_groups,
-    collate_clips,
-    get_spec,
-    load_text_motion,
-    make_loader,
-)
+from utils import options
+from utils.data.conditions import COND_MODES, load_conditions
+from utils.data.datasets import MAX_LENGTH, caption_groups, collate_clips, load_text_motion, make_loader
+from utils.data.specs import get_spec
 from utils.errors import UserError, run
-from utils.evaluation import evaluate_generation, without_text
-from utils.judges import add_judges, load_judges
-from utils.train_utils import EMA, RunFolder, make_trainer, seed_everything, start
+from utils.evaluation.protocols import Drawn
+from utils.evaluation.scoring import evaluate, without_text
+from utils.evaluation.suites import add_suite, load_suite
+from utils.files import RunFolder, read_checkpoint
+from utils.training import distributed
+from utils.training.settings import seed_everything, start
+from utils.training.trainer import EMA, make_trainer
 
 CACHE_BYTES = 2**30
 SCALE_BATCHES = 32  # whose targets tell their spread
@@ -44,28 +43,41 @@ def parse_args():
     options.add_training(parser, batch_size=64, epoch=500, lr=2e-4, weight_decay=1e-5, warm_up_iter=2000,
                          milestones=[50_000], log_every=50)
     options.add_large_models(parser)
-    parser.add_argument("--model", choices=list(MARDM_models), default="MARDM-SiT-XL", help="generator of the zoo")
+    parser.add_argument("--model", choices=list(MARDM_models), default="MARDM-SiT-XL",
+                        help="generator of the zoo")
     parser.add_argument("--ae_name", default="AE", help="the --name under which the autoencoder was trained")
-    parser.add_argument("--ae_model", choices=list(AE_models), default="AE_Model", help="the autoencoder's zoo name")
+    parser.add_argument("--ae_model", choices=list(AE_models), default="AE_Model",
+                        help="the autoencoder's zoo name")
     parser.add_argument("--cond_mode", choices=COND_MODES, default="text",
-                        help="what the generator is told of a clip: its text, its action (labels.json), or nothing")
+                        help="what the generator is told of a clip: its text, its action (labels.json), or "
+                             "nothing")
     parser.add_argument("--need_evaluation", action="store_true",
-                        help="FID and R-precision on the validation split while training; the best FID is kept")
-    add_judges(parser)
-    parser.add_argument("--eval_every", type=options.positive_int, default=10, help="epochs between two validations")
-    parser.add_argument("--max_motion_length", type=options.number(int, 4), default=196, help="longest training clip, frames")
-    parser.add_argument("--unit_length", type=options.positive_int, default=4, help="frames a token (fixed by the autoencoder)")
+                        help="FID and R-precision on the validation split while training; the best FID is "
+                             "kept")
+    add_suite(parser)
+    parser.add_argument("--eval_every", type=options.positive_int, default=10,
+                        help="epochs between two validations")
+    parser.add_argument("--max_motion_length", type=options.number(int, 4), default=196,
+                        help="longest training clip, frames")
+    parser.add_argument("--unit_length", type=options.positive_int, default=4,
+                        help="frames a token (fixed by the autoencoder)")
     parser.add_argument("--diffmlps_batch_mul", type=options.positive_int, default=4,
                         help="(noise, time) pairs a masked token sees in a step")
     parser.add_argument("--prediction", choices=["velocity", "x", "noise"], default=None,
-                        help="what the head predicts; velocity or x (the clean target): SiT, noise: DDPM; default: the first")
-    parser.add_argument("--cond_drop_prob", type=options.fraction, default=0.1, help="share of conditions dropped, for guidance")
+                        help="what the head predicts; velocity or x (the clean target): SiT, noise: DDPM; "
+                             "default: the first")
+    parser.add_argument("--cond_drop_prob", type=options.fraction, default=0.1,
+                        help="share of conditions dropped, for guidance")
     parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the transformer")
-    parser.add_argument("--count_from_end", action="store_true", help="positions from a clip's end for MARDM-* too; FSQ-MARDM-* "
+    parser.add_argument("--count_from_end", action="store_true",
+                        help="positions from a clip's end for MARDM-* too; FSQ-MARDM-* "
                         "and VQ-MARDM-* have them always")
-    parser.add_argument("--scale_targets", action="store_true", help="divide the targets by their standard deviation over all "
-                        "tokens and dimensions, so that they are as wide as the head's noise (the published models do not)")
-    parser.add_argument("--ema_decay", type=options.fraction, default=0.9999, help="decay of the weights' average")
+    parser.add_argument("--scale_targets", action="store_true",
+                        help="divide the targets by their standard deviation over all "
+                        "tokens and dimensions, so that they are as wide as the head's noise (the published "
+                        "models do not)")
+    parser.add_argument("--ema_decay", type=options.fraction, default=0.9999,
+                        help="decay of the weights' average")
     args = parser.parse_args()
     if args.unit_length != 4:
         parser.error("--unit_length must be 4: the autoencoders make one token of 4 frames")
@@ -73,8 +85,9 @@ def parse_args():
 
 
 class TargetCache:
-    """The autoencoder's targets of the crops that training draws. A crop starts at one of few places, so after some epochs
-    nearly all are here; a crop's targets are the same in any batch, so nothing changes but the time."""
+    """The autoencoder's targets of the crops that training draws. A crop starts at one of few places, so
+    after some epochs nearly all are here; a crop's targets are the same in any batch, so nothing changes but
+    the time."""
 
     def __init__(self, ae, device, capacity=CACHE_BYTES):
         self.ae, self.device, self.room, self.known = ae, device, capacity, {}
@@ -103,28 +116,33 @@ class TargetCache:
 
 
 def spread_of_targets(ae, data, device):
-    """The standard deviation of the targets of some training clips, over tokens and dimensions alike; the same in all
-    processes."""
+    """The standard deviation of the targets of some training clips, over tokens and dimensions alike; the
+    same in all processes."""
     cache = TargetCache(ae, device, capacity=0)
     loader = make_loader(data, min(32, len(data)), 0, 0, data.lengths, collate_clips, whole=True)
     found = torch.cat([targets[:length] for batch in islice(loader, SCALE_BATCHES)
                        for targets, length in zip(cache(batch).cpu(), batch["lengths"] // 4)])
     if not float(found.std(0).max()) > 0:
-        raise UserError("--scale_targets: the autoencoder has the same target for every token; train it further")
-    return parallel.mean_of({"spread": float(found.std())})["spread"]
+        raise UserError("--scale_targets: the autoencoder has the same target for every token; train it "
+                        "further")
+    return distributed.mean_of({"spread": float(found.std())})["spread"]
 
 
 def make_loss(ae, device):
-    """The loss function of a batch, or of this process' rows of one; ``whole``: all processes hold the same batch."""
+    """The loss function of a batch, or of this process' rows of one; ``whole``: all processes hold the same
+    batch."""
     cache = TargetCache(ae, device)
 
     def loss_fn(model, batch, whole=False):
-        rows, generator = parallel.Share() if whole else parallel.share(len(batch["lengths"]), device)
-        lengths = (batch["lengths"] if whole else parallel.gather_rows(batch["lengths"])) // 4  # of all processes' clips
+        rows, generator = distributed.LocalBatch() if whole else distributed.local_batch(
+            len(batch["lengths"]), device)
+        # of all processes' clips
+        lengths = (batch["lengths"] if whole else distributed.all_gather(batch["lengths"])) // 4
         targets = cache(batch)
         targets = F.pad(targets, (0, 0, 0, int(lengths.max()) - targets.shape[1]))
         latents = ae.embed_targets(targets)
-        return {"loss": model.loss(latents, targets, batch["text"].to(device), lengths.to(device), rows, generator)}
+        return {"loss": model.loss(latents, targets, batch["cond"].to(device), lengths.to(device), rows,
+                                   generator)}
 
     return loss_fn
 
@@ -138,26 +156,30 @@ def validation_loss(model, loss_fn, loader):
     return sum(values) / len(values)
 
 
-def make_generation_check(judges, spec, data, ae, ema, args, device):
-    """A function that scores the averaged model's clips for one caption (or the action) of each validation clip."""
-    captions = judges.check_captions([entry.captions[0] for entry in data.entries])
+def make_generation_check(suite, spec, data, ae, ema, args, device):
+    """A function that scores the averaged model's clips for one caption (or the action) of each validation
+    clip."""
+    captions = suite.check_captions([entry.captions[0] for entry in data.entries])
     told = args.cond_mode != "uncond"
     cond = torch.stack([data.features[rows[0]] for rows in data.caption_rows]) if told else None
     cfg = spec.cfg if told else 1.0
     frames = [min(int(length), args.max_motion_length, MAX_LENGTH) // 4 * 4 for length in data.lengths]
-    real = judges.rebuilt([data.store.frames(e.clip, e.start, e.start + count) for e, count in zip(data.entries, frames)])
+    real = suite.rebuilt([data.store.frames(e.clip, e.start, e.start + count)
+                          for e, count in zip(data.entries, frames)])
+    drawn = Drawn(captions, frames, real)
     seeds = [clip_seed(args.seed, caption.text, index) for index, caption in enumerate(captions)]
     pipeline = Pipeline(ema.model, ae, data.store.mean, data.store.std, device)
+    decode = pipeline.decode_with_tail if suite.published_tail else None
 
-    def generate(repeat):
-        made = pipeline.sample(cond, frames, seeds, turns=parallel.turns, cfg=cfg)
-        return judges.rebuilt(parallel.merge(made))
+    def generate(_repeat, _drawn):
+        made = pipeline.sample(cond, frames, seeds, decode=decode, turns=distributed.turns, cfg=cfg)
+        return distributed.gather_turns(made)
 
     def check():
-        scores = evaluate_generation(judges.matching, captions, real, generate, caption_groups(data.entries), repeats=1,
-                                     seed=args.seed, distinct=spec.distinct_retrieval)["generated"]
+        groups = caption_groups(data.entries) if spec.distinct_retrieval else None
+        scores = evaluate(suite, lambda _repeat: drawn, generate, 1, args.seed, groups)["generated"]
         scores = scores if told else without_text(scores)
-        return {judges.tag(f"Val/{key}"): value["mean"] for key, value in scores.items()}
+        return {f"Val/{key}": value["mean"] for key, value in scores.items()}
 
     return check
 
@@ -166,11 +188,11 @@ def main():
     args = parse_args()
     device = start(args.device)
     check_pair(args.model, args.ae_model)
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
         conditions = load_conditions(args.cond_mode, spec, encode)
-        judges = load_judges(args, spec, encode, device=device) if args.need_evaluation else None
+        suite = load_suite(args, spec, encode, device=device) if args.need_evaluation else None
         ae_folder = RunFolder(args.checkpoints_dir, spec.name, args.ae_name)
         ae, ae_checkpoint = load_autoencoder(ae_folder.checkpoint(), args.ae_model)
         ae = ae.to(device).requires_grad_(False)
@@ -180,13 +202,15 @@ def main():
                           for split in ("train", "val"))
 
     began = read_checkpoint(folder.latest) if args.is_continue else {}
-    if args.scale_targets:  # once, as another device would measure a little else; and before the seed, so that it leaves no trace
+    # once, as another device would measure a little else; and before the seed, so that it leaves no trace
+    if args.scale_targets:
         scale = began.get("model_kwargs", {}).get("target_scale") or spread_of_targets(ae, data, device)
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
-              "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions), "dropout": args.dropout,
-              "cond_drop_prob": args.cond_drop_prob, "diffmlps_batch_mul": args.diffmlps_batch_mul,
-              "prediction": args.prediction, **({"count_from_end": True} if args.count_from_end else {}),
+              "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions),
+              "dropout": args.dropout, "cond_drop_prob": args.cond_drop_prob,
+              "diffmlps_batch_mul": args.diffmlps_batch_mul, "prediction": args.prediction,
+              **({"count_from_end": True} if args.count_from_end else {}),
               **({"target_scale": scale} if args.scale_targets else {})}
     model = MARDM_models[args.model](**kwargs).to(device)
     ema = EMA(model, args.ema_decay)
@@ -197,15 +221,16 @@ def main():
                 "levels": list(ae.levels) if ae.levels else None,
                 "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)},
                 **conditions.describe(data.store, data.entries, args.max_motion_length)}
-    trainer = make_trainer(args, folder, "mardm", model, describe, judges.tag("Val/FID") if judges else "Val/loss", ema,
-                           args.accumulate)
+    trainer = make_trainer(args, folder, "mardm", model, describe,
+                           suite.tag("Val/FID") if suite else "Val/loss", ema)
     if args.is_continue:
         trainer.resume(began)
 
     loss_fn = make_loss(ae, device)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
-    val_loader = make_loader(val_data, min(args.batch_size, len(val_data)), 0, 0, val_data.lengths, collate_clips, whole=True)
-    check = make_generation_check(judges, spec, val_data, ae, ema, args, device) if judges else dict
+    val_loader = make_loader(val_data, min(args.batch_size, len(val_data)), 0, 0, val_data.lengths,
+                             collate_clips, whole=True)
+    check = make_generation_check(suite, spec, val_data, ae, ema, args, device) if suite else dict
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:

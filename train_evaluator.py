@@ -1,9 +1,10 @@
-"""Train the judge of a data set that has no released evaluator: text and motion embedded into one space, by contrast.
+"""Train the judge of a data set that has no released evaluator: text and motion embedded into one space, by
+contrast.
 
     python train_evaluator.py --dataset_name demo --num_workers 0
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}. evaluation_AE.py, evaluation_MARDM.py and
-train_MARDM.py --need_evaluation use it. It never sees a generated clip.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}. evaluation_AE.py,
+evaluation_MARDM.py and train_MARDM.py --need_evaluation use it. It never sees a generated clip.
 """
 import copy
 from functools import partial
@@ -11,53 +12,55 @@ from functools import partial
 import numpy as np
 import torch
 
-from models.loading import read_checkpoint
 from models.TextEncoder import cached_text_features
-from utils import options, parallel
-from utils.conditions import Conditions
-from utils.datasets import (
-    caption_groups,
-    collate_clips,
-    get_spec,
-    load_text_motion,
-    make_loader,
-)
+from utils import options
+from utils.data.conditions import Conditions
+from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader
+from utils.data.specs import get_spec
 from utils.errors import run
-from utils.evaluation import draw_batches, embed_all, retrieval_scores
-from utils.evaluators import ContrastiveEvaluator, TrainedEvaluator
-from utils.train_utils import RunFolder, make_trainer, seed_everything, start
+from utils.evaluation.evaluators import ContrastiveEvaluator, TrainedEvaluator, embed_all
+from utils.evaluation.scoring import draw_batches, retrieval_scores
+from utils.files import RunFolder, read_checkpoint
+from utils.training import distributed
+from utils.training.settings import seed_everything, start
+from utils.training.trainer import make_trainer
 
 
 def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="evaluator")
-    options.add_training(parser, batch_size=64, epoch=60, lr=5e-4, weight_decay=1e-2, warm_up_iter=100, milestones=[50_000],
-                         log_every=20)
-    parser.add_argument("--width", type=options.positive_int, default=192, help="channels of the motion encoder")
-    parser.add_argument("--eval_every", type=options.positive_int, default=5, help="epochs between two validations")
+    options.add_training(parser, batch_size=64, epoch=60, lr=5e-4, weight_decay=1e-2, warm_up_iter=100,
+                         milestones=[50_000], log_every=20)
+    parser.add_argument("--width", type=options.positive_int, default=192,
+                        help="channels of the motion encoder")
+    parser.add_argument("--eval_every", type=options.positive_int, default=5,
+                        help="epochs between two validations")
     return parser.parse_args()
 
 
 def retrieval_check(evaluator, data, seed):
-    """R-precision on the real clips of a split, over 10 draws of retrieval batches. Returns {"Val/R3": ...}."""
+    """R-precision on the real clips of a split, over 10 draws of retrieval batches. Returns {"Val/R3":
+    ...}."""
     captions = [entry.captions[0] for entry in data.entries]
     motions = [data.store.frames(e.clip, e.start, e.end) for e in data.entries]
     text, motion = evaluator.embed_text(captions).double().cpu().numpy(), embed_all(evaluator, motions)
-    groups, rng = caption_groups(data.entries), np.random.default_rng(seed)
-    batches = [rows for _ in range(10) for rows in draw_batches(groups, rng, data.store.spec.distinct_retrieval)]
+    groups, rng = caption_groups(
+        data.entries) if data.store.spec.distinct_retrieval else None, np.random.default_rng(seed)
+    batches = [rows for _ in range(10) for rows in draw_batches(len(captions), rng, groups)]
     return retrieval_scores(text, motion, batches) if batches else {}
 
 
 def main():
     args = parse_args()
     device = start(args.device)
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         folder.prepare(args.is_continue)
         encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
         conditions = Conditions("text", encode)
-        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers) for split in ("train", "val"))
+        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers)
+                          for split in ("train", "val"))
     seed_everything(args.seed)
     kwargs = {"feature_dim": spec.feature_dim, "text_dim": data.features.shape[1], "width": args.width}
     model = ContrastiveEvaluator(**kwargs).to(device)
@@ -69,18 +72,20 @@ def main():
     groups = torch.as_tensor(caption_groups(data.entries))
 
     def loss_fn(model, batch):
-        rows = groups[parallel.gather_rows(batch["index"])].to(device)
-        loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["text"].to(device),
+        rows = groups[distributed.all_gather(batch["index"])].to(device)
+        loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["cond"].to(device),
                           rows[:, None] == rows)
         return {"loss": loss}
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:
             return {}
-        judge = TrainedEvaluator(copy.deepcopy(model), data.store.mean, data.store.std, encode, device)  # a copy: it freezes
+        # a copy: it freezes
+        judge = TrainedEvaluator(copy.deepcopy(model), data.store.mean, data.store.std, encode, device)
         scores = retrieval_check(judge, val_data, args.seed)
         if not scores:
-            folder.log("no validation: retrieval needs 32 clips with different captions, the validation split has fewer")
+            folder.log("no validation: retrieval needs 32 clips with different captions, the validation "
+                       "split has fewer")
             return {}
         return {f"Val/{key}": value for key, value in scores.items()} | {"Val/1-R3": 1 - scores["R3"]}
 

@@ -3,20 +3,24 @@
     python train_length_estimator.py --dataset_name t2m
     python train_length_estimator.py --dataset_name demo --epoch 30 --num_workers 0        # laptop
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}; sample.py uses it where a prompt has no length.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}; sample.py uses it where a prompt has
+no length.
 """
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from models.LengthEstimator import LengthEstimator
-from models.loading import read_checkpoint
 from models.TextEncoder import cached_text_features
-from utils import options, parallel
-from utils.conditions import LENGTH_CLASSES
-from utils.datasets import MotionStore, all_captions, get_spec, make_loader, report_skipped, text_clips
+from utils import options
+from utils.data.conditions import LENGTH_CLASSES
+from utils.data.datasets import MotionStore, all_captions, make_loader, report_skipped, text_clips
+from utils.data.specs import get_spec
 from utils.errors import run
-from utils.train_utils import RunFolder, make_trainer, seed_everything, start
+from utils.files import RunFolder, read_checkpoint
+from utils.training import distributed
+from utils.training.settings import seed_everything, start
+from utils.training.trainer import make_trainer
 
 
 class LengthDataset(Dataset):
@@ -25,7 +29,8 @@ class LengthDataset(Dataset):
     def __init__(self, spec, split, num_workers):
         entries, dropped = text_clips(MotionStore(spec, split, num_workers))
         report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
-        self.features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)], spec.root)
+        self.features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)],
+                                             spec.root)
         classes = [(entry.end - entry.start) // spec.unit_length for entry in entries for _ in entry.captions]
         self.classes = torch.tensor(classes).clamp(max=LENGTH_CLASSES - 1)
 
@@ -39,18 +44,21 @@ class LengthDataset(Dataset):
 def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="length_estimator")
-    options.add_training(parser, batch_size=64, epoch=50, lr=1e-4, weight_decay=1e-5, warm_up_iter=0, milestones=[50_000],
-                         log_every=50)
+    options.add_training(parser, batch_size=64, epoch=50, lr=1e-4, weight_decay=1e-5, warm_up_iter=0,
+                         milestones=[50_000], log_every=50)
     parser.add_argument("--soft_lengths", type=options.non_negative_float, default=0.0,
-                        help="standard deviation, in tokens of 4 frames, by which a clip's length counts for its neighbours too; "
+                        help="standard deviation, in tokens of 4 frames, by which a clip's length counts for "
+                             "its neighbours too; "
                         "0 = for itself alone, as published")
     parser.add_argument("--text_noise", type=options.non_negative_float, default=0.0,
-                        help="noise on the text features in training, relative to their size; for small data sets")
+                        help="noise on the text features in training, relative to their size; for small data "
+                             "sets")
     return parser.parse_args()
 
 
 def length_loss(logits, classes, soft):
-    """Cross entropy () of logits (B, C) with length classes (B,), each spread over its neighbours by ``soft`` classes."""
+    """Cross entropy () of logits (B, C) with length classes (B,), each spread over its neighbours by ``soft``
+    classes."""
     if not soft:
         return F.cross_entropy(logits, classes)
     distance = torch.arange(logits.shape[1], device=logits.device) - classes[:, None]  # (B, C)
@@ -60,14 +68,15 @@ def length_loss(logits, classes, soft):
 def main():
     args = parse_args()
     device = start(args.device)
-    with parallel.first_goes_ahead():
+    with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         folder.prepare(args.is_continue)
         data, val_data = (LengthDataset(spec, split, args.num_workers) for split in ("train", "val"))
     seed_everything(args.seed)
     model = LengthEstimator(data.features.shape[1], LENGTH_CLASSES).to(device)
-    trainer = make_trainer(args, folder, "estimator", model, {"kind": "length_estimator", "dataset": spec.describe()})
+    trainer = make_trainer(args, folder, "estimator", model,
+                           {"kind": "length_estimator", "dataset": spec.describe()})
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
 

@@ -1,4 +1,5 @@
-"""The cases of benchmarks/run.py: each times a fast variant and the plain variant of the same code, one after the other.
+"""The cases of benchmarks/run.py: each times a fast variant and the plain variant of the same code, one after
+the other.
 
 A case is a function of the Bench that returns rows: dicts with what, plain, fast, unit, ratio, aim and note.
 """
@@ -13,11 +14,13 @@ from benchmarks.meter import HeadMeter, product_speed, seconds
 from benchmarks.plain import PlainEMA, plain_loss, plain_video
 from models.AE import AE_models
 from models.DiffMLPs import ODE_STEPS, SOLVER
-from models.MARDM import MARDM_models, mask_schedule
+from models.generation import mask_schedule
+from models.MARDM import MARDM_models
 from train_MARDM import make_loss
-from utils.demo_dataset import make_clip
-from utils.motion_process import SKELETONS
-from utils.train_utils import EMA, allow_tf32, autocast
+from utils.demo.dataset import make_clip
+from utils.motion.skeletons import SKELETONS
+from utils.training.settings import allow_tf32, autocast
+from utils.training.trainer import EMA
 from utils.visualize import render_many, render_video
 
 ARROW = "{:.3g} -> {:.3g}"
@@ -38,19 +41,22 @@ class Bench:
         return self._speeds[precision]
 
     def pair(self, family):
-        """(generator, autoencoder) of a family. One pair is kept at a time: XL weights take 1 GB, packed once more."""
+        """(generator, autoencoder) of a family. One pair is kept at a time: XL weights take 1 GB, packed once
+        more."""
         if family not in self._made:
             self._made.clear()
             torch.manual_seed(0)
             ae = AE_models["FSQ_AE_High" if family == "FSQ-MARDM" else "AE_Model"]().to(self.device).eval()
-            model = MARDM_models[f"{family}-SiT-{self.args.size}"](ae_dim=ae.latent_dim, target_dim=ae.target_dim)
+            model = MARDM_models[f"{family}-SiT-{self.args.size}"](ae_dim=ae.latent_dim,
+                                                                   target_dim=ae.target_dim)
             self._made[family] = wake(model).to(self.device).eval(), ae.requires_grad_(False)
         return self._made[family]
 
 
 @torch.no_grad()
 def wake(model):
-    """Random weights in every matrix: a fresh model's adaLN-zero layers make its output 0, which no solver finds hard."""
+    """Random weights in every matrix: a fresh model's adaLN-zero layers make its output 0, which no solver
+    finds hard."""
     for parameter in model.parameters():
         if parameter.dim() == 2:
             parameter.normal_(std=parameter.shape[1] ** -0.5)
@@ -59,7 +65,8 @@ def wake(model):
 
 def row(what, plain, fast, unit="s", aim=None, note="", higher=False):
     ratio = fast / plain if higher else plain / fast
-    return {"what": what, "plain": plain, "fast": fast, "unit": unit, "ratio": ratio, "aim": aim, "note": note}
+    return {"what": what, "plain": plain, "fast": fast, "unit": unit, "ratio": ratio, "aim": aim,
+            "note": note}
 
 
 # ---- sampling
@@ -67,7 +74,8 @@ def row(what, plain, fast, unit="s", aim=None, note="", higher=False):
 def generate(bench, family, clips, meter=None, **settings):
     """Seconds to generate ``clips`` clips together."""
     model, ae = bench.pair(family)
-    args, cond = bench.args, torch.randn(clips, model.cond_dim, generator=torch.Generator().manual_seed(0)).to(bench.device)
+    args, cond = bench.args, torch.randn(clips, model.cond_dim,
+                                         generator=torch.Generator().manual_seed(0)).to(bench.device)
     lengths = torch.full((clips,), args.frames // 4)
     settings = {"time_steps": args.time_steps, "cfg": args.cfg} | settings
     work = partial(model.generate, ae, cond, lengths, range(clips), **settings)
@@ -78,11 +86,14 @@ def generate(bench, family, clips, meter=None, **settings):
 
 
 def generate_plain(bench, family, clips, **settings):
-    """Seconds of the reference sampler, its HeadMeter, and a note. With --plain_iterations only that many iterations, evenly
-    spread, are run, and the seconds are scaled up by the tokens that the others would have sampled."""
+    """Seconds of the reference sampler, its HeadMeter, and a note. With --plain_iterations only that many
+    iterations, evenly spread, are run, and the seconds are scaled up by the tokens that the others would have
+    sampled."""
     args, meter = bench.args, HeadMeter(bench.pair(family)[0], bench.device)
-    chosen = sorted(set(np.linspace(0, args.time_steps - 1, args.plain_iterations or args.time_steps).round().astype(int)))
-    took = generate(bench, family, clips, meter, sampler="reference", progress=lambda _: map(int, chosen), **settings)
+    chosen = sorted(set(np.linspace(0, args.time_steps - 1,
+                                    args.plain_iterations or args.time_steps).round().astype(int)))
+    took = generate(bench, family, clips, meter, sampler="reference", progress=lambda _: map(int, chosen),
+                    **settings)
     if len(chosen) == args.time_steps:
         return took, meter, ""
     counts = mask_schedule(args.frames // 4, args.time_steps)
@@ -92,7 +103,8 @@ def generate_plain(bench, family, clips, **settings):
 
 
 def sampling_case(bench, family, clips, plain_settings, fast_settings, aim, what):
-    """Rows of one batch: seconds of both samplers in each precision asked for, and the head's share of the product speed."""
+    """Rows of one batch: seconds of both samplers in each precision asked for, and the head's share of the
+    product speed."""
     rows = []
     allow_tf32(False)
     plain, plain_meter, note = generate_plain(bench, family, clips, **plain_settings)
@@ -105,8 +117,9 @@ def sampling_case(bench, family, clips, plain_settings, fast_settings, aim, what
         share = meter.operations / meter.seconds / 1e9 / bench.speed(precision)
         calls = ARROW.format(plain_meter.calls, meter.calls)
         made = row(f"{what}, {precision}", plain, fast, "s", aim if precision == "fp32" else None,
-                   f"{note}{calls} network calls, {1e-12 * meter.operations:.3g} TFLOP in the head, {meter.seconds:.3g} s of it")
-        rows.append(made | {"share": share, "seconds_a_clip": fast / clips})
+                   f"{note}{calls} network calls, {1e-12 * meter.operations:.3g} TFLOP in the head, "
+                   f"{meter.seconds:.3g} s of it")
+        rows.append(made | {"share": share, "seconds_per_clip": fast / clips})
     return rows
 
 
@@ -133,13 +146,15 @@ def default_solver(bench, clips, aim, what):
 
 
 def batch(bench):
-    """A batch of clips with the continuous model, the same solver in both, and the head's share of the product speed."""
+    """A batch of clips with the continuous model, the same solver in both, and the head's share of the
+    product speed."""
     rows = same_solver(bench, bench.args.clips, 9, f"{bench.args.clips} clips together")
     for precision, made in zip(bench.args.precisions, list(rows)):
         speed = bench.speed(precision)
-        rows.append({"what": f"head's share of the product speed, {bench.args.clips} clips, {precision}", "plain": speed,
-                     "fast": made["share"] * speed, "unit": "GFLOP/s", "ratio": made["share"],
-                     "aim": 0.6 if precision == "fp32" else None, "note": "plain: the measured matrix product"})
+        rows.append({"what": f"head's share of the product speed, {bench.args.clips} clips, {precision}",
+                     "plain": speed, "fast": made["share"] * speed, "unit": "GFLOP/s", "ratio": made["share"],
+                     "aim": 0.6 if precision == "fp32" else None,
+                     "note": "plain: the measured matrix product"})
     return rows
 
 
@@ -161,12 +176,13 @@ def fsq_single(bench):
 # ---- training
 
 class TextTower(torch.nn.Module):
-    """A transformer of the size of CLIP ViT-B/32's text tower (its weights do not matter here): what encoding every batch's
-    captions costs."""
+    """A transformer of the size of CLIP ViT-B/32's text tower (its weights do not matter here): what encoding
+    every batch's captions costs."""
 
     def __init__(self, width=512, layers=12, heads=8, tokens=77):
         super().__init__()
-        layer = torch.nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        layer = torch.nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True,
+                                                 norm_first=True)
         self.layers = torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.tokens, self.width = tokens, width
 
@@ -176,17 +192,20 @@ class TextTower(torch.nn.Module):
 
 
 def training_step(bench, variant, precision="fp32", compiled=False):
-    """A function that does one training step, for the plain variants ("all tokens", "masked tokens") and the fast one."""
+    """A function that does one training step, for the plain variants ("all tokens", "masked tokens") and the
+    fast one."""
     args, device = bench.args, bench.device
     torch.manual_seed(0)
     _, ae = bench.pair("MARDM")
     bench._made = {"MARDM": (None, ae)}  # the model that trains is another one
-    model = MARDM_models[f"MARDM-SiT-{args.size}"](ae_dim=ae.latent_dim, target_dim=ae.target_dim).to(device).train()
+    model = MARDM_models[f"MARDM-SiT-{args.size}"](ae_dim=ae.latent_dim,
+                                                   target_dim=ae.target_dim).to(device).train()
     count, fast = args.train_batch, variant == "fast"
     clips = {"motion": torch.randn(count, args.frames, 67), "lengths": torch.full((count,), args.frames),
              "text": torch.randn(count, model.cond_dim), "keys": list(range(count))}
     tower = None if fast else TextTower().to(device).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-4, betas=(0.9, 0.99), fused=fast, foreach=None if fast else False)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-4, betas=(0.9, 0.99), fused=fast,
+                                  foreach=None if fast else False)
     ema = EMA(model) if fast else PlainEMA(model)
     if compiled:
         model.DiffMLPs.net.compile(dynamic=True)
@@ -227,14 +246,16 @@ def train(bench):
     """A training step of the large model, without and with all that saves time."""
     plain = {variant: time_steps(bench, variant) for variant in ("all tokens", "masked tokens")}
     rows = []
-    variants = [(precision, compiled) for precision in bench.args.precisions for compiled in {False, bench.args.compile}]
+    variants = [(precision, compiled) for precision in bench.args.precisions
+                for compiled in {False, bench.args.compile}]
     for precision, compiled in variants:
         fast = time_steps(bench, "fast", precision, compiled)
         what = f"MARDM-SiT-{bench.args.size} training step, batch {bench.args.train_batch}, {precision}" + (
             ", compiled" if compiled else "")
         first = precision == "fp32" and not compiled
         rows.append(row(what, plain["all tokens"], fast, "s", 1.5 if first else None,
-                        "plain: head on all tokens, captions and motion encoded in every step, loops for AdamW and EMA"))
+                        "plain: head on all tokens, captions and motion encoded in every step, loops for "
+                        "AdamW and EMA"))
         rows.append(row(what + " (masked tokens in both)", plain["masked tokens"], fast, "s", None,
                         "plain: as above, but the head on masked tokens only, as published"))
     bench._made.clear()  # it holds an autoencoder without a generator
@@ -259,7 +280,8 @@ def drawing(bench):
         job = {"joints": joints, "skeleton": skeleton, "fps": 20, "caption": "a person walks ahead"}
         render_video(path=folder / "warm.mp4", **job)
         fast = seconds(lambda: render_video(path=folder / "fast.mp4", **job), bench.device)
-        plain = seconds(lambda: plain_video(joints, folder / "plain.mp4", skeleton, 20, job["caption"]), bench.device)
+        plain = seconds(lambda: plain_video(joints, folder / "plain.mp4", skeleton, 20, job["caption"]),
+                        bench.device)
         rows = [row(f"mp4 of {bench.args.frames} frames", plain, fast, "s", 10,
                     "plain: matplotlib, 1000 x 1000 pixels, as this field's code draws; fast: 480 x 540")]
         jobs = [job | {"path": folder / f"{i}.mp4"} for i in range(bench.args.videos)]

@@ -23,19 +23,21 @@ def seconds(work, device):
 
 @torch.no_grad()
 def product_speed(device, size, dtype=torch.float32, rounds=5):
-    """GFLOP/s of a square matrix product: the best of ``rounds``, and on a CPU of two libraries (torch's own choice, and
-    packed weights)."""
+    """GFLOP/s of a square matrix product: the best of ``rounds``, and on a CPU of two libraries (torch's own
+    choice, and packed weights)."""
     a, layer = torch.randn(size, size, device=device), torch.nn.Linear(size, size, device=device)
     products = [fast_net.fast_linear(layer, dtype)]
     if dtype == torch.float32:
         products.append(lambda x: x @ a)
-    best = min(seconds(lambda product=product: product(a), device) for product in products for _ in range(rounds + 1))
+    best = min(seconds(lambda product=product: product(a), device) for product in products
+               for _ in range(rounds + 1))
     return 2 * size**3 / best / 1e9
 
 
 class HeadMeter:
-    """Work and time of a generator's head: network calls, token evaluations (a token with and without its condition counts as
-    one), floating point operations of the matrix products that were really done, and seconds."""
+    """Work and time of a generator's head: network calls, token evaluations (a token with and without its
+    condition counts as one), floating point operations of the matrix products that were really done, and
+    seconds."""
 
     def __init__(self, model, device):
         self.model, self.device = model, device
@@ -88,7 +90,8 @@ class HeadMeter:
                 self.calls += 1
                 self.tokens += len(x)
                 plain = times is None or times == 0
-                self.operations += 2 * rows * (rest + (modulation if plain else 0)) + 2 * len(x) * target * width
+                self.operations += 2 * rows * (rest
+                                               + (modulation if plain else 0)) + 2 * len(x) * target * width
                 return function(x, t)
 
             return call

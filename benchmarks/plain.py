@@ -1,15 +1,15 @@
-"""The plain variants: what the fast code is measured against, and tested against. They compute the same things in the way
-that needs no thought. Plain sampling is part of the models: ``--sampler reference``."""
+"""The plain variants: what the fast code is measured against, and tested against. They compute the same
+things in the way that needs no thought. Plain sampling is part of the models: ``--sampler reference``."""
 import imageio_ffmpeg
 import numpy as np
 import torch
 
-from models.MARDM import padding_mask_of
+from models.generation import padding_mask_of
 
 
 def plain_loss(model, latents, targets, cond, lengths):
-    """``MARDM.loss`` with the head run on every token, padding too, and all but the masked tokens left out of the mean.
-    It draws the same random numbers, so it gives the same loss and gradient."""
+    """``MARDM.loss`` with the head run on every token, padding too, and all but the masked tokens left out of
+    the mean. It draws the same random numbers, so it gives the same loss and gradient."""
     padding = padding_mask_of(lengths, latents.shape[1])
     mask = model.draw_mask(padding)
     latents = model.corrupt(latents, mask)
@@ -41,8 +41,8 @@ class PlainEMA:
 
 
 def plain_video(joints, path, skeleton, fps, caption=""):
-    """A clip (T, J, 3), Y up, drawn as this field's code does it: matplotlib's 3-D axes, cleared and filled again for every frame
-    of a FuncAnimation, 10 x 10 inches at matplotlib's 100 dots an inch."""
+    """A clip (T, J, 3), Y up, drawn as this field's code does it: matplotlib's 3-D axes, cleared and filled
+    again for every frame of a FuncAnimation, 10 x 10 inches at matplotlib's 100 dots an inch."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,36 +1,35 @@
-"""Time the fast variants against the plain variants of the same code, in the same run. Random weights of the real sizes.
+"""Time the fast variants against the plain variants of the same code, in the same run. Random weights of the
+real sizes.
 
-    python benchmarks/run.py                        # everything, size XL: an idle machine, 15 GB, and hours on two cores
-    python benchmarks/run.py --plain_iterations 6   # plain generations are cut short and scaled: 40 minutes
-    python benchmarks/run.py --only work single     # some of it; the other rows of the result file stay as they are
-    python benchmarks/run.py --quick                # does it run: tiny, seconds, writes no file
+    python -m benchmarks.run                        # everything, size XL: an idle machine, 15 GB, and hours on two cores
+    python -m benchmarks.run --plain_iterations 6   # plain generations are cut short and scaled: 40 minutes
+    python -m benchmarks.run --only work single     # some of it; the other rows of the result file stay as they are
+    python -m benchmarks.run --quick                # does it run: tiny, seconds, writes no file
 
-Writes docs/results/performance.json and, beside it, the table performance.md. A row says what it is, the plain and the fast
-figure, their ratio, and the aim where there is one.
+Writes docs/results/performance.json and, beside it, the table performance.md. A row says what it is, the
+plain and the fast figure, their ratio, and the aim where there is one.
 """
 import json
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
+import torch
+
+from benchmarks.cases import CASES, Bench
+from diffusions.flow import SOLVERS
+from models.DiffMLPs import ODE_STEPS, SOLVER
+from models.MARDM import SIZES
+from utils import options
+from utils.errors import UserError, run
+from utils.files import write_text
+from utils.report import format_table, markdown_table, write_json
+from utils.training.settings import code_version, machine, peak_memory_mb, pick_device
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-
-from benchmarks.cases import CASES, Bench  # noqa: E402
-from diffusions.flow import SOLVERS  # noqa: E402
-from models.DiffMLPs import ODE_STEPS, SOLVER  # noqa: E402
-from models.MARDM import SIZES  # noqa: E402
-from utils import options  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.evaluation import format_table  # noqa: E402
-from utils.train_utils import code_version, machine, peak_memory_mb, pick_device  # noqa: E402
-
-QUICK = {"size": "S", "clips": 2, "frames": 24, "time_steps": 4, "ode_steps": 2, "train_batch": 2, "train_steps": 1, "videos": 1,
-         "product_size": 256}
+QUICK = {"size": "S", "clips": 2, "frames": 24, "time_steps": 4, "ode_steps": 2, "train_batch": 2,
+         "train_steps": 1, "videos": 1, "product_size": 256}
 
 
 def parse_args():
@@ -51,13 +50,19 @@ def parse_args():
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "tf32", "bf16"], default=["fp32", "bf16"],
                         help="of the fast variants; the plain ones are fp32")
     parser.add_argument("--compile", action="store_true", help="time the compiled training step too")
-    parser.add_argument("--train_batch", type=options.positive_int, default=32, help="clips of a training step")
-    parser.add_argument("--train_steps", type=options.positive_int, default=2, help="training steps timed; the best counts")
+    parser.add_argument("--train_batch", type=options.positive_int, default=32,
+                        help="clips of a training step")
+    parser.add_argument("--train_steps", type=options.positive_int, default=2,
+                        help="training steps timed; the best counts")
     parser.add_argument("--videos", type=options.positive_int, default=8, help="videos of a batch")
-    parser.add_argument("--product_size", type=options.positive_int, default=2048, help="edge of the matrix product")
-    parser.add_argument("--threads", type=options.non_negative_int, default=0, help="threads of torch; 0 = as torch chooses")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (CUDA where there is one)")
-    parser.add_argument("--output", default=None, help="result file; default: docs/results/performance.json, none with --quick")
+    parser.add_argument("--product_size", type=options.positive_int, default=2048,
+                        help="edge of the matrix product")
+    parser.add_argument("--threads", type=options.non_negative_int, default=0,
+                        help="threads of torch; 0 = as torch chooses")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (CUDA where there is "
+                                                         "one)")
+    parser.add_argument("--output", default=None, help="result file; default: docs/results/performance.json, "
+                                                       "none with --quick")
     args = parser.parse_args()
     if args.quick:
         vars(args).update(QUICK)
@@ -69,24 +74,28 @@ def parse_args():
 def processor():
     """The CPU's name, where the system tells it."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if (
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines()
+             if line.startswith("model name")] if (
         info.is_file()) else []
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def circumstances(bench):
     """Where and how the rows of this run were measured."""
-    settings = {name: value for name, value in vars(bench.args).items() if name not in ("only", "quick", "output")}
-    return {"machine": machine(), "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "product_gflops": {precision: round(bench.speed(precision), 1) for precision in bench.args.precisions},
-            "load_before": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"), "code_version": code_version(),
-            "settings": settings}
+    settings = {name: value for name, value in vars(bench.args).items()
+                if name not in ("only", "quick", "output")}
+    return {"machine": machine(), "processor": processor(), "threads": torch.get_num_threads(),
+            "torch": torch.__version__, "product_gflops": {precision: round(bench.speed(precision), 1)
+                                                           for precision in bench.args.precisions},
+            "load_before": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d"),
+            "code_version": code_version(), "settings": settings}
 
 
 def cells(entry):
-    aim = "" if entry["aim"] is None else f"{entry['aim']:g}" + ("" if entry["ratio"] >= entry["aim"] else ": missed")
-    return [entry["what"], f"{entry['plain']:.4g}", f"{entry['fast']:.4g}", entry["unit"], f"{entry['ratio']:.3g}", aim,
-            entry["note"]]
+    aim = "" if entry["aim"] is None else f"{entry['aim']:g}" + ("" if entry["ratio"] >= entry["aim"]
+                                                                 else ": missed")
+    return [entry["what"], f"{entry['plain']:.4g}", f"{entry['fast']:.4g}", entry["unit"],
+            f"{entry['ratio']:.3g}", aim, entry["note"]]
 
 
 HEADER = ("what", "plain", "fast", "unit", "ratio", "aim", "note")
@@ -105,24 +114,23 @@ def read_results(path):
 
 
 def save(path, case, rows, about):
-    """Put the rows of a case into the result file, in place of its earlier ones, and write the table beside it."""
+    """Put the rows of a case into the result file, in place of its earlier ones, and write the table beside
+    it."""
     path, results = Path(path), read_results(path)
     results[case] = {"about": about, "rows": rows}
     ordered = {name: results[name] for name in CASES if name in results}
     lines = []
     for where in dict.fromkeys(describe(entry["about"]) for entry in ordered.values()):
-        lines += [where, "", "| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-        lines += ["| " + " | ".join(cells(made)) + " |" for entry in ordered.values() if describe(entry["about"]) == where
-                  for made in entry["rows"]] + [""]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, text in ((path, json.dumps(ordered, indent=1) + "\n"), (path.with_suffix(".md"), "\n".join(lines))):
-        temporary = target.with_name(target.name + ".partial")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        table = [cells(made) for entry in ordered.values() if describe(entry["about"]) == where
+                 for made in entry["rows"]]
+        lines += [where, "", *markdown_table(HEADER, table), ""]
+    write_json(path, ordered)
+    write_text(path.with_suffix(".md"), "\n".join(lines))
 
 
 def describe(about):
-    speeds = ", ".join(f"{speed:g} GFLOP/s {precision}" for precision, speed in about["product_gflops"].items())
+    speeds = ", ".join(f"{speed:g} GFLOP/s {precision}"
+                       for precision, speed in about["product_gflops"].items())
     where = f"{about['machine']}, {about['processor']}, {about['threads']} threads"
     return f"{where}; matrix product {speeds}; code {about['code_version']}"
 
@@ -140,7 +148,8 @@ def main():
     about = circumstances(bench)
     print(describe(about))
     if about["load_before"] > 0.5:
-        print(f"the machine is busy (load {about['load_before']:.1f}): the figures of this run are not to be quoted")
+        print(f"the machine is busy (load {about['load_before']:.1f}): the figures of this run are not to be "
+              "quoted")
     table = []
     for name in args.only:
         print(f"{name}: {CASES[name].__doc__}", flush=True)

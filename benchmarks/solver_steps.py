@@ -1,35 +1,37 @@
 """How many solver steps until the snapped codes of a trained generator stop changing?
 
-    python benchmarks/solver_steps.py --name demo_MARDM --dataset_name demo
+    python -m benchmarks.solver_steps --name demo_MARDM --dataset_name demo
 
-Clips are generated along the trajectory of a very fine solver. Whenever tokens are sampled, every solver and number of steps
-below is run from the same noise under the same conditions, and its answers, snapped, are compared with the fine solver's; so are
-those of the default solver with products in bfloat16.
-Prints a table and writes <checkpoint's folder>/eval/solver_steps.json. Without a quantizer only the distance is of use.
+Clips are generated along the trajectory of a very fine solver. Whenever tokens are sampled, every solver and
+number of steps below is run from the same noise under the same conditions, and its answers, snapped, are
+compared with the fine solver's; so are those of the default solver with products in bfloat16.
+Prints a table and writes <checkpoint's folder>/eval/solver_steps.json. Without a quantizer only the distance
+is of use.
 """
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-from models.AE import AE_models  # noqa: E402
-from models.DiffMLPs import ODE_STEPS, SiTHead  # noqa: E402
-from models.loading import load_pipeline, read_checkpoint  # noqa: E402
-from models.MARDM import MARDM_models  # noqa: E402
-from models.pipeline import clip_seed  # noqa: E402
-from models.TextEncoder import load_text_encoder  # noqa: E402
-from utils import options  # noqa: E402
-from utils.clips import checkpoint_paths, read_prompts  # noqa: E402
-from utils.datasets import get_spec, load_statistics, spec_of_checkpoint  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.evaluation import format_table, write_results  # noqa: E402
-from utils.probes import PROMPTS  # noqa: E402
-from utils.train_utils import RunFolder, code_version, machine, pick_device  # noqa: E402
+from models.AE import AE_models
+from models.DiffMLPs import ODE_STEPS, SiTHead
+from models.loading import load_pipeline
+from models.MARDM import MARDM_models
+from models.pipeline import clip_seed
+from models.TextEncoder import load_text_encoder
+from utils import options
+from utils.clips import checkpoint_paths, read_prompts
+from utils.data.datasets import load_statistics
+from utils.data.specs import get_spec, spec_of_checkpoint
+from utils.errors import UserError, run
+from utils.evaluation.probes import PROMPTS
+from utils.files import (
+    RunFolder,
+    )
+from utils.report import format_table, write_results
+from utils.training.settings import code_version, machine, pick_device
 
-CANDIDATES = [(solver, n) for solver in ("adams", "euler") for n in (1, 2, 3, 5, 8, 10, 12, 14, 16, 20, 30, 50)] + [
+CANDIDATES = [(solver, n) for solver in ("adams", "euler")
+              for n in (1, 2, 3, 5, 8, 10, 12, 14, 16, 20, 30, 50)] + [
     (solver, n) for solver in ("midpoint", "heun") for n in (2, 3, 4, 5, 6, 7, 8, 10, 15)] + [
     ("dopri5", 0), ("adams bf16", ODE_STEPS)]
 
@@ -37,23 +39,31 @@ CANDIDATES = [(solver, n) for solver in ("adams", "euler") for n in (1, 2, 3, 5,
 def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="MARDM")
-    parser.add_argument("--model", choices=list(MARDM_models), default=None, help="generator of the zoo; default: as trained")
-    parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one it was trained on")
-    parser.add_argument("--ae_model", choices=list(AE_models), default=None, help="its zoo name; default: as trained")
-    parser.add_argument("--text_path", default=None, help="file with a prompt a line; default: the prompts of the probes")
+    parser.add_argument("--model", choices=list(MARDM_models), default=None,
+                        help="generator of the zoo; default: as trained")
+    parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one it was "
+                                                        "trained on")
+    parser.add_argument("--ae_model", choices=list(AE_models), default=None,
+                        help="its zoo name; default: as trained")
+    parser.add_argument("--text_path", default=None, help="file with a prompt a line; default: the prompts "
+                                                          "of the probes")
     parser.add_argument("--motion_length", type=options.positive_int, default=120, help="frames a clip")
-    parser.add_argument("--clips", type=options.positive_int, default=32, help="clips, of evenly spread prompts")
+    parser.add_argument("--clips", type=options.positive_int, default=32,
+                        help="clips, of evenly spread prompts")
     parser.add_argument("--time_steps", type=options.positive_int, default=18, help="iterations of unmasking")
     parser.add_argument("--cfg", type=options.non_negative_float, default=None,
                         help="guidance scale; default: what the data set recommends")
-    parser.add_argument("--fine_steps", type=options.positive_int, default=200, help="midpoint steps of the fine solver")
+    parser.add_argument("--fine_steps", type=options.positive_int, default=200,
+                        help="midpoint steps of the fine solver")
     return parser.parse_args()
 
 
 class Study:
-    """Stands in for a SiT head while clips are generated: answers with the fine solver and keeps the score of the others.
+    """Stands in for a SiT head while clips are generated: answers with the fine solver and keeps the score of
+    the others.
 
-    The tally of a solver: tokens whose code differs, coordinates that differ, sum of squared distances before snapping.
+    The tally of a solver: tokens whose code differs, coordinates that differ, sum of squared distances before
+        snapping.
     """
 
     def __init__(self, head, snap, fine_steps, candidates=CANDIDATES):
@@ -61,13 +71,13 @@ class Study:
         self.tally = {candidate: torch.zeros(3, dtype=torch.float64) for candidate in candidates}
         self.tokens, self.spread = 0, 0.0
 
-    def sampler(self, cfg, temperature, _fast, dtype, packed, **_solver_settings):
-        packed = {} if packed is None else packed  # the weights stand still here
+    def sampler(self, cfg, temperature, _fast, dtype, cache, **_solver_settings):
+        cache = {} if cache is None else cache  # the weights stand still here
 
         def solver(candidate):
             name, low, _ = candidate[0].partition(" bf16")
-            return self.head.sampler(cfg, temperature, True, torch.bfloat16 if low else dtype, packed, solver=name,
-                                     ode_steps=max(candidate[1], 1))
+            return self.head.sampler(cfg, temperature, True, torch.bfloat16 if low else dtype, cache,
+                                     solver=name, ode_steps=max(candidate[1], 1))
 
         fine, others = solver(self.fine), {candidate: solver(candidate) for candidate in self.tally}
 
@@ -88,27 +98,33 @@ class Study:
                                (found - answer).double().square().sum()]).double()
 
     def rows(self):
-        """[{solver, steps, network calls, share of codes and of coordinates that differ, relative distance}]."""
+        """[{solver, steps, network calls, share of codes and of coordinates that differ, relative
+        distance}]."""
         def calls(solver, steps):  # the last step to a predicted x is one of Euler's
-            return 2 * steps - (self.head.prediction == "x") if solver.startswith(("midpoint", "heun")) else steps or None
+            return 2 * steps - (self.head.prediction == "x") if solver.startswith(("midpoint",
+                                                                                   "heun")) else steps or None
 
         return [{"solver": solver, "steps": steps or None, "calls": calls(solver, steps),
-                 "codes_differ": float(tally[0]) / self.tokens, "coordinates_differ": float(tally[1]) / self.tokens,
-                 "distance": float(tally[2] / self.spread) ** 0.5} for (solver, steps), tally in self.tally.items()]
+                 "codes_differ": float(tally[0]) / self.tokens,
+                 "coordinates_differ": float(tally[1]) / self.tokens,
+                 "distance": float(tally[2] / self.spread) ** 0.5}
+                for (solver, steps), tally in self.tally.items()]
 
 
 def table(rows):
     cells = [(row["solver"], row["steps"] or "adaptive", row["calls"] or "-", f"{row['codes_differ']:.2%}",
               f"{row['coordinates_differ']:.2%}", f"{row['distance']:.4f}") for row in rows]
-    return format_table(cells, ("solver", "steps", "network calls", "codes that differ", "coordinates", "relative distance"))
+    return format_table(cells, ("solver", "steps", "network calls", "codes that differ", "coordinates",
+                                "relative distance"))
 
 
 def main():
     args = parse_args()
     device = pick_device(args.device)
-    paths = checkpoint_paths(args, read_checkpoint)
+    paths = checkpoint_paths(args)
     pipeline, checkpoint = load_pipeline(*paths, args.model, args.ae_model, device=device,
-                                         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
+                                         statistics=lambda: load_statistics(get_spec(args.dataset_name,
+                                                                                     args.dataset_dir)))
     spec, generator = spec_of_checkpoint(checkpoint, args.dataset_name), pipeline.generator
     if not isinstance(generator.DiffMLPs, SiTHead):
         raise UserError(f"{paths[0]} has no SiT head, so it has no solver")
@@ -121,13 +137,14 @@ def main():
     generator.DiffMLPs = study
     cfg = spec.cfg if args.cfg is None else args.cfg
     seeds = [clip_seed(args.seed, prompt, row) for row, prompt in enumerate(prompts)]
-    pipeline.sample(text, [args.motion_length] * args.clips, seeds, args.clips, cfg=cfg, time_steps=args.time_steps,
-                    decode=lambda targets, _frames: targets)
-    results = {"kind": "solver_steps", "fine": list(study.fine), "clips": args.clips, "tokens": study.tokens, "cfg": cfg,
-               "frames": args.motion_length, "time_steps": args.time_steps, "seed": args.seed, "checkpoint": str(paths[0].name),
-               "prediction": head.prediction, "machine": machine(), "code_version": code_version(), "rows": study.rows()}
-    write_results(RunFolder(args.checkpoints_dir, args.dataset_name, args.name).root / "eval", "solver_steps", results,
-                  table(results["rows"]))
+    pipeline.sample(text, [args.motion_length] * args.clips, seeds, args.clips, cfg=cfg,
+                    time_steps=args.time_steps, decode=lambda targets, _frames: targets)
+    results = {"kind": "solver_steps", "fine": list(study.fine), "clips": args.clips, "tokens": study.tokens,
+               "cfg": cfg, "frames": args.motion_length, "time_steps": args.time_steps, "seed": args.seed,
+               "checkpoint": str(paths[0].name), "prediction": head.prediction, "machine": machine(),
+               "code_version": code_version(), "rows": study.rows()}
+    write_results(RunFolder(args.checkpoints_dir, args.dataset_name, args.name).root / "eval", "solver_steps",
+                  results, table(results["rows"]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Gaussian diffusion with the cosine schedule and a noise target (Ho et al. 2020; Nichol & Dhariwal 2021,
-arXiv 2102.09672). Ancestral sampling with the fixed small variance; x_0 is not clipped. Shapes: x (N, d), t (N,) int64.
+arXiv 2102.09672). Ancestral sampling with the fixed small variance; x_0 is not clipped. Shapes: x (N, d), t
+(N,) int64.
 """
 import math
 
@@ -13,11 +14,13 @@ def cosine_betas(num_steps, offset=0.008, largest=0.999):
     def alpha_bar(u):
         return math.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
 
-    return np.array([min(1 - alpha_bar((i + 1) / num_steps) / alpha_bar(i / num_steps), largest) for i in range(num_steps)])
+    return np.array([min(1 - alpha_bar((i + 1) / num_steps) / alpha_bar(i / num_steps), largest)
+                     for i in range(num_steps)])
 
 
 class GaussianDiffusion:
-    """Noising, training loss and ancestral sampling over ``num_steps`` steps. Tables are float64 numpy arrays."""
+    """Noising, training loss and ancestral sampling over ``num_steps`` steps. Tables are float64 numpy
+    arrays."""
 
     def __init__(self, num_steps=50):
         self.num_steps = num_steps
@@ -46,8 +49,8 @@ class GaussianDiffusion:
         return kept.sqrt() * x_0 + (1 - kept).sqrt() * noise
 
     def ancestral_step(self, noise_net, x, t, noise, temperature=1.0):
-        """x_{t-1} from x_t, t an int, which ``noise_net(x, t)`` gets as it is; ``noise`` (N, d) is scaled by ``temperature``
-        and left out at t = 0."""
+        """x_{t-1} from x_t, t an int, which ``noise_net(x, t)`` gets as it is; ``noise`` (N, d) is scaled by
+        ``temperature`` and left out at t = 0."""
         kept = float(self.alphas_cumprod[t])
         x_0 = math.sqrt(1 / kept) * x - math.sqrt(1 / kept - 1) * noise_net(x, t)
         mean = float(self.posterior_mean_coef1[t]) * x_0 + float(self.posterior_mean_coef2[t]) * x

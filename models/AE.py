@@ -1,6 +1,7 @@
 """Stage one: the motion autoencoder and its quantized relatives.
 
-Shapes: B clips, T frames, D features a frame, L = T / 4 tokens, C = latent width (512), d = width of a target.
+Shapes: B clips, T frames, D features a frame, L = T / 4 tokens, C = latent width (512), d = width of a
+target.
 
 Every autoencoder speaks the same four verbs, so stage two has no branches on the kind of autoencoder:
 ``encode_targets``, ``embed_targets``, ``snap``, ``decode_targets``.
@@ -9,14 +10,17 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.FSQ import check_levels
 from models.quantizers import make_quantizer
-from models.VQ import summed
+from models.VQ import all_reduce_
 
-UNIT = 4  # frames a token: two down-samplings by two
-FSQ_REACH = 4.0  # of the grids that train_AE.py trains; with the published 1 z may run away (docs/quantizers.md)
+UNIT = 4  # frames per token: two down-samplings by two
+PUBLISHED_TOKENS = 49  # tokens to which the published evaluation pads: 196 frames
+# of the grids that train_AE.py trains; with the published 1 z may run away (docs/quantizers.md)
+FSQ_REACH = 4.0
 
 
 class Reconstruction(NamedTuple):
@@ -28,7 +32,8 @@ class Reconstruction(NamedTuple):
 
 
 def zero_tail(x, lengths):
-    """Zero x (B, C, T) from ``lengths`` (B,) on. A convolution then sees the end of a clip as it sees the end alone."""
+    """Zero x (B, C, T) from ``lengths`` (B,) on. A convolution then sees the end of a clip as it sees the end
+    alone."""
     if lengths is None:
         return x
     return x * (torch.arange(x.shape[-1], device=x.device) < lengths[:, None])[:, None].to(x.dtype)
@@ -57,8 +62,8 @@ class Resnet1D(nn.Module):
 
 
 def run_stack(layer, x, lengths):
-    """Run nested layers over x (B, C, T), zeroing what lies behind each clip's end before every convolution that
-    looks sideways; returns x and the lengths at its rate. ``lengths`` None: all clips are full."""
+    """Run nested layers over x (B, C, T), zeroing what lies behind each clip's end before every convolution
+    that looks sideways; returns x and the lengths at its rate. ``lengths`` None: all clips are full."""
     if isinstance(layer, nn.Sequential):
         for inner in layer:
             x, lengths = run_stack(inner, x, lengths)
@@ -100,7 +105,8 @@ class Decoder(nn.Module):
         super().__init__()
         up = [
             nn.Sequential(
-                Resnet1D(width, depth, dropout), nn.Upsample(scale_factor=2), nn.Conv1d(width, width, 3, padding=1)
+                Resnet1D(width, depth, dropout), nn.Upsample(scale_factor=2),
+                nn.Conv1d(width, width, 3, padding=1)
             )
             for _ in range(2)
         ]
@@ -143,7 +149,8 @@ class AE(nn.Module):
 
     @property
     def finite_targets(self):
-        """Whether a target is one of the codes; not without a quantizer, nor with one that mixes codes outside training."""
+        """Whether a target is one of the codes; not without a quantizer, nor with one that mixes codes
+        outside training."""
         return False
 
     def forward(self, motion):
@@ -152,7 +159,8 @@ class AE(nn.Module):
         return Reconstruction(decoded, decoded.new_zeros(()), None)
 
     def encode(self, motion, lengths=None):
-        """Motion (B, T, D) -> latents (B, C, L). ``lengths`` (B,) in frames, multiples of 4: what lies behind is ignored."""
+        """Motion (B, T, D) -> latents (B, C, L). ``lengths`` (B,) in frames, multiples of 4: what lies behind
+        is ignored."""
         return self.encoder(motion.transpose(1, 2), lengths)
 
     def decode(self, latents, lengths=None):
@@ -178,13 +186,23 @@ class AE(nn.Module):
             lengths = torch.div(lengths, UNIT, rounding_mode="floor")
         return self.decode(self.embed_targets(targets).transpose(1, 2), lengths)
 
+    def decode_with_tail(self, latents, frames, mean, std):
+        """[(T_i + 4, D)] un-normalised motions as the published evaluation makes them: latents (B, L, C) are
+        decoded up to 196 frames, whatever the clips' lengths ``frames`` (B,), and the evaluator's
+        convolutions see what comes after a clip's end. mean, std: (D,) of the features."""
+        latents = F.pad(latents, (0, 0, 0, PUBLISHED_TOKENS - latents.shape[1]))
+        motion = self.decode(latents.transpose(1, 2)) * std + mean
+        motion = F.pad(motion, (0, 0, 0, UNIT)).cpu()
+        return [clip[: count + UNIT] for clip, count in zip(motion, frames.tolist())]
+
 
 class QuantizedAE(AE):
-    """Conv stack -> C -> linear to d -> quantizer -> linear to C -> conv stack. Targets are the quantizer's codes.
+    """Conv stack -> C -> linear to d -> quantizer -> linear to C -> conv stack. Targets are the quantizer's
+    codes.
 
-    ``direct``: no linear layers; the convolutions themselves lead to the quantizer and on from it, and C is d.
-    ``reach``: z is divided by it before the quantizer, and the decoder reads codes times it: how wide the codes are for the
-    convolutions, whatever they are as targets.
+    ``direct``: no linear layers; the convolutions themselves lead to the quantizer and on from it, and C is
+    d. ``reach``: z is divided by it before the quantizer, and the decoder reads codes times it: how wide the
+    codes are for the convolutions, whatever they are as targets.
     """
 
     def __init__(self, quantizer, input_width=67, direct=False, reach=1.0, **kwargs):
@@ -236,15 +254,16 @@ class QuantizedAE(AE):
         return self.embed_targets(z_q), z_q
 
     def embed_targets(self, targets):
-        return self.post_quant(self.quantizer.merge(targets) * self.reach)
+        return self.post_quant(self.quantizer.codes_to_latent(targets) * self.reach)
 
     def snap(self, targets):
         return self.quantizer.snap(targets)
 
 
 class RunningNorm(nn.Module):
-    """z (..., d) less its running mean, divided by its running standard deviation, each dimension by itself. What a grid's bound
-    expects is a z of about this spread; without, z starts so narrow that nearly all of it falls on the middle level."""
+    """z (..., d) less its running mean, divided by its running standard deviation, each dimension by itself.
+    What a grid's bound expects is a z of about this spread; without, z starts so narrow that nearly all of it
+    falls on the middle level."""
 
     def __init__(self, dim, momentum=0.1):
         super().__init__()
@@ -254,7 +273,8 @@ class RunningNorm(nn.Module):
         self.register_buffer("seeded", torch.tensor(False))  # by the first batch
 
     def forward(self, z, mask=None):
-        """z (..., d) -> (..., d), float32. In training the statistics follow the vectors of the mask (...), or all."""
+        """z (..., d) -> (..., d), float32. In training the statistics follow the vectors of the mask (...),
+        or all."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             if self.training:
@@ -264,7 +284,7 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def follow(self, vectors):
         count, total, squares = vectors.new_tensor(len(vectors)), vectors.sum(0), vectors.square().sum(0)
-        summed(count, total, squares)  # of several processes that train together
+        all_reduce_(count, total, squares)  # of several processes that train together
         if count > 0:
             mean = total / count
             var = (squares / count - mean.square()).clamp(min=0)
@@ -275,11 +295,12 @@ class RunningNorm(nn.Module):
 
 
 class FSQ_AE(QuantizedAE):
-    """The autoencoder on a grid. ``levels``: values a dimension; ``quantizer``, ``settings``: a name of the FSQ family in
-    models/quantizers.py and its hyper-parameters; ``normalise``: bring z to mean 0 and spread 1 before the grid; ``direct``:
-    see QuantizedAE."""
+    """The autoencoder on a grid. ``levels``: values a dimension; ``quantizer``, ``settings``: a name of the
+    FSQ family in models/quantizers.py and its hyper-parameters; ``normalise``: bring z to mean 0 and spread 1
+    before the grid; ``direct``: see QuantizedAE."""
 
-    def __init__(self, input_width=67, levels=(8, 5, 5, 5, 5), quantizer="fsq", settings=None, normalise=False, **kwargs):
+    def __init__(self, input_width=67, levels=(8, 5, 5, 5, 5), quantizer="fsq", settings=None,
+                 normalise=False, **kwargs):
         super().__init__(make_quantizer("FSQ", quantizer, settings, levels=levels), input_width, **kwargs)
         if isinstance(self.pre_quant, nn.Linear):
             nn.init.orthogonal_(self.pre_quant.weight)
@@ -292,13 +313,15 @@ class FSQ_AE(QuantizedAE):
 
 
 class VQ_AE(QuantizedAE):
-    """The autoencoder on an unordered codebook of ``num_codes`` codes (a layer, for RVQ) of ``code_dim`` dimensions (None: as
-    many as the latent has, 512 as published); ``quantizer``, ``settings``: a name of the VQ family in models/quantizers.py and
-    its hyper-parameters."""
+    """The autoencoder on an unordered codebook of ``num_codes`` codes (a layer, for RVQ) of ``code_dim``
+    dimensions (None: as many as the latent has, 512 as published); ``quantizer``, ``settings``: a name of the
+    VQ family in models/quantizers.py and its hyper-parameters."""
 
-    def __init__(self, input_width=67, num_codes=512, code_dim=None, quantizer="vq", settings=None, latent_dim=512, **kwargs):
+    def __init__(self, input_width=67, num_codes=512, code_dim=None, quantizer="vq", settings=None,
+                 latent_dim=512, **kwargs):
         sizes = {"codebook_size": num_codes, "dim": latent_dim if code_dim is None else code_dim}
-        super().__init__(make_quantizer("VQ", quantizer, settings, **sizes), input_width, latent_dim=latent_dim, **kwargs)
+        super().__init__(make_quantizer("VQ", quantizer, settings, **sizes), input_width,
+                         latent_dim=latent_dim, **kwargs)
 
 
 FSQ_LEVELS = {
@@ -323,7 +346,8 @@ FSQ_ROWS = {
     "FSQ_AE_iFSQ": dict(quantizer="ifsq", levels=(7, 7, 7, 7, 5, 5)),
     # dimensions x levels
     **{f"FSQ_AE_iFSQ_{dims}x{count}": dict(quantizer="ifsq", levels=(count,) * dims)
-       for dims, count in ((8, 9), (12, 9), (16, 5), (16, 9), (16, 17), (24, 9), (32, 9), (64, 9), (64, 17), (128, 17))},
+       for dims, count in ((8, 9), (12, 9), (16, 5), (16, 9), (16, 17), (24, 9), (32, 9), (64, 9), (64, 17),
+                           (128, 17))},
     "FSQ_AE_iFSQ_64x17_Norm": dict(quantizer="ifsq", levels=(17,) * 64, normalise=True),
     **{f"FSQ_AE_iFSQ_{dims}x{count}_Direct": dict(quantizer="ifsq", levels=(count,) * dims, direct=True)
        for dims, count in ((16, 9), (64, 17), (192, 17))},
@@ -348,7 +372,8 @@ VQ_ROWS = {
 
 
 def make_narrow_ae(**kwargs):
-    """The continuous autoencoder with a latent of 64 channels at any width: the control of a grid of 64 dimensions."""
+    """The continuous autoencoder with a latent of 64 channels at any width: the control of a grid of 64
+    dimensions."""
     return AE(**kwargs | {"latent_dim": 64})
 
 
@@ -368,4 +393,5 @@ def has_grid(name):
     return name.startswith("FSQ_AE")
 
 
-__all__ = ["AE", "FSQ_AE", "VQ_AE", "AE_models", "FSQ_LEVELS", "FSQ_REACH", "Reconstruction", "UNIT", "check_levels", "has_grid"]
+__all__ = ["AE", "FSQ_AE", "VQ_AE", "AE_models", "FSQ_LEVELS", "FSQ_REACH", "Reconstruction", "UNIT",
+           "check_levels", "has_grid"]

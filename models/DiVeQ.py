@@ -5,14 +5,14 @@ Shapes: (..., d) vectors, K codes. Not to be mixed up with Gumbel-softmax VQ (mo
 import torch
 import torch.nn.functional as F
 
-from models.errors import ModelError
 from models.FSQ import Quantized, check_range
-from models.VQ import VQ, alike, jittered, nearest_codes, rows_at_a_time, summed
+from models.VQ import VQ, all_reduce_, broadcast_, jittered, nearest_codes, rows_at_a_time
+from utils.errors import UserError
 
 
 def step_towards(z, codes, noise_variance):
-    """||codes - z|| x a fixed unit vector, which points at the codes up to a little noise: its length passes the gradient to
-    both. (..., d)"""
+    """||codes - z|| x a fixed unit vector, which points at the codes up to a little noise: its length passes
+    the gradient to both. (..., d)"""
     with torch.no_grad():
         direction = codes - z
         direction = F.normalize(direction + noise_variance**0.5 * torch.randn_like(direction), dim=-1)
@@ -20,8 +20,8 @@ def step_towards(z, codes, noise_variance):
 
 
 class DiVeQ(VQ):
-    """In training z is moved by its distance to the code, in a slightly noisy direction. Codes that nothing has chosen for
-    ``replace_every`` steps are replaced with used ones.
+    """In training z is moved by its distance to the code, in a slightly noisy direction. Codes that nothing
+    has chosen for ``replace_every`` steps are replaced with used ones.
 
     Args:
         noise_variance: of the noise on the direction (0.001). replace_every: steps, 0 = never.
@@ -30,7 +30,8 @@ class DiVeQ(VQ):
     def __init__(self, codebook_size=512, dim=512, noise_variance=1e-3, replace_every=100):
         super().__init__(codebook_size, dim, beta=0.0)
         if noise_variance < 0 or replace_every < 0:
-            raise ModelError(f"DiVeQ needs a variance and steps of 0 or more; got {noise_variance} and {replace_every}")
+            raise UserError(f"DiVeQ needs a variance and steps of 0 or more; got {noise_variance} and "
+                            f"{replace_every}")
         self.noise_variance, self.replace_every = noise_variance, replace_every
         self.register_buffer("uses", torch.zeros(self.codebook_size, dtype=torch.long))
         self.register_buffer("steps", torch.tensor(0))
@@ -49,33 +50,37 @@ class DiVeQ(VQ):
 
     @torch.no_grad()
     def replace_unused(self):
-        """Codes without a use since the last call become copies of used ones, drawn by their use, each moved a little."""
+        """Codes without a use since the last call become copies of used ones, drawn by their use, each moved
+        a little."""
         unused = (self.uses == 0).nonzero()[:, 0]
         if 0 < len(unused) < self.codebook_size:
             picks = torch.multinomial(self.uses.double(), len(unused), replacement=True)
             self.codebook[unused] = jittered(self.codebook, picks)
-            alike(self.codebook)
+            broadcast_(self.codebook)
         self.uses.zero_()
 
     @torch.no_grad()
     def after_search(self, z, indices, mask):
-        uses = torch.bincount((indices if mask is None else indices[mask]).reshape(-1), minlength=self.codebook_size)
-        summed(uses)
+        uses = torch.bincount((indices if mask is None else indices[mask]).reshape(-1),
+                              minlength=self.codebook_size)
+        all_reduce_(uses)
         self.uses += uses
 
 
 class SFDiVeQ(VQ):
-    """Space-filling DiVeQ: z is quantized onto the polyline through consecutive codes, so every code is in use.
+    """Space-filling DiVeQ: z is quantized onto the polyline through consecutive codes, so every code is in
+    use.
 
-    In training each segment offers one random point, and z is moved to the nearest of them by its distances to the segment's
-    two ends. Otherwise z goes to the nearest of ``segment_points`` evenly spaced points a segment (the paper takes any point
-    of the segment, which has no rate in bits). Index = segment x segment_points + point.
+    In training each segment offers one random point, and z is moved to the nearest of them by its distances
+    to the segment's two ends. Otherwise z goes to the nearest of ``segment_points`` evenly spaced points a
+    segment (the paper takes any point of the segment, which has no rate in bits). Index = segment x
+    segment_points + point.
     """
 
     def __init__(self, codebook_size=512, dim=512, noise_variance=1e-3, segment_points=16):
         super().__init__(codebook_size, dim, beta=0.0)
         if self.codebook_size < 2 or segment_points < 1 or noise_variance < 0:
-            raise ModelError("SF-DiVeQ needs 2 codes, 1 point a segment and a variance of 0 or more; got "
+            raise UserError("SF-DiVeQ needs 2 codes, 1 point a segment and a variance of 0 or more; got "
                              f"{codebook_size}, {segment_points} and {noise_variance}")
         self.num_codes, self.noise_variance, self.segment_points = self.codebook_size, noise_variance, int(segment_points)
         self.codebook_size = (self.num_codes - 1) * self.segment_points + 1
@@ -120,7 +125,7 @@ class SFDiVeQ(VQ):
         return segment * self.segment_points + point.gather(1, segment[:, None])[:, 0].long()
 
     def decode_indices(self, indices):
-        """Points (..., d) of indices (...). ModelError for an index outside the polyline."""
+        """Points (..., d) of indices (...). UserError for an index outside the polyline."""
         check_range(indices, self.codebook_size, "SF-DiVeQ")
         segment = torch.div(indices, self.segment_points, rounding_mode="floor")
         share = (indices % self.segment_points / self.segment_points)[..., None]

@@ -1,4 +1,5 @@
-"""The per-token denoising net and its two heads (MAR, Li et al. 2024, arXiv 2406.11838; MARDM, arXiv 2411.16575).
+"""The per-token denoising net and its two heads (MAR, Li et al. 2024, arXiv 2406.11838; MARDM, arXiv
+2411.16575).
 
 Shapes: N tokens, d target dimensions, W width of the net, Z width of the transformer's output.
 """
@@ -10,8 +11,8 @@ from torch import nn
 
 from diffusions import flow
 from diffusions.gaussian import GaussianDiffusion
-from models.errors import ModelError
 from models.fast_net import FastNet
+from utils.errors import UserError
 
 SOLVER, ODE_STEPS = "adams", 16  # how they were chosen stands in docs/performance.md
 
@@ -21,7 +22,8 @@ def modulate(x, shift, scale):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of t (N,), unscaled, cosine half before sine half, period 10,000, then a two-layer MLP -> (N, W)."""
+    """Sinusoids of t (N,), unscaled, cosine half before sine half, period 10,000, then a two-layer MLP -> (N,
+    W)."""
 
     def __init__(self, width, frequencies=256):
         super().__init__()
@@ -36,8 +38,8 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """LayerNorm, modulation, linear-SiLU-linear, gated residual. The modulation is made from SiLU(y), which is the same for
-    all blocks and so computed by the caller, once."""
+    """LayerNorm, modulation, linear-SiLU-linear, gated residual. The modulation is made from SiLU(y), which
+    is the same for all blocks and so computed by the caller, once."""
 
     def __init__(self, width):
         super().__init__()
@@ -97,8 +99,8 @@ class DenoisingMLP(nn.Module):
         return self.final_layer(x, activated)
 
     def forward_with_cfg(self, x, t, c, cfg_scale):
-        """Classifier-free guidance: c (2N, Z) holds the conditional half, then the unconditional one; x (2N, d) is read
-        from its first half only. Returns u + cfg_scale (c - u), twice over: (2N, d)."""
+        """Classifier-free guidance: c (2N, Z) holds the conditional half, then the unconditional one; x (2N,
+        d) is read from its first half only. Returns u + cfg_scale (c - u), twice over: (2N, d)."""
         half = x[: len(x) // 2]
         cond, uncond = self(torch.cat([half, half]), t, c).chunk(2)
         guided = uncond + cfg_scale * (cond - uncond)
@@ -106,10 +108,12 @@ class DenoisingMLP(nn.Module):
 
 
 class DiffHead(nn.Module):
-    """What both heads share: the net, the guided net as a function of (x, t), the loss, and sampling around the process.
+    """What both heads share: the net, the guided net as a function of (x, t), the loss, and sampling around
+    the process.
 
-    ``prediction``: what the net answers; None = the first of ``predictions``. ``target_scale``: the net works on targets divided
-    by it, as latent diffusion does (Rombach et al. 2022, arXiv 2112.10752); 1 in the published models.
+    ``prediction``: what the net answers; None = the first of ``predictions``. ``target_scale``: the net works
+    on targets divided by it, as latent diffusion does (Rombach et al. 2022, arXiv 2112.10752); 1 in the
+    published models.
     """
 
     predictions = ()
@@ -118,12 +122,13 @@ class DiffHead(nn.Module):
         super().__init__()
         self.target_dim, self.prediction, self.target_scale = target_dim, prediction or self.predictions[0], target_scale
         if self.prediction not in self.predictions:
-            raise ModelError(f"a {type(self).__name__} predicts {' or '.join(self.predictions)}, not '{self.prediction}'")
+            raise UserError(f"a {type(self).__name__} predicts {' or '.join(self.predictions)}, not "
+                            f"'{self.prediction}'")
         self.net = DenoisingMLP(target_dim, cond_dim, width, depth)
 
     def guided(self, z, z_uncond, cfg):
-        """x (N, d), t () or (N,) -> (N, d): the net under condition z (N, Z), guided away from ``z_uncond`` by ``cfg``.
-        A guidance of 1, or no ``z_uncond``, is the plain conditional net, at half the work."""
+        """x (N, d), t () or (N,) -> (N, d): the net under condition z (N, Z), guided away from ``z_uncond``
+        by ``cfg``. A guidance of 1, or no ``z_uncond``, is the plain conditional net, at half the work."""
         count = len(z)
         if z_uncond is None or cfg == 1:
             return lambda x, t: self.net(x, self._times(t, count, x), z)
@@ -138,35 +143,38 @@ class DiffHead(nn.Module):
             t = t.to(x.dtype)
         return t.expand(count) if t.dim() == 0 else t.repeat(count // len(t))
 
-    def loss(self, target, z, t=None, noise=None, generator=None, share=None):
-        """Mean training loss () of targets (N, d) under conditions z (N, Z); t and noise are drawn unless given.
+    def loss(self, target, z, t=None, noise=None, generator=None, own=None):
+        """Mean training loss () of targets (N, d) under conditions z (N, Z); t and noise are drawn unless
+        given.
 
-        ``share`` (M,) bool: these N are the true ones of M rows, for all of which t and noise are drawn; the loss is then what
-        they add to the mean over all M."""
+        ``own`` (M,) bool: these N are the true ones of M rows, for all of which t and noise are drawn; the
+        loss is then what they add to the mean over all M."""
         target = target / self.target_scale
-        count = len(target) if share is None else len(share)
+        count = len(target) if own is None else len(own)
         if t is None:
             t = self.process.draw_time(count, target.device, generator)
         if noise is None:
             noise = torch.randn(count, target.shape[1], device=target.device, generator=generator)
-        if share is None:
+        if own is None:
             return self.training_loss(lambda x, time: self.net(x, time, z), target, t, noise)
-        t, noise = t[share], noise[share]
+        t, noise = t[own], noise[own]
         if not len(target):
             return self.net(target, t, z).sum()  # 0, with a gradient of 0 for every weight
-        return self.training_loss(lambda x, time: self.net(x, time, z), target, t, noise) * (len(target) / count)
+        return self.training_loss(lambda x, time: self.net(x, time, z), target, t,
+                                  noise) * (len(target) / count)
 
     def training_loss(self, net, target, t, noise):
         return self.process.training_loss(net, target, t, noise)
 
-    def sampler(self, cfg=1.0, temperature=1.0, fast=True, dtype=None, packed=None, **solver_settings):
-        """A function (z (N, Z), z_uncond (N, Z) or None, draw_noise) -> targets (N, d); ``draw_noise() -> (N, d)``.
+    def sampler(self, cfg=1.0, temperature=1.0, fast=True, dtype=None, cache=None, **solver_settings):
+        """A function (z (N, Z), z_uncond (N, Z) or None, draw_noise) -> targets (N, d); ``draw_noise() -> (N,
+        d)``.
 
-        What depends on the time alone is done here, once. ``fast`` False runs the plain net; ``dtype`` and ``packed``
-        belong to the fast net (models/fast_net.py), the rest: see ``MARDM.generate``.
+        What depends on the time alone is done here, once. ``fast`` False runs the plain net; ``dtype`` and
+        ``cache`` belong to the fast net (models/fast_net.py), the rest: see ``MARDM.generate``.
         """
         run, times = self.process_sampler(temperature, **solver_settings)
-        guided = FastNet(self.net, times, dtype, packed).guided if fast else self.guided
+        guided = FastNet(self.net, times, dtype, cache).guided if fast else self.guided
 
         @torch.no_grad()
         def sample(z, z_uncond, draw_noise):
@@ -188,9 +196,10 @@ class SiTHead(DiffHead):
         return flow.training_loss(net, target, t, noise, self.prediction)
 
     def process_sampler(self, temperature, solver=SOLVER, ode_steps=ODE_STEPS):
-        """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the starting noise."""
+        """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the
+        starting noise."""
         if solver not in flow.SOLVERS:
-            raise ModelError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")
+            raise UserError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")
         jump = self.prediction == "x"
 
         def run(net, draw_noise):
@@ -201,7 +210,8 @@ class SiTHead(DiffHead):
 
 
 class DDPMHead(DiffHead):
-    """50 cosine steps with a noise target; sampled step by step (solver and ode_steps have no meaning here)."""
+    """50 cosine steps with a noise target; sampled step by step (solver and ode_steps have no meaning
+    here)."""
 
     predictions = ("noise",)
 
@@ -210,7 +220,8 @@ class DDPMHead(DiffHead):
         self.process = GaussianDiffusion(50)
 
     def process_sampler(self, temperature, **_solver_settings):
-        """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales every step's noise."""
+        """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales every
+        step's noise."""
 
         def run(net, draw_noise):
             return self.process.sample(net, draw_noise(), draw_noise, temperature)

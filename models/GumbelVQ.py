@@ -1,5 +1,6 @@
-"""Gumbel-softmax vector quantization: soft weights over the codebook, sharpened as training goes on (Jang et al. 2017,
-arXiv 1611.01144, with distances for logits). A blog post calls it DiVeQ; models/DiVeQ.py is another method.
+"""Gumbel-softmax vector quantization: soft weights over the codebook, sharpened as training goes on (Jang et
+al. 2017, arXiv 1611.01144, with distances for logits). A blog post calls it DiVeQ; models/DiVeQ.py is another
+method.
 
 Shapes: (..., d) vectors, K codes.
 """
@@ -9,29 +10,33 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.errors import ModelError
 from models.FSQ import Quantized
 from models.VQ import VQ, nearest_codes, rows_at_a_time
+from utils.errors import UserError
 
 
 class GumbelVQ(VQ):
-    """In training z_q = sum of w_i e_i with w = softmax((g_i - ||z - e_i||^2) / tau), g Gumbel noise; otherwise the nearest code.
+    """In training z_q = sum of w_i e_i with w = softmax((g_i - ||z - e_i||^2) / tau), g Gumbel noise;
+    otherwise the nearest code.
 
     Args:
         noise: add the Gumbel noise.
         nearest: weights over the so many nearest codes only; 0 = over all.
-        soft: the weighted sum outside training too (without noise). Targets are then any points, so ``snap`` leaves them.
+        soft: the weighted sum outside training too (without noise). Targets are then any points, so ``snap``
+            leaves them.
         diversity: weight of 1 - entropy of the mean weights / log K.
         tau_start, tau_decay, tau_end: temperature of the first step, factor a step, and where it stops.
     """
 
-    def __init__(self, codebook_size=512, dim=512, noise=True, nearest=0, soft=False, diversity=0.0, tau_start=1.0,
-                 tau_decay=0.9999, tau_end=0.1):
+    def __init__(self, codebook_size=512, dim=512, noise=True, nearest=0, soft=False, diversity=0.0,
+                 tau_start=1.0, tau_decay=0.9999, tau_end=0.1):
         super().__init__(codebook_size, dim, beta=0.0)
         if not 0 <= nearest <= self.codebook_size:
-            raise ModelError(f"Gumbel-softmax VQ of {self.codebook_size} codes cannot take the nearest {nearest}")
+            raise UserError(f"Gumbel-softmax VQ of {self.codebook_size} codes cannot take the nearest "
+                            f"{nearest}")
         if min(tau_start, tau_end) <= 0 or not 0 < tau_decay <= 1 or diversity < 0:
-            raise ModelError("Gumbel-softmax VQ needs temperatures above 0, a decay in 0..1 and a diversity weight of 0 or more; "
+            raise UserError("Gumbel-softmax VQ needs temperatures above 0, a decay in 0..1 and a diversity "
+                            "weight of 0 or more; "
                              f"got {tau_start}, {tau_end}, {tau_decay} and {diversity}")
         self.noise, self.nearest, self.soft, self.diversity = noise, int(nearest), soft, diversity
         self.tau_start, self.tau_decay, self.tau_end = tau_start, tau_decay, tau_end
@@ -60,8 +65,10 @@ class GumbelVQ(VQ):
         return Quantized(z_q, indices, self.diversity_loss(mean) if self.diversity else z.new_zeros(()))
 
     def mix(self, flat, valid, table, tau):
-        """flat (N, d) -> their soft codes (N, d), and the sum of the weights (K,) over the valid (N,) ones."""
-        picks = nearest_codes(flat.detach(), table, self.nearest).reshape(len(flat), -1) if self.nearest else None
+        """flat (N, d) -> their soft codes (N, d), and the sum of the weights (K,) over the valid (N,)
+        ones."""
+        picks = nearest_codes(flat.detach(), table, self.nearest).reshape(len(flat),
+                                                                          -1) if self.nearest else None
         if picks is None:
             logits = 2 * flat @ table.T - table.square().sum(1) - flat.square().sum(1, keepdim=True)  # (N, K)
         else:
@@ -72,7 +79,8 @@ class GumbelVQ(VQ):
         weights = (logits / tau).softmax(1)
         if picks is None:
             return weights @ table, valid @ weights
-        total = flat.new_zeros(self.codebook_size).index_add(0, picks.reshape(-1), (weights * valid[:, None]).reshape(-1))
+        total = flat.new_zeros(self.codebook_size).index_add(0, picks.reshape(-1),
+                                                             (weights * valid[:, None]).reshape(-1))
         return (weights[..., None] * near).sum(1), total
 
     def diversity_loss(self, mean):

@@ -1,10 +1,12 @@
-"""Stage two: the masked transformer with a per-token diffusion head (MARDM, Meng et al., CVPR 2025, arXiv 2411.16575),
-over latents of a continuous autoencoder or over the codes of a quantized one ("denoising to the grid").
+"""Stage two: the masked transformer with a per-token diffusion head (MARDM, Meng et al., CVPR 2025, arXiv
+2411.16575), over latents of a continuous autoencoder or over the codes of a quantized one ("denoising to the
+grid").
 
 Shapes: B clips, L tokens, C latent width of the autoencoder, d width of a target, Z width of the transformer.
 """
 import math
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,21 +15,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.DiffMLPs import HEADS, modulate
-from models.errors import ModelError
+from models.generation import SamplerSettings, generate, padding_mask_of
+from utils.errors import UserError
 
-NOISED, MASKED = 0.10, 0.88  # of the masked tokens: replaced by noise; of the rest: replaced by the mask token
-
-
-def padding_mask_of(lengths, num_tokens):
-    """(B, L) bool, true = padding, for lengths (B,) in tokens."""
-    return torch.arange(num_tokens, device=lengths.device) >= lengths[:, None]
-
-
-def mask_schedule(num_tokens, time_steps):
-    """How many of ``num_tokens`` are masked in each iteration, a list of ``time_steps`` ints that starts at
-    ``num_tokens``. Float32 and round-half-to-even, as the published models were run."""
-    ratio = torch.cos(torch.linspace(0, 1, time_steps, dtype=torch.float32) * math.pi * 0.5)
-    return (ratio * num_tokens).round().clamp(min=1).long().tolist()
+# of the masked tokens: replaced by noise; of the rest: replaced by the mask token
+NOISED, MASKED = 0.10, 0.88
 
 
 class InputProcess(nn.Module):
@@ -52,11 +44,13 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("pe", pe)
 
     def forward(self, x, padding_mask=None):
-        """``padding_mask`` (B, L; true = padding), when given, adds the positions counted from each clip's end as well, their
-        channels in reverse order: how far along a clip is decides as much of a motion as what came before."""
+        """``padding_mask`` (B, L; true = padding), when given, adds the positions counted from each clip's
+        end as well, their channels in reverse order: how far along a clip is decides as much of a motion as
+        what came before."""
         x = x + self.pe[: x.shape[1], 0]
         if padding_mask is not None:
-            left = (~padding_mask).flip(1).long().cumsum(1).flip(1) - 1  # tokens that follow, -1 in the padding
+            # tokens that follow, -1 in the padding
+            left = (~padding_mask).flip(1).long().cumsum(1).flip(1) - 1
             x = x + self.pe[left.clamp(min=0), 0].flip(-1)
         return self.dropout(x)
 
@@ -75,7 +69,8 @@ class Attention(nn.Module):
             return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        # The CPU's fused attention is slow backwards in bfloat16, several times slower than plain matrix products.
+        # The CPU's fused attention is slow backwards in bfloat16, several times slower than plain matrix
+        # products.
         plain = query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=~padding_mask[:, None, None],
@@ -105,49 +100,76 @@ class MARTransBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x, cond, padding_mask):
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6,
+                                                                                                        dim=-1)
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 
-class MARDM(nn.Module):
-    """Masked transformer + diffusion head.
+@dataclass(frozen=True)
+class MARDMSettings:
+    """What a MARDM is made of; a checkpoint keeps them as ``model_kwargs``.
 
-    Args:
-        ae_dim: C, width of the autoencoder's latents, which the transformer reads.
-        cond_mode: "text" (features (B, cond_dim)), "action" (one-hot (B, num_actions)) or "uncond".
-        target_dim: d, width of what the head predicts; None = ae_dim (continuous autoencoder).
-        head: "SiT" or "DDPM".
-        cond_dim: width of the text features (CLIP 512, MiniLM 384).
-        cond_drop_prob: share of training samples whose condition is dropped, for guidance.
-        diffmlps_batch_mul: fresh (noise, time) pairs a masked token sees in a training step.
-        prediction: what the head predicts: "velocity" or "x" (SiT), "noise" (DDPM); None = the first one.
-        target_scale: see DiffHead.
-        count_from_end: give the transformer positions from the clip's end too (no parameters). The published models, which
-            learn a clip's length from the padding alone, have none; the families of ours do.
+    ae_dim: C, width of the autoencoder's latents, which the transformer reads.
+    cond_mode: "text" (features (B, cond_dim)), "action" (one-hot (B, num_actions)) or "uncond".
+    target_dim: d, width of what the head predicts; None = ae_dim (continuous autoencoder).
+    head: "SiT" or "DDPM". head_width, head_depth: of its network.
+    cond_dim: width of the text features (CLIP 512, MiniLM 384).
+    width, ff, layers, heads, dropout: of the transformer.
+    cond_drop_prob: probability with which training drops a condition, for guidance.
+    diffmlps_batch_mul: fresh (noise, time) pairs that a masked token sees in a training step.
+    count_from_end: give the transformer positions from the clip's end too (no parameters). The published
+        models, which learn a clip's length from the padding alone, have none; the families of ours do.
+    prediction: what the head predicts: "velocity" or "x" (SiT), "noise" (DDPM); None = the first one.
+    target_scale: see DiffHead.
     """
 
-    def __init__(self, ae_dim=512, cond_mode="text", target_dim=None, head="SiT", cond_dim=512, num_actions=1, width=1024,
-                 ff=4096, layers=1, heads=16, dropout=0.2, head_width=1792, head_depth=16, cond_drop_prob=0.1,
-                 diffmlps_batch_mul=4, count_from_end=False, prediction=None, target_scale=1.0):
+    ae_dim: int = 512
+    cond_mode: str = "text"
+    target_dim: int | None = None
+    head: str = "SiT"
+    cond_dim: int = 512
+    num_actions: int = 1
+    width: int = 1024
+    ff: int = 4096
+    layers: int = 1
+    heads: int = 16
+    dropout: float = 0.2
+    head_width: int = 1792
+    head_depth: int = 16
+    cond_drop_prob: float = 0.1
+    diffmlps_batch_mul: int = 4
+    count_from_end: bool = False
+    prediction: str | None = None
+    target_scale: float = 1.0
+
+
+class MARDM(nn.Module):
+    """Masked transformer + diffusion head. ``settings``: those of MARDMSettings."""
+
+    def __init__(self, **settings):
         super().__init__()
-        if cond_mode not in ("text", "action", "uncond"):
-            raise ModelError(f"unknown cond_mode '{cond_mode}'; one of text, action, uncond")
-        self.ae_dim, self.width, self.cond_mode = ae_dim, width, cond_mode
-        self.target_dim = target_dim or ae_dim
-        self.count_from_end = count_from_end
-        self.cond_drop_prob, self.diffmlps_batch_mul = cond_drop_prob, diffmlps_batch_mul
-        self.cond_dim = {"text": cond_dim, "action": num_actions, "uncond": width}[cond_mode]
-        self.mask_latent = nn.Parameter(torch.zeros(1, 1, ae_dim))
-        self.input_process = InputProcess(ae_dim, width)
-        self.position_enc = PositionalEncoding(width, dropout)
-        self.MARTransformer = nn.ModuleList(MARTransBlock(width, heads, ff, dropout) for _ in range(layers))
-        self.cond_emb = nn.Identity() if cond_mode == "uncond" else nn.Linear(self.cond_dim, width)
+        s = MARDMSettings(**settings)
+        if s.cond_mode not in ("text", "action", "uncond"):
+            raise UserError(f"unknown cond_mode '{s.cond_mode}'; one of text, action, uncond")
+        self.ae_dim, self.width, self.cond_mode = s.ae_dim, s.width, s.cond_mode
+        self.target_dim = s.target_dim or s.ae_dim
+        self.count_from_end = s.count_from_end
+        self.cond_drop_prob, self.diffmlps_batch_mul = s.cond_drop_prob, s.diffmlps_batch_mul
+        self.cond_dim = {"text": s.cond_dim, "action": s.num_actions, "uncond": s.width}[s.cond_mode]
+        self.mask_latent = nn.Parameter(torch.zeros(1, 1, s.ae_dim))
+        self.input_process = InputProcess(s.ae_dim, s.width)
+        self.position_enc = PositionalEncoding(s.width, s.dropout)
+        self.MARTransformer = nn.ModuleList(MARTransBlock(s.width, s.heads, s.ff, s.dropout)
+                                            for _ in range(s.layers))
+        self.cond_emb = nn.Identity() if s.cond_mode == "uncond" else nn.Linear(self.cond_dim, s.width)
         self._init_weights()
-        self.DiffMLPs = HEADS[head](self.target_dim, width, head_width, head_depth, prediction, target_scale)
+        self.DiffMLPs = HEADS[s.head](self.target_dim, s.width, s.head_width, s.head_depth, s.prediction,
+                                      s.target_scale)
 
     def _init_weights(self):
-        # 1 / sqrt(inputs) at every width, so that in narrow models too the tokens are not drowned by the unscaled positions.
+        # 1 / sqrt(inputs) at every width, so that in narrow models too the tokens are not drowned by the
+        # unscaled positions.
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
@@ -156,12 +178,13 @@ class MARDM(nn.Module):
         for block in self.MARTransformer:  # adaLN-zero
             nn.init.zeros_(block.adaLN_modulation[1].weight)
 
-    # ---- transformer -------------------------------------------------------------------------------------------
+    # ---- transformer ---------------------------------------------------------------------------------------
 
     def forward(self, latents, cond, padding_mask, force_mask=False, mask=None):
-        """latents (B, L, C), cond (B, cond_dim; ignored when unconditional), padding_mask (B, L; true = padding)
-        -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) reorders known tokens before masked ones inside
-        ("hard pseudo reorder"); attention does not see the order, so only rounding changes."""
+        """latents (B, L, C), cond (B, cond_dim; ignored when unconditional), padding_mask (B, L; true =
+        padding) -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) reorders known tokens
+        before masked ones inside ("hard pseudo reorder"); attention does not see the order, so only rounding
+        changes."""
         if force_mask or self.cond_mode == "uncond":
             cond = latents.new_zeros(len(latents), self.cond_dim)
         cond = self.cond_emb(cond)
@@ -173,27 +196,30 @@ class MARDM(nn.Module):
             x = block(x, cond, padding_mask)
         return x if mask is None else _reorder(x, order.argsort(dim=1))
 
-    # ---- training ----------------------------------------------------------------------------------------------
+    # ---- training ------------------------------------------------------------------------------------------
 
     def loss(self, latents, targets, cond, lengths, rows=slice(None), generator=None):
-        """Mean head loss () over the masked tokens. latents (B, L, C), targets (B, L, d), cond (B, cond_dim), lengths (B,)
-        in tokens. The number of masked tokens follows the cosine of a uniform draw a clip, over the padded length.
+        """Mean head loss () over the masked tokens. latents (B, L, C), targets (B, L, d), cond (B, cond_dim),
+        lengths (B,) in tokens. The number of masked tokens follows the cosine of a uniform draw a clip, over
+        the padded length.
 
-        A process that holds some ``rows`` of a larger batch passes the larger batch's ``lengths``, its own rows of all else, and
-        a ``generator`` that is alike in all processes: everything is drawn for the whole batch. The mean of the processes'
-        losses is then the loss of the whole batch, whatever number of masked tokens each has.
+        A process that holds some ``rows`` of a larger batch passes the larger batch's ``lengths``, its own
+        rows of all else, and a ``generator`` that is alike in all processes: everything is drawn for the
+        whole batch. The mean of the processes' losses is then the loss of the whole batch, whatever number of
+        masked tokens each has.
         """
         padding = padding_mask_of(lengths, latents.shape[1])
         mask = self.draw_mask(padding, generator)
         latents = self.corrupt(latents, mask, rows, generator)
         cond = self.drop_cond(cond, len(mask), rows, generator)
         z = self(latents, cond, padding[rows])[mask[rows]]
-        times, share = self.diffmlps_batch_mul, None
+        times, own = self.diffmlps_batch_mul, None
         if generator is not None:
-            share = torch.zeros_like(mask)
-            share[rows] = True
-            share = share[mask].repeat(times)
-        loss = self.DiffMLPs.loss(targets[mask[rows]].repeat(times, 1), z.repeat(times, 1), generator=generator, share=share)
+            own = torch.zeros_like(mask)
+            own[rows] = True
+            own = own[mask].repeat(times)
+        loss = self.DiffMLPs.loss(targets[mask[rows]].repeat(times, 1), z.repeat(times, 1),
+                                  generator=generator, own=own)
         return loss * (len(lengths) / len(latents))
 
     def drop_cond(self, cond, batch, rows=slice(None), generator=None):
@@ -214,119 +240,23 @@ class MARDM(nn.Module):
         return mask
 
     def corrupt(self, latents, mask, rows=slice(None), generator=None):
-        """Of the masked tokens of ``rows`` (latents (b, L, C); mask (B, L) of the whole batch) some become noise, most the mask
-        token, a few stay as they are."""
+        """Of the masked tokens of ``rows`` (latents (b, L, C); mask (B, L) of the whole batch) some become
+        noise, most the mask token, a few stay as they are."""
         draw = torch.rand(2, *mask.shape, device=mask.device, generator=generator)
         noised = mask & (draw[0] < NOISED)
         hidden = mask & ~noised & (draw[1] < MASKED)
-        noise = torch.randn(*mask.shape, latents.shape[2], dtype=latents.dtype, device=mask.device, generator=generator)
+        noise = torch.randn(*mask.shape, latents.shape[2], dtype=latents.dtype, device=mask.device,
+                            generator=generator)
         latents = torch.where(noised[rows, :, None], noise[rows], latents)
         return torch.where(hidden[rows, :, None], self.mask_latent.to(latents.dtype), latents)
 
-    # ---- generation --------------------------------------------------------------------------------------------
+    # ---- generation ----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def generate(self, ae, cond, lengths, seeds, time_steps=18, cfg=4.5, temperature=1.0, sampler="fast", known=None,
-                 hard_pseudo_reorder=False, progress=None, precision="fp32", packed=None, **solver_settings):
-        """Sample targets (B, L, d), on the grid of ``ae``, for ``lengths`` (B,) in tokens.
-
-        Args:
-            ae: the autoencoder (embed_targets and snap are used).
-            cond: (B, cond_dim), or None when unconditional.
-            seeds: one int a clip. A clip draws from its own generator, so it comes out the same in any batch
-                (with a fixed-step solver; dopri5 chooses its steps for the batch as a whole).
-            sampler: "fast" samples a token in the iteration in which it leaves the mask; "reference" samples every
-                masked token in each iteration and throws all but those away: the same distribution, 11 x the work. It also
-                does without everything else that saves time (models/fast_net.py, one transformer call for both branches).
-            precision: "bf16" for products in bfloat16 (fast sampler); all else is float32, and so is snapping.
-            packed: a dict that keeps the head's packed weights from one call to the next, for as long as the weights stand
-                still; None = they are packed anew.
-            known: optional (targets (B, L, d), keep (B, L) bool): tokens that stay as they are.
-            solver_settings: solver, ode_steps of the SiT head.
-        """
-        if time_steps < 1 or int(lengths.min()) < 1:
-            raise ModelError(f"generation needs 1 iteration and 1 token at least; got {time_steps} iterations and a "
-                             f"shortest clip of {int(lengths.min())} tokens")
-        state = _GenerationState(self, ae, lengths, seeds, time_steps, known, sampler, precision)
-        fast, low = sampler == "fast", precision == "bf16"
-        dtype = torch.bfloat16 if low else None
-        sample = self.DiffMLPs.sampler(cfg, temperature, fast, dtype, packed, **solver_settings)
-        iterations = range(time_steps) if progress is None else progress(range(time_steps))
-        for i in iterations:
-            sampled = state.to_sample(i)
-            if not sampled.any():
-                continue
-            masked = state.masked(i)
-            latents = torch.where(masked[..., None], self.mask_latent, ae.embed_targets(state.targets))
-            order = masked if hard_pseudo_reorder else None
-            with torch.autocast(state.device.type, torch.bfloat16, enabled=low):
-                z, z_uncond = self._guidance_branches(latents, cond, state.padding, cfg, order, together=fast)
-            new = sample(z[sampled].float(), None if z_uncond is None else z_uncond[sampled].float(),
-                         state.noise_source(sampled))
-            state.targets[sampled] = ae.snap(new)
-        return state.targets * ~state.padding[..., None]
-
-    def _guidance_branches(self, latents, cond, padding, cfg, mask, together=True):
-        """Transformer output with the condition and, when guidance needs it, without; one call for both, or two."""
-        if self.cond_mode == "uncond":
-            return self(latents, None, padding, True, mask), None
-        if cfg == 1:
-            return self(latents, cond, padding, mask=mask), None
-        if not together:
-            return self(latents, cond, padding, mask=mask), self(latents, cond, padding, True, mask)
-        both = torch.cat([cond, torch.zeros_like(cond)])
-        twice = None if mask is None else mask.repeat(2, 1)
-        return self(latents.repeat(2, 1, 1), both, padding.repeat(2, 1), mask=twice).chunk(2)
-
-
-class _GenerationState:
-    """Which tokens are masked when, what has been sampled, and every clip's own random numbers."""
-
-    def __init__(self, model, ae, lengths, seeds, time_steps, known, sampler, precision):
-        if sampler not in ("fast", "reference"):
-            raise ModelError(f"unknown sampler '{sampler}'; one of fast, reference")
-        if precision == "bf16" and sampler != "fast":
-            raise ModelError("precision bf16 belongs to the fast sampler; the reference sampler computes in float32")
-        self.device, self.dim, self.sampler = model.mask_latent.device, model.target_dim, sampler
-        lengths = lengths.to(self.device)
-        num_tokens = int(lengths.max())
-        self.padding = padding_mask_of(lengths, num_tokens)
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        self.targets = torch.zeros(len(lengths), num_tokens, self.dim, device=self.device)
-        fill = ~self.padding
-        if known is not None:
-            self.targets, fill = torch.where(known[1][..., None], known[0], self.targets), fill & ~known[1]
-        self.time_steps = time_steps
-        self.ranks = self._draw_ranks(fill)
-        counts = [mask_schedule(n, time_steps) if n else [0] * time_steps for n in fill.sum(1).tolist()]
-        self.counts = torch.tensor(counts, device=self.device)  # (B, time_steps)
-
-    def _draw_ranks(self, fill):
-        """Random order (B, L) in which a clip's tokens are kept masked: rank 0 is the last to be sampled."""
-        ranks = torch.full(fill.shape, fill.shape[1] + 1, device=self.device)
-        for row, places, generator in zip(ranks, fill, self.generators):
-            row[places] = torch.randperm(int(places.sum()), generator=generator).to(self.device)
-        return ranks
-
-    def masked(self, i):
-        """(B, L): masked in iteration i."""
-        return self.ranks < self.counts[:, i, None]
-
-    def to_sample(self, i):
-        """(B, L): sampled in iteration i."""
-        if self.sampler == "reference" or i + 1 == self.time_steps:
-            return self.masked(i)
-        return self.masked(i) & ~self.masked(i + 1)
-
-    def noise_source(self, sampled):
-        """A function that draws (N, d), every clip's rows from its own generator."""
-        counts = sampled.sum(1).tolist()
-
-        def draw():
-            rows = [torch.randn(n, self.dim, generator=g) for n, g in zip(counts, self.generators) if n]
-            return torch.cat(rows).to(self.device)
-
-        return draw
+    def generate(self, ae, cond, lengths, seeds, known=None, progress=None, weight_cache=None, **settings):
+        """Targets (B, L, d) for ``lengths`` (B,) in tokens: models/generation.py. ``settings``: those of
+        ``SamplerSettings``."""
+        return generate(self, ae, cond, lengths, seeds, SamplerSettings(**settings), known, progress,
+                        weight_cache)
 
 
 def _reorder(x, order):
@@ -347,10 +277,12 @@ MARDM_models = {
     for head in HEADS
     for size, settings in SIZES.items()
 }
-MARDM_models.update({name.replace("VQ-", "VQ_", 1): MARDM_models[name] for name in list(MARDM_models) if name[:2] == "VQ"})
+MARDM_models.update({name.replace("VQ-", "VQ_", 1): MARDM_models[name] for name in list(MARDM_models)
+                     if name[:2] == "VQ"})
 
 
-FAMILIES = {"FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE", "MARDM": "AE_Model"}  # and the autoencoders that each is trained on
+# and the autoencoders that each is trained on
+FAMILIES = {"FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE", "MARDM": "AE_Model"}
 
 
 def family_of(ae_name):
@@ -359,7 +291,7 @@ def family_of(ae_name):
 
 
 def check_pair(model_name, ae_name):
-    """Raise ModelError unless the generator's family fits the kind of autoencoder (both zoo names)."""
+    """Raise UserError unless the generator's family fits the kind of autoencoder (both zoo names)."""
     wanted = FAMILIES[model_name.replace("VQ_", "VQ-", 1).partition("-SiT")[0].partition("-DDPM")[0]]
     if not ae_name.startswith(wanted):
-        raise ModelError(f"{model_name} is trained on an autoencoder of the kind {wanted}*, not on {ae_name}")
+        raise UserError(f"{model_name} is trained on an autoencoder of the kind {wanted}*, not on {ae_name}")

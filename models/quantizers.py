@@ -1,105 +1,20 @@
-"""The table of quantizers. Adding one takes its class and one row; its hyper-parameters are the class's own keyword arguments.
+"""The table of quantizers. Adding one takes its class and one row; its hyper-parameters are the class's own
+keyword arguments.
 
-Every quantizer has, for z (..., d): ``q(z, mask=None) -> Quantized(z_q (..., target_dim), indices, loss ())``,
-``decode_indices``, ``get_indices``, ``snap``, ``merge`` (z_q -> what the decoder reads, (..., d)), ``neighbour`` (the code one
-step away along an axis), ``to_digits``, and ``dim``, ``target_dim``, ``codebook_size``, ``axis_sizes``.
+Every quantizer has, for z (..., d): ``q(z, mask=None) -> Quantized(z_q (..., target_dim), indices, loss
+())``, ``decode_indices``, ``get_indices``, ``snap``, ``codes_to_latent`` (z_q -> what the decoder reads, (..., d)),
+``neighbour`` (the code one step away along an axis), ``to_digits``, and ``dim``, ``target_dim``,
+``codebook_size``, ``axis_sizes``.
 """
 import inspect
 from typing import NamedTuple
 
-import torch
-from torch import nn
-
 from models.DiVeQ import DiVeQ, SFDiVeQ
-from models.errors import ModelError
-from models.FSQ import FSQ, IFSQ, LearnedFSQ, NoiseDropoutFSQ, Quantized, ResidualFSQ, SymmetricFSQ
+from models.FSQ import FSQ, IFSQ, LearnedFSQ, NoiseDropoutFSQ, ResidualFSQ, SymmetricFSQ
 from models.GumbelVQ import GumbelVQ
+from models.HybridFSQ import HybridFSQ
 from models.VQ import EMAVQ, RVQ, VQ, RotationVQ, SimVQ
-
-CELL = 0.49  # of a step: how far an offset reaches, so that a sum of grid point and offset tells both
-
-
-class CellVQ(VQ):
-    """Codes inside half a step of 0 in every dimension: CELL x tanh of the parameters."""
-
-    def codes(self):
-        return CELL * torch.tanh(self.codebook)
-
-    @torch.no_grad()
-    def seed(self, vectors):
-        super().seed(vectors)
-        self.codebook.copy_(torch.atanh((self.codebook / CELL).clamp(-0.95, 0.95)))
-
-
-class HybridFSQ(nn.Module):
-    """FSQ + VQ: a grid point, plus a code for where in the point's cell z lies. z_q is their sum; since the offsets stay inside
-    the cell, rounding a sum gives the grid point back, and snapping is exact.
-
-    Args:
-        levels: of the grid. offset_codes: codes of the offsets.
-        beta: weight of their commitment loss. It pulls every z to one place of its cell, and with 0.25 all z into one cell.
-    """
-
-    def __init__(self, levels, offset_codes=64, beta=0.0):
-        super().__init__()
-        self.grid = FSQ(levels)
-        self.offsets = CellVQ(offset_codes, self.grid.dim, beta)
-        self.levels, self.dim, self.target_dim = self.grid.levels, self.grid.dim, self.grid.dim
-        self.axis_sizes = (*self.levels, self.offsets.codebook_size)
-        self.codebook_size = self.grid.codebook_size * self.offsets.codebook_size
-        self.packed = self.codebook_size < 2**63
-
-    def forward(self, z, mask=None):
-        """z (..., d) -> Quantized(z_q (..., d), indices (...) or, beyond int64, (..., d + 1), loss ())."""
-        with torch.autocast(z.device.type, enabled=False):
-            x = self.grid.bound(z.float())
-            points = self.grid.snap(x)
-            out = self.offsets((x - points) * self.grid.per_unit, mask)
-            indices = self._pack(self.grid.get_indices(points), out.indices)
-            return Quantized(points + out.z_q / self.grid.per_unit, indices, out.loss)
-
-    def _pack(self, points, offsets):
-        if self.packed:
-            return points * self.offsets.codebook_size + offsets
-        return torch.cat([self.grid.to_digits(points), offsets[..., None]], -1)
-
-    def _split(self, x):
-        """Points (..., d) -> grid points (..., d), and what is left in steps (..., d)."""
-        points = self.grid.snap(x)
-        return points, (x.detach().float() - points) * self.grid.per_unit
-
-    def snap(self, x):
-        """The nearest grid point of x (..., d), plus the nearest offset."""
-        with torch.autocast(x.device.type, enabled=False):
-            points, left = self._split(x)
-            return points + self.offsets.snap(left) / self.grid.per_unit
-
-    def get_indices(self, z_q):
-        points, left = self._split(z_q)
-        return self._pack(self.grid.get_indices(points), self.offsets.get_indices(left))
-
-    def to_digits(self, indices):
-        """Indices -> (..., d + 1): the grid's digits and the offset's index."""
-        if not self.packed:
-            return indices
-        points = torch.div(indices, self.offsets.codebook_size, rounding_mode="floor")
-        return torch.cat([self.grid.to_digits(points), (indices % self.offsets.codebook_size)[..., None]], -1)
-
-    def decode_indices(self, indices):
-        """Inverse of ``get_indices``. ModelError for an index outside."""
-        digits = self.to_digits(indices)
-        points = self.grid.decode_indices(self.grid.from_digits(digits[..., :-1]))
-        return points + self.offsets.decode_indices(digits[..., -1]) / self.grid.per_unit
-
-    def merge(self, z_q):
-        return z_q
-
-    def neighbour(self, z_q, axis):
-        """One level further along a dimension with the same offset; on the last axis the nearest other offset."""
-        points, left = self._split(z_q)
-        if axis < self.dim:
-            return self.grid.neighbour(points, axis) + left / self.grid.per_unit
-        return points + self.offsets.neighbour(self.offsets.snap(left), 0) / self.grid.per_unit
+from utils.errors import UserError
 
 
 class Row(NamedTuple):
@@ -137,13 +52,15 @@ def settings_of(name):
 
 
 def make_quantizer(family, name, settings, **sizes):
-    """A quantizer of a family by its name. ModelError for an unknown one, one of the other family, or a setting that it lacks."""
+    """A quantizer of a family by its name. UserError for an unknown one, one of the other family, or a
+    setting that it lacks."""
     if name not in QUANTIZERS:
-        raise ModelError(f"unknown quantizer '{name}'; one of {', '.join(QUANTIZERS)}")
+        raise UserError(f"unknown quantizer '{name}'; one of {', '.join(QUANTIZERS)}")
     row, known = QUANTIZERS[name], settings_of(name)
     if row.family != family:
-        raise ModelError(f"quantizer '{name}' belongs to --model {row.family}_AE_Model, not to {family}_AE_*")
+        raise UserError(f"quantizer '{name}' belongs to --model {row.family}_AE_Model, not to {family}_AE_*")
     for setting in settings or {}:
         if setting not in known:
-            raise ModelError(f"quantizer '{name}' has no setting '{setting}'; it has {', '.join(known) or 'none'}")
+            raise UserError(f"quantizer '{name}' has no setting '{setting}'; it has "
+                            f"{', '.join(known) or 'none'}")
     return row.build(**sizes, **(settings or {}))

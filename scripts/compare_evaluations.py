@@ -1,17 +1,14 @@
-"""Results of several runs in one table. Figures that cannot be compared (another protocol, data set, split or judge) are refused.
+"""Results of several runs in one table. Figures that cannot be compared (another protocol, data set, split or
+judge) are refused.
 
-    python scripts/compare_evaluations.py checkpoints/t2m/*/eval/evaluation_MARDM_essential.json
+    python -m scripts.compare_evaluations checkpoints/t2m/*/eval/evaluation_MARDM_essential.json
 """
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-from utils.errors import run  # noqa: E402
-from utils.evaluation import format_table  # noqa: E402
-from utils.options import make_parser  # noqa: E402
-from utils.protocols import compare_results  # noqa: E402
+from utils.errors import run
+from utils.evaluation.protocols import compare_results
+from utils.options import make_parser
+from utils.report import format_table
 
 
 def main():
@@ -21,7 +18,8 @@ def main():
     metrics = list(dict.fromkeys(name for _, name, _, _ in rows))
     cells = {(file, name): f"{mean:.4f} +- {interval:.4f}" for file, name, mean, interval in rows}
     files = list(dict.fromkeys(file for file, *_ in rows))
-    print(format_table([(file, *(cells.get((file, name), "-") for name in metrics)) for file in files], ("result", *metrics)))
+    print(format_table([(file, *(cells.get((file, name), "-") for name in metrics)) for file in files],
+                       ("result", *metrics)))
 
 
 if __name__ == "__main__":

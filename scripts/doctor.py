@@ -1,7 +1,7 @@
 """What is there, what is missing, what is damaged, and which commands will work.
 
-    python scripts/doctor.py            # reads every clip
-    python scripts/doctor.py --quick    # 200 clips a data set, and one checkpoint a run
+    python -m scripts.doctor            # reads every clip
+    python -m scripts.doctor --quick    # 200 clips a data set, and one checkpoint a run
 
 Every line is ok, warning, missing (with where it comes from) or damaged (with what to do). Nothing is downloaded or repaired.
 Files are looked for where the scripts do, from the current folder; a command is said to work when all that it reads was read.
@@ -19,32 +19,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from models import TextEncoder, loading  # noqa: E402
-from models.MARDM import MARDM_models, check_pair  # noqa: E402
-from utils import (  # noqa: E402
-    conditions,
-    datasets,
-    evaluation,
-    evaluators,
-    judges,
-    options,
-    packing,
-    train_utils,
-    word_vectorizer,
-)
-from utils.arrays import load_array  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.motion_process import SKELETONS  # noqa: E402
+from models import TextEncoder, loading
+from models.MARDM import MARDM_models, check_pair
+from utils import options
+from utils.arrays import load_array
+from utils.data import conditions, datasets, packing, specs
+from utils.errors import UserError, run
+from utils.evaluation import evaluators, scoring, suites, word_vectors
+from utils.files import RunFolder
+from utils.motion.skeletons import SKELETONS
+from utils.report import write_json
+from utils.training import settings
 
 QUICK = {"train": 120, "val": 40, "test": 40}  # clips of each split that --quick reads
 WINDOW = 64  # frames of train_AE.py's default window
 KNOWN_NAN = {"t2m": {"007975", "M007975"}}  # clips that are NaN as published
 SOURCES = {"t2m": "made by the instructions at github.com/EricGuo5513/HumanML3D", "kit": "from the same place as HumanML3D",
            "demo": "nothing to do: it is made on first use"}
-FOLDERS = {name: known["folder"] for name, known in datasets.KNOWN.items()} | {"demo": "demo"}
+FOLDERS = {name: known["folder"] for name, known in specs.KNOWN.items()} | {"demo": "demo"}
 KINDS = {"ae": ("autoencoder", loading.load_autoencoder), "ema_mardm": ("generator", loading.load_generator),
          "mardm": ("generator", loading.load_generator), "estimator": ("length estimator", loading.load_length_estimator),
          "evaluator": ("evaluator", partial(evaluators.TrainedEvaluator.load, text_features=None))}  # by a checkpoint's keys
@@ -88,9 +80,9 @@ def check_environment():
 def check_dataset(folder, quick):
     """Findings, and what they came from (spec, splits, usable, clips, entries, problem); None where it is no data set."""
     name = next((name for name, place in FOLDERS.items() if place == folder.name), folder.name)
-    if not (folder / "new_joint_vecs").is_dir() or folder.name in datasets.KNOWN:
+    if not (folder / "new_joint_vecs").is_dir() or folder.name in specs.KNOWN:
         return [warning(f"{folder} is not a data set", "it needs new_joint_vecs/, and a name other than t2m and kit")], None
-    spec, reason = attempt(datasets.get_spec, name, folder.parent)
+    spec, reason = attempt(specs.get_spec, name, folder.parent)
     if reason:
         return [(damaged if (folder / "dataset.json").exists() else missing)(reason)], None
     data = SimpleNamespace(spec=spec, quick=quick, root=folder, splits={}, entries={}, stores={})
@@ -143,7 +135,7 @@ def check_statistics(data):
     """Against the training clips read. Tolerances: a column's mean may be off by a tenth of its Std and five standard errors, a
     group's std, which HumanML3D averages, by a factor of 1.25 + 5 / sqrt(clips)."""
     values, data.problem = attempt(datasets.load_statistics, data.spec)
-    source = "they come with the data set; scripts/prepare_dataset.py computes them for your own"
+    source = "they come with the data set; scripts.prepare_dataset computes them for your own"
     if data.problem:
         return [(missing if "is missing" in data.problem else damaged)(f"Mean.npy and Std.npy: {data.problem}", source)]
     clips = [data.clips[name] for name in data.usable["train"]]
@@ -184,10 +176,10 @@ def check_captions(data):
 
 def check_runs(folder, quick):
     """Findings on checkpoints/<dataset>/, and its runs that load, each generator with its autoencoder (``ae``) or None."""
-    names = sorted(path.parent.name for path in folder.glob("*/model") if path.parent.name not in judges.RELEASED_FOLDERS)
+    names = sorted(path.parent.name for path in folder.glob("*/model") if path.parent.name not in suites.RELEASED_FOLDERS)
     found, runs = [], []
     for name in tqdm(names, f"reading {folder}", unit="run", leave=False, mininterval=1):
-        files, result = train_utils.RunFolder(folder.parent, folder.name, name), None
+        files, result = RunFolder(folder.parent, folder.name, name), None
         paths = [path for path in dict.fromkeys([files.latest, files.checkpoint()]) if path.is_file()]
         if not paths:
             found.append(warning(f"{name} has no latest.tar or net_best_fid.tar", "not trained yet; scripts read no other names"))
@@ -257,11 +249,11 @@ def released_width(path):
 
 def check_released(name, args):
     """The released evaluators and their statistics, at the places where the evaluation scripts look for them."""
-    skeleton, found = SKELETONS[datasets.KNOWN[name]["skeleton"]], []
+    skeleton, found = SKELETONS[specs.KNOWN[name]["skeleton"]], []
     widths = {"essential": (skeleton.essential_dim,) * 2, "standard": (skeleton.feature_dim - 4, skeleton.feature_dim)}
     for protocol, (of_networks, of_statistics) in widths.items():
-        for what, places in judges.released_places(judges.default_flags(args.checkpoints_dir), protocol, name).items():
-            source, files = f"{protocol} protocol: {judges.SOURCE[protocol]}", judges.first_place(places)
+        for what, places in suites.released_places(suites.suite_flags(args.checkpoints_dir), protocol, name).items():
+            source, files = f"{protocol} protocol: {suites.SOURCE[protocol]}", suites.first_place(places)
             if files is None:
                 shown = " or ".join(" and ".join(map(str, group)) for group in places)
                 found.append(missing(f"{protocol} {what}: expected at {shown}", source))
@@ -276,9 +268,9 @@ def check_released(name, args):
 
 
 def check_glove(folder):
-    words, reason = attempt(word_vectorizer.WordVectorizer, folder)
+    words, reason = attempt(word_vectors.WordVectorizer, folder)
     if words and not np.isfinite(words.vectors).all():
-        reason = f"{folder / word_vectorizer.FILES[0]} holds NaN or infinite values; {word_vectorizer.SOURCE}"
+        reason = f"{folder / word_vectors.FILES[0]} holds NaN or infinite values; {word_vectors.SOURCE}"
     return [(missing if reason.startswith("no ") else damaged)(reason) if reason else ok(f"{len(words)} words in {folder}")]
 
 
@@ -334,7 +326,7 @@ def evaluation_commands(name, data, found, encoders, args):
     ae, generator, evaluator = found["autoencoder"], found["generator"], found["evaluator"]
     no_ae = None if ae else "no autoencoder works; train_AE.py makes one"
     no_generator = None if generator else "no generator works with its autoencoder; train_MARDM.py makes one"
-    released = ("essential", "standard") if name in datasets.KNOWN else ()
+    released = ("essential", "standard") if name in specs.KNOWN else ()
     default = data.spec.protocol if data else "trained"
     for protocol in dict.fromkeys((default, *released, *(("trained",) if evaluator else ()))):
         flags = f" --protocol {protocol}" if protocol != default else ""
@@ -358,7 +350,7 @@ def generation_commands(name, data, found, encoders):
     if generator is None:
         reason = "no generator works with its autoencoder; train_MARDM.py makes one"
         return [("sample.py", reason), ("edit.py", reason)]
-    encoder = generator.text_encoder or datasets.KNOWN.get(name, {}).get("text_encoder")
+    encoder = generator.text_encoder or specs.KNOWN.get(name, {}).get("text_encoder")
     reason = (generator.released and generator.ae.released and obstacle(data, ())) or None  # they lack the statistics
     what = {"text": ' --text_prompt "a person walks"', "action": " --action all", "uncond": ""}[generator.cond_mode]
     length = " --motion_length 120" if estimator is None else f" --length_estimator {estimator.name}"
@@ -375,8 +367,8 @@ def judging(data, found, protocol, args, split="test", tokenizer=None):
     if data is None:
         return "there is no data set that can be read", "there is no data set that can be read"
     evaluator = found["evaluator"].name if found["evaluator"] else "evaluator"
-    flags = judges.default_flags(args.checkpoints_dir, protocol=protocol, evaluator=evaluator, glove_dir=args.glove_dir)
-    judge, absent = attempt(judges.load_judges, flags, data.spec, None, tokenizer)
+    flags = suites.suite_flags(args.checkpoints_dir, protocol=protocol, evaluator=evaluator, glove_dir=args.glove_dir)
+    judge, absent = attempt(suites.load_suite, flags, data.spec, None, tokenizer)
     if absent:
         return absent, absent
     if protocol == "trained" and split == "test" and tokenizer is None:  # evaluation_AE.py: FID only
@@ -384,7 +376,7 @@ def judging(data, found, protocol, args, split="test", tokenizer=None):
     entries = [entry for entry in data.entries[split]
                if data.clips[data.stores[split].ids[entry.clip]].width >= judge.columns]
     distinct = data.spec.distinct_retrieval and protocol == "trained"
-    count, needed = len(set(datasets.caption_groups(entries))) if distinct else len(entries), evaluation.RETRIEVAL
+    count, needed = len(set(datasets.caption_groups(entries))) if distinct else len(entries), scoring.RETRIEVAL
     few = None if count >= needed or data.quick else f"{split} has {count} clips that can be judged, needed are {needed}"
     captions = datasets.all_captions(entries) if split == "test" else [entry.captions[0] for entry in entries]
     return None, few or attempt(judge.check_captions, captions)[1]
@@ -394,9 +386,9 @@ def evaluating(data, found, protocol, encoders, args):
     """Why evaluation_MARDM.py will not work by a protocol, or None."""
     generator = found["generator"]
     needs_encoder = generator.cond_mode == "text" or protocol == "trained"
-    problem = obstacle(data, ("test",), encoders if needs_encoder else {}, evaluation.RETRIEVAL)
+    problem = obstacle(data, ("test",), encoders if needs_encoder else {}, scoring.RETRIEVAL)
     if problem is None and generator.cond_mode == "action":
-        problem = no_actions(data, ("test",), generator.actions or [], evaluation.RETRIEVAL)
+        problem = no_actions(data, ("test",), generator.actions or [], scoring.RETRIEVAL)
     return problem or judging(data, found, protocol, args, tokenizer=TextEncoder.clip_tokenizer)[1]
 
 
@@ -429,7 +421,7 @@ def examine(args):
     sections["other data sets"] = [missing(f"{name}: expected at {path}", SOURCES[name]) for name, path in absent.items()]
     for folder in sorted({path.parents[1] for path in args.checkpoints_dir.glob("*/*/model")}):
         sections[f"runs in {folder}"], runs[folder.name] = check_runs(folder, args.quick)
-    sections |= {f"released evaluators of {name}": check_released(name, args) for name in datasets.KNOWN}
+    sections |= {f"released evaluators of {name}": check_released(name, args) for name in specs.KNOWN}
     sections["word vectors of the released evaluators"] = check_glove(args.glove_dir)
     for name in sorted(set(data) | {name for name in runs if runs[name]}):
         sections[f"commands on {name}"] = list(check_commands(name, data.get(name), runs.get(name, []),
@@ -460,7 +452,7 @@ def main():
     print("\n" + ", ".join(f"{counts[level]} {level}" for level in LEVELS))
     if args.json:
         report = {title: [finding._asdict() for finding in findings] for title, findings in sections.items()}
-        evaluation.write_json(args.json, {"code": train_utils.code_version(), "damaged": counts["damaged"], "sections": report})
+        write_json(args.json, {"code": settings.code_version(), "damaged": counts["damaged"], "sections": report})
     sys.exit(1 if counts["damaged"] else 0)
 
 

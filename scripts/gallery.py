@@ -12,7 +12,7 @@ from pathlib import Path
 from utils.arrays import load_array
 from utils.drawing import check_joints
 from utils.errors import UserError, run
-from utils.motion_process import SKELETONS
+from utils.motion.skeletons import SKELETONS
 from utils.options import make_parser, positive_float, positive_int
 from utils.visualize import gallery
 

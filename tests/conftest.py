@@ -25,7 +25,8 @@ def golden(name):
 
 
 def name_fill(module):
-    """Fill every parameter from a generator seeded with the CRC of its name (the rule of the golden README)."""
+    """Fill every parameter from a generator seeded with the CRC of its name (the rule of the golden
+    README)."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             rng = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF)
@@ -40,6 +41,7 @@ def name_fill(module):
 
 def relative_error(ours, reference):
     """Largest absolute difference over the largest absolute value of the reference."""
-    ours, reference = (np.asarray(a.detach() if torch.is_tensor(a) else a, dtype=np.float64) for a in (ours, reference))
+    ours, reference = (np.asarray(a.detach() if torch.is_tensor(a) else a, dtype=np.float64)
+                       for a in (ours, reference))
     assert ours.shape == reference.shape, (ours.shape, reference.shape)
     return np.abs(ours - reference).max() / np.abs(reference).max()

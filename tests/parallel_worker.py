@@ -1,32 +1,31 @@
-"""What tests/test_parallel.py runs, in one process and in several: ``torchrun ... tests/parallel_worker.py FOLDER WHAT``."""
+"""What tests/test_parallel.py runs, in one process and in several: ``torchrun ... tests/parallel_worker.py
+FOLDER WHAT``."""
 import importlib
 import signal
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "tests"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+import torch
+from torch.utils.data import Dataset
 
-import torch  # noqa: E402
-from torch.utils.data import Dataset  # noqa: E402
-
-import train_MARDM  # noqa: E402
-from models.AE import AE, FSQ_AE, VQ_AE  # noqa: E402
-from models.loading import read_checkpoint  # noqa: E402
-from models.MARDM import MARDM  # noqa: E402
-from utils import parallel  # noqa: E402
-from utils.datasets import collate_clips, make_loader  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.evaluators import ContrastiveEvaluator  # noqa: E402
-from utils.train_utils import EMA, RunFolder, Trainer, start  # noqa: E402
+import train_MARDM
+from models.AE import AE, FSQ_AE, VQ_AE
+from models.MARDM import MARDM
+from utils import errors
+from utils.data.datasets import collate_clips, make_loader
+from utils.errors import UserError, is_first, run
+from utils.evaluation.evaluators import ContrastiveEvaluator
+from utils.files import RunFolder, read_checkpoint
+from utils.training import distributed
+from utils.training.settings import start
+from utils.training.trainer import EMA, Trainer, TrainerSettings
 
 WHOLE_BATCH, DIM, TEXT, STEPS = 6, 7, 5, 5  # 3 batches an epoch, so that the steps reach into the second
 
 
 class Clips(Dataset):
-    """20 clips of 8 to 40 frames; some batches hold clips with a single token, which is seldom masked in one process alone."""
+    """20 clips of 8 to 40 frames; some batches hold clips with a single token, which is seldom masked in one
+    process alone."""
 
     lengths = torch.tensor([8, 40, 12, 4, 16, 4, 4, 36, 20, 4] * 2)
 
@@ -37,15 +36,15 @@ class Clips(Dataset):
         index, seed = key
         generator, length = torch.Generator().manual_seed(seed % 2**31), int(self.lengths[index])
         return {"motion": torch.randn(length, DIM, generator=generator), "length": length, "index": index,
-                "text": torch.randn(TEXT, generator=generator), "key": (index, seed)}
+                "cond": torch.randn(TEXT, generator=generator), "key": (index, seed)}
 
 
 def masked_transformer():
     torch.manual_seed(0)
     ae = AE(DIM, width=8, latent_dim=8, depth=1, dropout=0.0).eval().requires_grad_(False)
     torch.manual_seed(1)
-    model = MARDM(8, target_dim=8, cond_dim=TEXT, width=16, ff=16, heads=2, dropout=0.0, head_width=16, head_depth=1,
-                  cond_drop_prob=0.3, diffmlps_batch_mul=2)
+    model = MARDM(ae_dim=8, target_dim=8, cond_dim=TEXT, width=16, ff=16, heads=2, dropout=0.0, head_width=16,
+                  head_depth=1, cond_drop_prob=0.3, diffmlps_batch_mul=2)
     for value in model.parameters():
         torch.nn.init.normal_(value, std=0.2)  # adaLN-zero would leave most gradients at zero for some steps
     return model, train_MARDM.make_loss(ae, torch.device("cpu"))
@@ -53,15 +52,16 @@ def masked_transformer():
 
 def quantized_autoencoder(quantizer="vq", **settings):
     torch.manual_seed(1)
-    return reconstructing(VQ_AE(DIM, num_codes=8, code_dim=4, width=8, latent_dim=8, depth=1, dropout=0.0, quantizer=quantizer,
-                                settings=settings))
+    return reconstructing(VQ_AE(DIM, num_codes=8, code_dim=4, width=8, latent_dim=8, depth=1, dropout=0.0,
+                                quantizer=quantizer, settings=settings))
 
 
 def normalised_grid():
     """Running means and spreads of z, which are not moved by a gradient either."""
     torch.manual_seed(1)
-    return reconstructing(FSQ_AE(DIM, levels=(5, 5), quantizer="noise_dropout", settings={"keep": 1.0, "dither": 0.0},
-                                 normalise=True, width=8, latent_dim=8, depth=1, dropout=0.0))
+    return reconstructing(FSQ_AE(DIM, levels=(5, 5), quantizer="noise_dropout",
+                                 settings={"keep": 1.0, "dither": 0.0}, normalise=True, width=8, latent_dim=8,
+                                 depth=1, dropout=0.0))
 
 
 def reconstructing(model):
@@ -78,14 +78,16 @@ def contrastive_evaluator():
     model = ContrastiveEvaluator(DIM, TEXT, embed_dim=8, width=8, layers=1, heads=2, dropout=0.0)
 
     def loss_fn(model, batch):
-        groups = parallel.gather_rows(batch["index"]) % 9
-        return {"loss": model.loss(batch["motion"], batch["lengths"], batch["text"], groups[:, None] == groups)}
+        groups = distributed.all_gather(batch["index"]) % 9
+        return {"loss": model.loss(batch["motion"], batch["lengths"], batch["cond"],
+                                   groups[:, None] == groups)}
 
     return model, loss_fn
 
 
 def residual_autoencoder():
-    """Everything that moves a codebook otherwise than by its gradient: EMA, re-seeding, a random number of layers."""
+    """Everything that moves a codebook otherwise than by its gradient: EMA, re-seeding, a random number of
+    layers."""
     return quantized_autoencoder("rvq", num_layers=2, layer_dropout=0.5, reseed_every=2, dead_below=0.9)
 
 
@@ -98,16 +100,19 @@ MODELS = {"mardm": masked_transformer, "ae": quantized_autoencoder, "evaluator":
 
 
 def train(folder, key, at_step=None):
-    """Train STEPS steps, going on from a run that is there. ``at_step``: function (step) that is called in each."""
-    # In float64 rounding stays far below what a wrong gradient does; quantizers compute in float32 whatever the model.
+    """Train STEPS steps, going on from a run that is there. ``at_step``: function (step) that is called in
+    each."""
+    # In float64 rounding stays far below what a wrong gradient does; quantizers compute in float32 whatever
+    # the model.
     torch.set_default_dtype(torch.float64 if key in ("mardm", "evaluator") else torch.float32)
     model, loss_fn = MODELS[key]()
     run_folder = RunFolder(folder, "numbers", key)
     going_on = run_folder.latest.is_file()
     run_folder.prepare(going_on)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.9)  # AdamW would not notice a loss of the wrong size
-    trainer = Trainer(run_folder, key, model, optimizer, lambda step: 1e-2, {}, seed=3, ema=EMA(model, 0.9), log_every=2,
-                      max_iter=STEPS)
+    # AdamW would not notice a loss of the wrong size
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.9)
+    settings = TrainerSettings(lambda step: 1e-2, seed=3, log_every=2, max_iter=STEPS)
+    trainer = Trainer(run_folder, key, model, optimizer, settings, {}, EMA(model, 0.9))
     if going_on:
         trainer.resume(read_checkpoint(run_folder.latest))
 
@@ -116,7 +121,8 @@ def train(folder, key, at_step=None):
             at_step(trainer.total_it)
         return loss_fn(model, batch)
 
-    loader = make_loader(Clips(), WHOLE_BATCH // parallel.size(), 3, 0, Clips.lengths.numpy(), collate_clips)
+    loader = make_loader(Clips(), WHOLE_BATCH // distributed.size(), 3, 0, Clips.lengths.numpy(),
+                         collate_clips)
     try:
         trainer.fit(loader, watched, 9, lambda epoch, last: {"Val/loss": 1.0 / (epoch + 1)})
     finally:
@@ -126,18 +132,19 @@ def train(folder, key, at_step=None):
 
 def interrupt(step):
     """Ctrl-C that reaches one process only, or that one first."""
-    if step == 1 and parallel.rank() == 1:
+    if step == 1 and distributed.rank() == 1:
         signal.raise_signal(signal.SIGINT)
 
 
 def break_down(step):
-    if step == 1 and parallel.rank() == 1:
+    if step == 1 and distributed.rank() == 1:
         raise OSError("this process breaks down")
 
 
 def mistake(step):
-    assert parallel.mean_of({"claims": float(parallel.claim(f"step {step}"))}) == {"claims": 0.5}  # by one of two
-    if step == 1 and parallel.is_first():
+    # by one of two
+    assert distributed.mean_of({"claims": float(errors.processes.claim(f"step {step}"))}) == {"claims": 0.5}
+    if step == 1 and is_first():
         raise UserError("a mistake that the first process meets")
 
 

@@ -1,4 +1,5 @@
-"""scripts/ablation.py on autoencoders of scripts/quantizer_bench.py, two runs at a time, on a small demo set."""
+"""scripts/ablation.py on autoencoders of scripts/quantizer_bench.py, two runs at a time, on a small demo
+set."""
 import json
 import os
 import shutil
@@ -15,24 +16,26 @@ from test_scripts import call
 
 from models.loading import load_autoencoder
 from models.MARDM import MARDM_models
+from scripts.runs import RunTable, Scripts, add_runs
 from utils import options
-from utils.datasets import MotionStore, get_spec
-from utils.demo_dataset import build_demo
+from utils.data.datasets import MotionStore
+from utils.data.specs import get_spec
+from utils.demo.dataset import build_demo
 from utils.errors import UserError
-from utils.runs import RunTable, Scripts, add_runs
 
 ON = ["--dataset_name", "demo", "--device", "cpu", "--num_workers", "0"]
-AES = ["--width", "16", "--batch_size", "256", "--window_size", "40", "--steps", "2", "--jobs", "2", "--rows", "AE_Model",
-       "FSQ_AE_iFSQ_8x9"]
-GENERATORS = ["--steps", "3", "--batch_size", "64", "--diffmlps_batch_mul", "1", "--repeats", "1", "--eval_every", "1", "--seeds",
-              "1", "--jobs", "2", "--cfg", "1"]
+AES = ["--width", "16", "--batch_size", "256", "--window_size", "40", "--steps", "2", "--jobs", "2", "--rows",
+       "AE_Model", "FSQ_AE_iFSQ_8x9"]
+GENERATORS = ["--steps", "3", "--batch_size", "64", "--diffmlps_batch_mul", "1", "--repeats", "1",
+              "--eval_every", "1", "--seeds", "1", "--jobs", "2", "--cfg", "1"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("ablation")
     build_demo(root / "datasets" / "demo", num_clips=240)
-    shutil.copy(root / "datasets/demo/test.txt", root / "datasets/demo/val.txt")  # validation FID needs 32 clips
+    # validation FID needs 32 clips
+    shutil.copy(root / "datasets/demo/test.txt", root / "datasets/demo/val.txt")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         assert call("scripts.quantizer_bench", *ON, *AES, "--seeds", "1") == 0
@@ -45,15 +48,19 @@ def test_two_rows_resume_and_are_judged(data, monkeypatch, capfd):
     assert call("scripts.ablation", *ON, *GENERATORS, "--rows", "FSQ_AE_iFSQ_8x9", "--predictions", "x",
                 "--FID_threshold", "1e-9") == 0
     first = json.loads((data / "generation/ablation_demo/ablation.json").read_text())
-    assert call("scripts.ablation", *ON, *GENERATORS, "--rows", "AE_Model", "FSQ_AE_iFSQ_8x9", "--predictions", "x",
-                "--FID_threshold", "1e9") == 0
+    assert call("scripts.ablation", *ON, *GENERATORS, "--rows", "AE_Model", "FSQ_AE_iFSQ_8x9",
+                "--predictions", "x", "--FID_threshold", "1e9") == 0
     table = json.loads((data / "generation/ablation_demo/ablation.json").read_text())
     row, kept = (content["runs"]["FSQ_AE_iFSQ_8x9 x"]["3407"] for content in (table, first))
-    assert kept["steps_to_FID"] is None and row["steps_to_FID"] == row["validation"]["steps"][0]  # the threshold was raised
-    assert all(row[key] == value for key, value in kept.items() if key != "steps_to_FID")  # and nothing was trained again
-    assert row["steps"] == 3 and row["target_dim"] == 8 and row["FID"] > 0 and row["loss_mean"] > 0 and row["probes"] is None
+    # the threshold was raised
+    assert kept["steps_to_FID"] is None and row["steps_to_FID"] == row["validation"]["steps"][0]
+    # and nothing was trained again
+    assert all(row[key] == value for key, value in kept.items() if key != "steps_to_FID")
+    assert row["steps"] == 3 and row["target_dim"] == 8 and row["FID"] > 0 and row[
+        "loss_mean"] > 0 and row["probes"] is None
     assert table["runs"]["AE_Model x"]["3407"]["target_dim"] == 16
-    kwargs = torch.load(data / "checkpoints/demo/ablation_AE_Model_x_3407/model/latest.tar", weights_only=True)["model_kwargs"]
+    kwargs = torch.load(data / "checkpoints/demo/ablation_AE_Model_x_3407/model/latest.tar",
+                        weights_only=True)["model_kwargs"]
     assert kwargs["count_from_end"] and MARDM_models["MARDM-SiT-S"](**kwargs).count_from_end
     text = (data / "generation/ablation_demo/ablation.md").read_text()
     assert "| AE_Model x | 16 |" in text and "| FSQ_AE_iFSQ_8x9 x | 8 |" in text
@@ -65,8 +72,8 @@ def test_two_rows_resume_and_are_judged(data, monkeypatch, capfd):
 def test_scaled_targets(data, monkeypatch):
     """The scale is the targets' standard deviation over the training clips, and the checkpoint keeps it."""
     monkeypatch.chdir(data)
-    assert call("scripts.ablation", *ON, *GENERATORS, "--name", "scaled", "--rows", "AE_Model", "--predictions", "x",
-                "--scale_targets") == 0
+    assert call("scripts.ablation", *ON, *GENERATORS, "--name", "scaled", "--rows", "AE_Model",
+                "--predictions", "x", "--scale_targets") == 0
     folder = data / "checkpoints/demo"
     ae, _ = load_autoencoder(folder / "bench_AE_Model_3407/model/latest.tar")
     checkpoint = torch.load(folder / "scaled_AE_Model_x_3407/model/latest.tar", weights_only=True)
@@ -112,7 +119,8 @@ def scripts_of(tmp_path, jobs=1):
 
 
 def table_of(tmp_path, **settings):
-    return RunTable(tmp_path / "table.json", "test", {"steps": 1, **settings}, ["b", "a"], {"loss": ("m", 1), "other": ("", 2)})
+    return RunTable(tmp_path / "table.json", "test", {"steps": 1, **settings}, ["b", "a"],
+                    {"loss": ("m", 1), "other": ("", 2)})
 
 
 def fill(tmp_path, wanted, measure, jobs=1):
@@ -180,13 +188,15 @@ def test_what_was_done_before_a_failure_is_kept_and_nothing_is_begun(tmp_path, j
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_sigterm_saves_the_runs_and_leaves_no_child(data):
     flags = [*ON, *AES, "--steps", "100000", "--seeds", "1", "--name", "long"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "scripts/quantizer_bench.py"), *flags], cwd=data)
+    process = subprocess.Popen([sys.executable, "-m", "scripts.quantizer_bench", *flags], cwd=data,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
     logs = [data / f"generation/long_demo/logs/long_{row}_3407.log" for row in AES[-2:]]
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not all(log.is_file() and "step/s" in log.read_text() for log in logs):
+    while time.monotonic() < deadline and not all(log.is_file() and "step/s" in log.read_text()
+                                                  for log in logs):
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     for log, row in zip(logs, AES[-2:]):
-        assert "go on with --is_continue" in log.read_text()
+        assert "resume with --is_continue" in log.read_text()
         assert (data / f"checkpoints/demo/long_{row}_3407/model/latest.tar").is_file()

@@ -14,16 +14,16 @@ from benchmarks.meter import HeadMeter
 from benchmarks.plain import PlainEMA, plain_video
 from benchmarks.run import HEADER, cells, read_results, save
 from benchmarks.solver_steps import Study
-from models.MARDM import mask_schedule
+from models.generation import mask_schedule
 from utils.errors import UserError
-from utils.motion_process import SKELETONS
-from utils.train_utils import EMA
+from utils.motion.skeletons import SKELETONS
+from utils.training.trainer import EMA
 
 
 def test_quick_run(tmp_path):
     out = tmp_path / "performance.json"
-    command = [sys.executable, "benchmarks/run.py", "--quick", "--only", "train", "work", "single", "--output", str(out),
-               "--threads", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "benchmarks.run", "--quick", "--only", "train", "work", "single",
+               "--output", str(out), "--threads", "1", "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     results = json.loads(out.read_text())
@@ -32,12 +32,14 @@ def test_quick_run(tmp_path):
     assert all(made["plain"] > 0 and made["fast"] > 0 for made in rows)
     counted = results["work"]["rows"][0]  # 6 tokens in 4 iterations
     assert counted["plain"] == sum(mask_schedule(6, 4)) and counted["fast"] == 6
-    assert results["single"]["about"]["torch"] == torch.__version__ and results["single"]["about"]["threads"] == 1
+    assert results["single"]["about"]["torch"] == torch.__version__ and results["single"][
+        "about"]["threads"] == 1
     assert all(made["what"] in out.with_suffix(".md").read_text() for made in rows)
 
 
 def test_results_of_other_cases_stay(tmp_path):
-    about = {"machine": "m", "processor": "p", "threads": 1, "product_gflops": {"fp32": 1.0}, "code_version": "c"}
+    about = {"machine": "m", "processor": "p", "threads": 1, "product_gflops": {"fp32": 1.0},
+             "code_version": "c"}
     path = tmp_path / "performance.json"
     save(path, "single", [row("one", 4.0, 2.0, aim=4)], about)
     save(path, "work", [row("evaluations", 22, 2, "n", 11)], about)
@@ -46,7 +48,8 @@ def test_results_of_other_cases_stay(tmp_path):
     assert list(results) == ["work", "single"] and results["single"]["rows"][0]["ratio"] == 8
     table = path.with_suffix(".md").read_text()
     assert "one again" in table and "evaluations" in table and "missed" not in table
-    assert len(cells(row("x", 1.0, 1.0, aim=2))) == len(HEADER) and "missed" in cells(row("x", 1.0, 1.0, aim=2))[5]
+    assert len(cells(row("x", 1.0, 1.0, aim=2))) == len(HEADER) and "missed" in cells(row("x", 1.0, 1.0,
+                                                                                          aim=2))[5]
 
 
 @pytest.mark.parametrize("name, content", [("x.json", "{"), ("x.json", '{"work": 1}'), ("x.md", "")])
@@ -58,12 +61,13 @@ def test_other_files_are_not_overwritten(tmp_path, name, content):
 
 @pytest.mark.parametrize("sampler", ["fast", "reference"])
 def test_the_meter_counts_the_work(sampler):
-    """By hand: 5 tokens leave the mask one after the other, Heun of 3 steps asks 6 times, at 4 different times."""
+    """By hand: 5 tokens leave the mask one after the other, Heun of 3 steps asks 6 times, at 4 different
+    times."""
     model, ae = make_pair()
     meter = HeadMeter(model, torch.device("cpu"))
     with meter():
-        model.generate(ae, torch.randn(1, 16), torch.tensor([5]), [0], time_steps=9, cfg=2.0, sampler=sampler, solver="heun",
-                       ode_steps=3)
+        model.generate(ae, torch.randn(1, 16), torch.tensor([5]), [0], time_steps=9, cfg=2.0, sampler=sampler,
+                       solver="heun", ode_steps=3)
     tokens = 5 if sampler == "fast" else sum(mask_schedule(5, 9))
     steps = [before != after for before, after in zip(mask_schedule(5, 9), [*mask_schedule(5, 9)[1:], 0])]
     assert meter.tokens == 6 * tokens and meter.calls == 6 * (sum(steps) if sampler == "fast" else 9)
@@ -101,4 +105,5 @@ def test_study_of_solver_steps():
     model.generate(ae, torch.randn(4, 16), torch.full((4,), 8), range(4), time_steps=4, cfg=2.0)
     same, coarse, finer, near = study.rows()
     assert study.tokens == 32 and same["codes_differ"] == same["distance"] == 0 and same["calls"] == 80
-    assert coarse["distance"] > finer["distance"] > near["distance"] and coarse["codes_differ"] > near["codes_differ"]
+    assert coarse["distance"] > finer["distance"] > near["distance"] and coarse[
+        "codes_differ"] > near["codes_differ"]

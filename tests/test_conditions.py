@@ -1,4 +1,5 @@
-"""What a generator is told of a clip: texts, actions, nothing; lengths without text; units of length in metrics."""
+"""What a generator is told of a clip: texts, actions, nothing; lengths without text; units of length in
+metrics."""
 import json
 from types import SimpleNamespace
 
@@ -7,12 +8,15 @@ import pytest
 import torch
 
 from models.LengthEstimator import LengthTable, sample_length
-from utils.conditions import Conditions, load_conditions
-from utils.datasets import KNOWN, Caption, DatasetSpec, TextClip, joints_in_metres, read_labels
+from utils.data.conditions import Conditions, load_conditions
+from utils.data.datasets import Caption, TextClip, read_labels
+from utils.data.specs import KNOWN, DatasetSpec, joints_in_metres
 from utils.errors import UserError
-from utils.evaluation import heading_error, mean_foot_skating, reconstruction_errors, without_text
+from utils.evaluation.reconstruction import heading_error, reconstruction_errors
+from utils.evaluation.scoring import mean_foot_skating, without_text
 
-LABELS = {"a": {"actions": ["walk"]}, "b": {"actions": ["jump"]}, "c": {"actions": ["walk", "jump"]}, "d": {"actions": ["sit"]}}
+LABELS = {"a": {"actions": ["walk"]}, "b": {"actions": ["jump"]}, "c": {"actions": ["walk", "jump"]},
+          "d": {"actions": ["sit"]}}
 LINE = Caption("somebody moves", ())
 
 
@@ -24,7 +28,8 @@ def data_set(tmp_path, labels=LABELS):
 
 
 STORE = SimpleNamespace(ids=["a", "b", "c", "d"], spec=SimpleNamespace(name="own"), split="train")
-ENTRIES = [TextClip(0, 0, 80, (LINE, LINE)), *(TextClip(clip, 0, end, (LINE,)) for clip, end in ((1, 40), (2, 60), (3, 60)))]
+ENTRIES = [TextClip(0, 0, 80, (LINE, LINE)), *(TextClip(clip, 0, end, (LINE,))
+                                               for clip, end in ((1, 40), (2, 60), (3, 60)))]
 
 
 def test_a_class_is_an_action_shown_alone_in_training(tmp_path):
@@ -43,15 +48,19 @@ def test_texts_and_nothing():
     encode = SimpleNamespace(seen=[])
     text = Conditions("text", lambda texts: encode.seen.append(list(texts)) or torch.ones(len(texts), 3))
     assert text.select(STORE, ENTRIES, {}) == (ENTRIES, {}) and text.describe(STORE, ENTRIES) == {}
-    assert text.features(STORE, ENTRIES).shape == (5, 3) and text.lookup(STORE, ENTRIES)([0], [LINE]).shape == (1, 3)
+    assert text.features(STORE, ENTRIES).shape == (5, 3) and text.lookup(STORE, ENTRIES)([0],
+                                                                                         [LINE]).shape == (1,
+                                                                                                           3)
     assert encode.seen == [["somebody moves"] * 5, ["somebody moves"]]
     nothing = Conditions("uncond")
-    assert nothing.features(STORE, ENTRIES).shape == (5, 0) and nothing.lookup(STORE, ENTRIES)([0, 1], [LINE] * 2) is None
+    assert nothing.features(STORE, ENTRIES).shape == (5, 0) and nothing.lookup(STORE, ENTRIES)([0, 1],
+                                                                                               [LINE] * 2) is None
     assert nothing.describe(STORE, ENTRIES)["length_counts"].sum() == 4
 
 
-@pytest.mark.parametrize("labels, message", [(None, "has no labels.json"), ("{", "is not JSON"), ("[]", "is not JSON of the"),
-                                             ({"a": {}}, "KeyError"), ({"a": {"actions": []}}, "exactly one action")])
+@pytest.mark.parametrize("labels, message", [(None, "has no labels.json"), ("{", "is not JSON"),
+                                             ("[]", "is not JSON of the"), ({"a": {}}, "KeyError"),
+                                             ({"a": {"actions": []}}, "exactly one action")])
 def test_bad_labels_are_named(tmp_path, labels, message):
     with pytest.raises(UserError, match=message):
         load_conditions("action", data_set(tmp_path, labels), None)
@@ -62,14 +71,18 @@ def test_lengths_come_from_the_training_clips_of_the_action(tmp_path):
     kept, _ = conditions.select(STORE, ENTRIES, {})
     table = LengthTable(conditions.describe(STORE, kept)["length_counts"])
     for mode in ("sample", "argmax", "central"):
-        drawn = sample_length(table(conditions.of_actions(["walk", "jump", "walk"])), torch.Generator().manual_seed(0), mode)
+        drawn = sample_length(table(conditions.of_actions(["walk", "jump", "walk"])),
+                              torch.Generator().manual_seed(0), mode)
         assert drawn.tolist() == [80, 40, 80]
-    longest = Conditions("uncond").length_counts(STORE, [TextClip(0, 0, 199, (LINE,)), TextClip(0, 0, 100, (LINE,))], 64)
+    longest = Conditions("uncond").length_counts(STORE,
+                                                 [TextClip(0, 0, 199, (LINE,)), TextClip(0, 0, 100, (LINE,))],
+                                                 64)
     assert longest.nonzero().tolist() == [[0, 16]] and longest.shape == (1, 50)
 
 
 def test_without_text():
-    scores = {"generated": {"FID_essential": 1, "R1_essential": 2, "clip_score_essential": 3, "diversity_essential": 4},
+    scores = {"generated": {"FID_essential": 1, "R1_essential": 2, "clip_score_essential": 3,
+                            "diversity_essential": 4},
               "better": {"real": {"matching_essential": 5}, "rule": "all"}, "repeats": [{"FID": 1, "R3": 2}]}
     assert without_text(scores) == {"generated": {"FID_essential": 1, "diversity_essential": 4},
                                     "better": {"real": {}, "rule": "all"}, "repeats": [{"FID": 1}]}

@@ -1,4 +1,5 @@
-"""Damaged files of arrays, weights and words, many of each, by seeded mutation: one line each, never another exception."""
+"""Damaged files of arrays, weights and words, many of each, by seeded mutation: one line each, never another
+exception."""
 import io
 import pickle
 import random
@@ -12,13 +13,14 @@ import torch
 import edit
 from models import TextEncoder
 from models.AE import AE_models
-from models.errors import ModelError
-from models.loading import load_autoencoder, read_checkpoint
+from models.loading import load_autoencoder
 from scripts import doctor, prepare_dataset
-from utils import datasets, evaluators, judges, packing, word_vectorizer
 from utils.arrays import UnreadableArray, load_array
+from utils.data import datasets, packing
 from utils.errors import UserError
-from utils.motion_process import SKELETONS
+from utils.evaluation import evaluators, suites, word_vectors
+from utils.files import read_checkpoint
+from utils.motion.skeletons import SKELETONS
 
 SIZES = {"input_width": 67, "width": 8, "latent_dim": 8}
 
@@ -33,10 +35,11 @@ def fails_in_one_line(read):
     """Whether ``read()`` fails; what it raises is a user's error, in one line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's parser and torch grumble about some damage before they fail
+            # Python's parser and torch grumble about some damage before they fail
+            warnings.simplefilter("ignore")
             read()
     except Exception as error:
-        if not getattr(error, "is_user_error", False):
+        if not isinstance(error, UserError):
             raise
         assert "\n" not in str(error)
         return True
@@ -55,25 +58,32 @@ def mutated(content, dice, ends, letters=range(256)):
 
 
 def array_readers(folder):
-    """{file name: what reads it}: every place where a .npy of the user's is read. Each says None where it leaves a file out."""
+    """{file name: what reads it}: every place where a .npy of the user's is read. Each says None where it
+    leaves a file out."""
     spec = SimpleNamespace(skeleton="t2m", metres_per_unit=1.0, root=str(folder), feature_dim=67)
     clip, statistics = folder / "clip.npy", folder / "Mean.npy"
     return {
-        clip: (lambda: load_array(clip), lambda: packing.read_features(clip, 263), lambda: edit.read_source(clip, spec),
+        clip: (lambda: load_array(clip), lambda: packing.read_features(clip,
+                                                                       263), lambda: edit.read_source(clip,
+                                                                                                      spec),
                lambda: prepare_dataset.read_features_of(clip, "t2m", "none")),
-        statistics: (lambda: datasets.load_statistics(spec), lambda: doctor.attempt(doctor.released_width, statistics),
-                     lambda: judges.read_statistics(statistics, "standard", SKELETONS["t2m"])),
-        folder / "our_vab_data.npy": (lambda: word_vectorizer.read_vectors(folder / "our_vab_data.npy"),),
+        statistics: (lambda: datasets.load_statistics(spec), lambda: doctor.attempt(doctor.released_width,
+                                                                                    statistics),
+                     lambda: suites.read_statistics(statistics, "standard", SKELETONS["t2m"])),
+        folder / "our_vab_data.npy": (lambda: word_vectors.read_vectors(folder / "our_vab_data.npy"),),
     }
 
 
 def test_damaged_arrays(tmp_path):
     dice, failed = random.Random(0), 0
     np.save(tmp_path / "Std.npy", np.ones(263, np.float32))
-    good = [saved(np.save, np.ones(shape, np.float32)) for shape in ((20, 263), (20, 22, 3), (263,), (5, 300))]
-    huge = [good[0].replace(b"(20, 263), }" + b" " * 6, shape) for shape in (b"(20000000000, 263)", b"(9999999, 9999999)")]
+    good = [saved(np.save, np.ones(shape, np.float32))
+            for shape in ((20, 263), (20, 22, 3), (263,), (5, 300))]
+    huge = [good[0].replace(b"(20, 263), }" + b" " * 6, shape)
+            for shape in (b"(20000000000, 263)", b"(9999999, 9999999)")]
     turned = [content.replace(b"}", b"{", 1) for content in good]
-    random_ones = [mutated(dice.choice(good), dice, 128, b"0123456789(),{}' :<>|fiuObcmMSUV48\0\xff\n") for _ in range(300)]
+    random_ones = [mutated(dice.choice(good), dice, 128, b"0123456789(),{}' :<>|fiuObcmMSUV48\0\xff\n")
+                   for _ in range(300)]
     for content in [*huge, *turned, *random_ones]:
         for path, readers in array_readers(tmp_path).items():
             path.write_bytes(content)
@@ -89,13 +99,15 @@ def test_a_damaged_clip_is_left_out_with_its_reason(tmp_path):
     path = tmp_path / "clip.npy"
     for content in (saved(np.save, np.ones((20, 263))).replace(b"}", b"{", 1), b"PK"):
         path.write_bytes(content)
-        for features, reason, *_ in (packing.read_features(path, 263), prepare_dataset.read_features_of(path, "t2m", "none")):
+        for features, reason, *_ in (packing.read_features(path, 263),
+                                     prepare_dataset.read_features_of(path, "t2m", "none")):
             assert features is None and "cannot be read (" in reason and str(tmp_path) not in reason
     assert packing.read_features(tmp_path / "absent.npy", 263) == (None, "file is missing")
 
 
 @pytest.mark.parametrize("content, reason", [
-    (np.array(["walk"]), "no numbers"), (np.ones(3, complex), "no numbers"), (np.zeros(2, "M8[s]"), "no numbers"),
+    (np.array(["walk"]), "no numbers"), (np.ones(3, complex), "no numbers"),
+    (np.zeros(2, "M8[s]"), "no numbers"),
 ])
 def test_arrays_of_no_numbers(tmp_path, content, reason):
     np.save(tmp_path / "a.npy", content)
@@ -114,13 +126,16 @@ def test_damaged_checkpoints(tmp_path, as_zip, capsys):
     torch.manual_seed(0)
     dice, path, failed = random.Random(0), tmp_path / "latest.tar", 0
     network = AE_models["FSQ_AE_High"](**SIZES)
-    content = {"ae": network.state_dict(), "model_name": "FSQ_AE_High", "model_kwargs": SIZES, "captions": ["walk", "jump"],
-               "features": torch.ones(2, 384), "opt": {"state": {0: {"step": torch.ones(())}}, "lr": [0.1, 2]}}
+    content = {"ae": network.state_dict(), "model_name": "FSQ_AE_High", "model_kwargs": SIZES,
+               "captions": ["walk", "jump"], "features": torch.ones(2, 384),
+               "opt": {"state": {0: {"step": torch.ones(())}}, "lr": [0.1, 2]}}
     good = saved(torch.save, content, _use_new_zipfile_serialization=as_zip)
-    readers = (lambda: read_checkpoint(path), lambda: load_autoencoder(path), lambda: evaluators.read_checkpoint(path, ("ae",)),
+    readers = (lambda: read_checkpoint(path), lambda: load_autoencoder(
+        path), lambda: evaluators.read_checkpoint(path, ("ae",)),
                lambda: TextEncoder.read_clip_weights(path), lambda: TextEncoder.read_feature_file(path, 384))
     path.write_bytes(good)
-    assert [fails_in_one_line(read) for read in readers] == [False, False, False, True, False]  # it is no CLIP
+    # it is no CLIP
+    assert [fails_in_one_line(read) for read in readers] == [False, False, False, True, False]
     for _ in range(150):
         path.write_bytes(mutated(good, dice, 4000))
         failed += sum([fails_in_one_line(read) for read in readers])
@@ -132,7 +147,7 @@ def test_damaged_checkpoints(tmp_path, as_zip, capsys):
 def test_files_that_are_no_checkpoints(tmp_path, content):
     path = tmp_path / "latest.tar"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="latest.tar (is no checkpoint, or damaged|holds more than)"):
+    with pytest.raises(UserError, match="latest.tar (is no checkpoint, or damaged|holds more than)"):
         read_checkpoint(path)
     with pytest.raises(UserError, match="is no checkpoint, or damaged|holds more than"):
         evaluators.read_checkpoint(path, ())
@@ -161,6 +176,6 @@ def test_damaged_words(tmp_path, protocol):
     for _ in range(100):
         for name, content in good.items():
             (tmp_path / name).write_bytes(mutated(pickle.dumps(content, protocol), dice, 1000))
-            failed += fails_in_one_line(lambda: word_vectorizer.WordVectorizer(tmp_path))
+            failed += fails_in_one_line(lambda: word_vectors.WordVectorizer(tmp_path))
             (tmp_path / name).write_bytes(pickle.dumps(content, protocol))
     assert failed > 50

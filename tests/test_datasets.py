@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import golden
 
-from utils import datasets, packing
-from utils.datasets import DatasetSpec, MotionStore, TextMotionDataset, WindowDataset, get_spec, text_clips
+from utils.data import datasets, packing
+from utils.data.datasets import MotionStore, TextMotionDataset, WindowDataset, text_clips
+from utils.data.specs import DatasetSpec, get_spec
 from utils.errors import UserError
-from utils.protocols import TextClips
+from utils.evaluation.protocols import TextClips
 
 RULES = dict(fps=20.0, text_encoder="clip")
 
@@ -53,24 +54,28 @@ def test_text_to_motion_rules(rules, which, shortest):
     evaluated = TextClips(spec, "train")  # the same clips, as an evaluation reads them
     for split, clips in (("train", entries), ("eval", evaluated.entries)):
         found = [(store.ids[e.clip], e.start, e.end, tuple(c.text for c in e.captions)) for e in clips]
-        assert found == [(e["clip"], e["start"], e["end"], tuple(e["captions"])) for e in expected[f"{which}_{split}"]]
+        assert found == [(e["clip"], e["start"], e["end"], tuple(e["captions"]))
+                         for e in expected[f"{which}_{split}"]]
     assert entries != evaluated.entries and "missing_file" in store.skipped
-    assert [c.text for c in evaluated.captions] == [text for e in expected[f"{which}_eval"] for text in e["captions"]]
+    assert [c.text for c in evaluated.captions] == [text for e in expected[f"{which}_eval"]
+                                                    for text in e["captions"]]
     assert all(reason for reason in dropped.values())
 
 
 def test_windows(rules):
-    """Every window of every clip, once. The reference yields 614: one twice (613 distinct), and one window short
-    in each of the 9 clips that are long enough."""
+    """Every window of every clip, once. The reference yields 614: one twice (613 distinct), and one window
+    short in each of the 9 clips that are long enough."""
     root, expected = rules
-    store = MotionStore(DatasetSpec("rules", str(root), "t2m", min_frames=40, max_frames=199, **RULES), "train")
+    store = MotionStore(DatasetSpec("rules", str(root), "t2m", min_frames=40, max_frames=199, **RULES),
+                        "train")
     windows = WindowDataset(store, 64)
     places = {windows.locate(i) for i in range(len(windows))}
     numbers = {(int(store.ids[clip][1:]), start) for clip, start in places}
     missed = numbers - {tuple(place) for place in expected["ae_window64_set"]}
     assert numbers >= {tuple(place) for place in expected["ae_window64_set"]}
     assert len(windows) == len(places) == expected["ae_distinct"] + 9 and len(missed) == 9
-    assert expected["ae_window64_count"] == expected["ae_distinct"] + 1  # the one that the reference counts twice
+    # the one that the reference counts twice
+    assert expected["ae_window64_count"] == expected["ae_distinct"] + 1
     assert len(windows) == expected["ae_window64_count"] - 1 + len(missed)
     for clip, length in enumerate(store.lengths):
         starts = sorted(start for c, start in places if c == clip)
@@ -91,18 +96,22 @@ def test_nothing_vanishes_silently(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:500])
     write_statistics(tmp_path, 263)
     (tmp_path / "train.txt").write_text("good\nnan\nnarrow\nuntold\nshort\ndamaged\nabsent\n")
-    store = MotionStore(DatasetSpec("own", str(tmp_path), "t2m", min_frames=40, max_frames=199, **RULES), "train", num_workers=2)
-    assert set(store.skipped) == {"nan", "narrow", "damaged", "absent"} and store.ids == ["good", "untold", "short"]
+    store = MotionStore(DatasetSpec("own", str(tmp_path), "t2m", min_frames=40, max_frames=199, **RULES),
+                        "train", num_workers=2)
+    assert set(store.skipped) == {"nan", "narrow", "damaged", "absent"} and store.ids == ["good", "untold",
+                                                                                          "short"]
     assert "NaN" in store.skipped["nan"] and "shape" in store.skipped["narrow"]
     assert "4 clips" in capsys.readouterr().err
     entries, dropped = text_clips(store)
     assert [store.ids[e.clip] for e in entries] == ["good"]
-    assert set(dropped) == {"untold", "short"} and "no text" in dropped["untold"] and "39 frames" in dropped["short"]
+    assert set(dropped) == {"untold", "short"} and "no text" in dropped[
+        "untold"] and "39 frames" in dropped["short"]
 
 
 @pytest.fixture
 def own(tmp_path):
-    """A data set of three clips of 50, 51 and 52 frames, one of which holds NaN, and a function that opens it."""
+    """A data set of three clips of 50, 51 and 52 frames, one of which holds NaN, and a function that opens
+    it."""
     for place, name in enumerate(("one", "two", "three")):
         motion = np.random.default_rng(place).standard_normal((50 + place, 263)).astype(np.float32)
         motion[3] = np.nan if name == "two" else motion[3]
@@ -122,8 +131,10 @@ def content(store):
 def test_a_second_opening_reads_the_packed_file_alone(own, monkeypatch, capsys):
     root, open_store = own
     first, told = open_store(), capsys.readouterr().err
-    expected = np.concatenate([np.load(root / "new_joint_vecs" / f"{name}.npy")[:, :67] for name in first.ids])
-    assert np.array_equal(first.data, expected) and first.ids == ["one", "three"] and "two.npy holds NaN" in told
+    expected = np.concatenate([np.load(root / "new_joint_vecs" / f"{name}.npy")[:, :67]
+                               for name in first.ids])
+    assert np.array_equal(first.data, expected) and first.ids == ["one",
+                                                                  "three"] and "two.npy holds NaN" in told
     assert open_store(columns=263).data.shape == (102, 263)  # a file of its own
     monkeypatch.setattr(packing, "read_clip", None)  # reading a source would fail now
     assert content(open_store()) == content(first) and "two.npy holds NaN" in capsys.readouterr().err
@@ -138,7 +149,8 @@ def damage(path):
 
 
 @pytest.mark.parametrize("change", [
-    lambda root, packed: np.save(root / "new_joint_vecs" / "one.npy", np.ones((50, 263), np.float32)),  # of the same size
+    # of the same size
+    lambda root, packed: np.save(root / "new_joint_vecs" / "one.npy", np.ones((50, 263), np.float32)),
     lambda root, packed: write_clip(root, "two", np.zeros((45, 263), np.float32)),
     lambda root, packed: (root / "new_joint_vecs" / "one.npy").unlink(),
     lambda root, packed: (root / "texts" / "one.txt").write_text("someone runs#run/VERB#0.0#0.0"),
@@ -196,20 +208,22 @@ def test_draws_follow_the_published_rule(tmp_path):
     write_clip(tmp_path, "clip", motion, "one#one/NUM#0.0#0.0\ntwo#two/NUM#0.0#0.0")
     write_statistics(tmp_path)
     (tmp_path / "train.txt").write_text("clip\n")
-    store = MotionStore(DatasetSpec("own", str(tmp_path), "t2m", min_frames=40, max_frames=199, **RULES), "train")
+    store = MotionStore(DatasetSpec("own", str(tmp_path), "t2m", min_frames=40, max_frames=199, **RULES),
+                        "train")
     data = TextMotionDataset(store, text_clips(store)[0], torch.arange(2.0)[:, None])
     draws = [data[0, seed] for seed in range(600)]
     lengths = np.array([draw["length"] for draw in draws])
     assert set(lengths) == {96, 92} and abs(np.mean(lengths == 92) - 1 / 3) < 0.06
     assert {int(draw["motion"][0, 0]) for draw in draws if draw["length"] == 96} == {0, 1}
     assert {int(draw["motion"][0, 0]) for draw in draws if draw["length"] == 92} == set(range(6))
-    assert {float(draw["text"]) for draw in draws} == {0.0, 1.0}
+    assert {float(draw["cond"]) for draw in draws} == {0.0, 1.0}
     assert torch.equal(data[0, 7]["motion"], data[0, 7]["motion"])
 
 
 def test_captions():
     caption, tags = datasets.parse_caption("a man walks#a/DET man/NOUN walk/VERB#1.5#nan\n")
-    assert caption.text == "a man walks" and caption.tokens == ("a/DET", "man/NOUN", "walk/VERB") and tags == (1.5, 0.0)
+    assert caption.text == "a man walks" and caption.tokens == ("a/DET", "man/NOUN",
+                                                                "walk/VERB") and tags == (1.5, 0.0)
     assert datasets.parse_caption("only words")[0] == ("only words", ())
 
 

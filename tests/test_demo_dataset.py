@@ -1,4 +1,5 @@
-"""The demo data set: people move like people and do what labels and captions say; the same seed, the same data."""
+"""The demo data set: people move like people and do what labels and captions say; the same seed, the same
+data."""
 import json
 import re
 from collections import Counter
@@ -6,12 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from utils.datasets import get_spec, load_statistics, read_captions
-from utils.demo_actions import ACTIONS
-from utils.demo_captions import captions_of, tokens_of
-from utils.demo_dataset import MAX_FRAMES, MIN_FRAMES, build_demo, make_clip, perform, plan, split_clips
-from utils.demo_grammar import COUNTERCLOCKWISE
-from utils.motion_process import SKELETONS, features_to_joints, joints_to_features
+from utils.data.datasets import load_statistics, read_captions
+from utils.data.specs import get_spec
+from utils.demo.actions import ACTIONS
+from utils.demo.captions import captions_of, tokens_of
+from utils.demo.dataset import MAX_FRAMES, MIN_FRAMES, build_demo, make_clip, perform, plan, split_clips
+from utils.demo.grammar import COUNTERCLOCKWISE
+from utils.motion.features import features_to_joints, joints_to_features
+from utils.motion.skeletons import SKELETONS
 
 T2M = SKELETONS["t2m"]
 NUM_CLIPS = 80
@@ -79,7 +82,8 @@ def test_reads_as_a_data_set(demo):
     assert (spec.skeleton, spec.fps, spec.min_frames, spec.max_frames, spec.text_encoder) == ("t2m", 20.0, 40,
                                                                                               199, "minilm")
     mean, std = load_statistics(spec)
-    train = [np.load(demo / "new_joint_vecs" / f"{name}.npy") for name in (demo / "train.txt").read_text().split()]
+    train = [np.load(demo / "new_joint_vecs" / f"{name}.npy")
+             for name in (demo / "train.txt").read_text().split()]
     np.testing.assert_allclose(mean, np.concatenate(train).mean(0)[:67], atol=1e-4)
     plain = np.concatenate(train).astype(np.float64).std(0)
     for start, stop in ((0, 1), (1, 3), (3, 4), (4, 67)):
@@ -102,7 +106,7 @@ def test_same_seed_same_files_and_no_two_clips_alike(demo, tmp_path):
 def test_an_interrupted_build_leaves_nothing_and_an_old_one_is_kept(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
-    monkeypatch.setattr("utils.demo_dataset.captions_of", interrupt)
+    monkeypatch.setattr("utils.demo.dataset.captions_of", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_demo(tmp_path / "demo", num_clips=4)
     assert not (tmp_path / "demo").exists()
@@ -225,7 +229,8 @@ def test_sequences_perform_both_actions_in_order():
         joints = canonical(joints)
         assert len(facts) == 2 and 160 < net_turn(joints) < 200
         raised = joints[:, 21, 1] > joints[:, 12, 1]
-        assert raised.any() and net_turn(joints[: raised.argmax()]) > 160        # first the turn, then the arm
+        # first the turn, then the arm
+        assert raised.any() and net_turn(joints[: raised.argmax()]) > 160
         joints = canonical(make_clip(["sit_down", "stand_up"], np.random.default_rng(seed)))
         height = joints[:, 0, 1]
         assert height.min() < 0.6 and min(height[0], height[-1]) > 0.8
@@ -243,7 +248,8 @@ def test_captions_name_the_side(action):
     texts = [text for seed in range(40) for text in captions_of([action], [{}], np.random.default_rng(seed))]
     assert len(set(texts)) > 80
     for text in texts:
-        plain = re.sub(r"right (?=angle|round|around)", "", text)        # no direction: a right angle, turn right round
+        # no direction: a right angle, turn right round
+        plain = re.sub(r"right (?=angle|round|around)", "", text)
         said = set(re.findall(r"[a-z-]+", plain))
         assert said & words[side] and not said & words[other], text
         assert "<" not in text and "{" not in text and "#" not in text
@@ -252,7 +258,8 @@ def test_captions_name_the_side(action):
 def test_captions_of_sequences_name_both_and_facts_are_used_when_true():
     rng = np.random.default_rng(0)
     texts = [text for _ in range(40) for text in captions_of(["kick_left", "clap"], [{}, {}], rng)]
-    assert all("kick" in text and ("clap" in text or "applau" in text or "together" in text) for text in texts)
+    assert all("kick" in text and ("clap" in text or "applau" in text or "together" in text)
+               for text in texts)
     counted = [text for _ in range(30) for text in captions_of(["jump"], [{"count": 2}], rng)]
     assert any("twice" in text or "two times" in text for text in counted)
     assert not any("twice" in text for _ in range(30) for text in captions_of(["jump"], [{}], rng))
@@ -268,6 +275,7 @@ def test_the_full_plan_is_balanced():
     for indices in splits.values():
         assert {action for i in indices for action in sequence[i]} == set(ACTIONS)
     sequences = Counter(tuple(actions) for actions in sequence if len(actions) > 1)
-    assert len(sequences) > 450 and max(count for pair, count in sequences.items() if pair[0] != "sit_down") <= 2
+    assert len(sequences) > 450 and max(count for pair, count in sequences.items()
+                                        if pair[0] != "sit_down") <= 2
     firsts = Counter(first for first, _ in sequences.elements())
     assert len(firsts) == len(ACTIONS) - 3 and max(firsts.values()) - min(firsts.values()) <= 1

@@ -1,4 +1,5 @@
-"""scripts/doctor.py on small made-up folders: every fault is named, at its level, and good folders are left in peace."""
+"""scripts/doctor.py on small made-up folders: every fault is named, at its level, and good folders are left
+in peace."""
 import importlib
 import json
 import pickle
@@ -14,10 +15,10 @@ from models.LengthEstimator import LengthEstimator
 from models.loading import weights_hash
 from models.MARDM import MARDM_models
 from scripts import doctor
-from utils.datasets import KNOWN
+from utils.data.specs import KNOWN
 from utils.errors import run
-from utils.evaluators import ContrastiveEvaluator, MotionEncoderBiGRUCo, MovementConvEncoder, TextEncoderBiGRUCo
-from utils.motion_process import SKELETONS
+from utils.evaluation.evaluators import ContrastiveEvaluator, MotionEncoderBiGRUCo, MovementConvEncoder, TextEncoderBiGRUCo
+from utils.motion.skeletons import SKELETONS
 
 SPLITS = {"train": 24, "val": 6, "test": 40}
 
@@ -41,7 +42,8 @@ def make_dataset(root, skeleton="t2m", frames=70, describe=None):
         names = [f"{start + i:06d}" for i in range(count)]
         (root / f"{split}.txt").write_text("\n".join(names) + "\n")
         for name in names:
-            np.save(root / "new_joint_vecs" / f"{name}.npy", rng.normal(1.0, 2.0, (frames, width)).astype(np.float32))
+            np.save(root / "new_joint_vecs" / f"{name}.npy",
+                    rng.normal(1.0, 2.0, (frames, width)).astype(np.float32))
             (root / "texts" / f"{name}.txt").write_text(f"clip {name}#clip/NOUN#0.0#0.0\n")
     np.save(root / "Mean.npy", np.full(width, 1.0, np.float32))
     np.save(root / "Std.npy", np.full(width, 2.0, np.float32))
@@ -51,7 +53,8 @@ def make_dataset(root, skeleton="t2m", frames=70, describe=None):
 
 
 def own_dataset(**changes):
-    describe = {"name": "own", "skeleton": "t2m", "fps": 20.0, "min_frames": 40, "max_frames": 199, "text_encoder": "minilm"}
+    describe = {"name": "own", "skeleton": "t2m", "fps": 20.0, "min_frames": 40, "max_frames": 199,
+                "text_encoder": "minilm"}
     return make_dataset(doctor.Path("datasets/own"), describe=describe | changes)
 
 
@@ -63,9 +66,11 @@ def examine(capsys, *flags):
             run(importlib.import_module("scripts.doctor").main)
     finally:
         sys.argv = before
-    report = json.loads(doctor.Path("report.json").read_text()) if doctor.Path("report.json").is_file() else {"sections": {}}
+    report = json.loads(doctor.Path("report.json").read_text()) if doctor.Path(
+        "report.json").is_file() else {"sections": {}}
     findings = [doctor.Finding(**finding) for section in report["sections"].values() for finding in section]
-    assert stop.value.code == 2 or report["damaged"] == sum(finding.level == "damaged" for finding in findings)
+    assert stop.value.code == 2 or report["damaged"] == sum(finding.level == "damaged"
+                                                            for finding in findings)
     return stop.value.code, findings, capsys.readouterr()
 
 
@@ -92,8 +97,9 @@ def save(content, dataset, name, file="latest.tar"):
 def trained(kind, model, name=None, kwargs=None, dataset="own", **more):
     """A checkpoint's dict as the training scripts write it."""
     return {kind: model.state_dict(), "model_name": name, "model_kwargs": kwargs, "total_it": 12, "ep": 1,
-            "best": {"metric": "Val/loss", "value": 0.5, "epoch": 0}, "mean": torch.zeros(67), "std": torch.ones(67),
-            "dataset": {"name": dataset, "skeleton": "t2m", "text_encoder": "minilm"}} | more
+            "best": {"metric": "Val/loss", "value": 0.5, "epoch": 0}, "mean": torch.zeros(67),
+            "std": torch.ones(67), "dataset": {"name": dataset, "skeleton": "t2m",
+                                               "text_encoder": "minilm"}} | more
 
 
 def make_runs():
@@ -103,7 +109,8 @@ def make_runs():
     save(trained("ae", ae, "FSQ_AE_High", kwargs), "own", "ae")
     kwargs = {"ae_dim": 8, "target_dim": 6, "cond_mode": "text", "cond_dim": 384, "width": 16, "ff": 16,
               "layers": 1, "heads": 2, "head_width": 16, "head_depth": 1}
-    content = trained("mardm", MARDM_models["FSQ-MARDM-SiT-S"](**kwargs), "FSQ-MARDM-SiT-S", kwargs, trained_on={
+    content = trained("mardm", MARDM_models["FSQ-MARDM-SiT-S"](**kwargs), "FSQ-MARDM-SiT-S", kwargs,
+                      trained_on={
         "name": "ae", "model_name": "FSQ_AE_High", "hash": weights_hash(ae)})
     content["ema_mardm"] = content["mardm"]
     save(content, "own", "mardm")
@@ -116,9 +123,10 @@ def make_runs():
 def test_an_empty_folder_is_not_damaged_and_says_where_things_come_from(capsys):
     code, findings, out = examine(capsys)
     assert code == 0 and not [f for f in findings if f.level == "damaged"]
-    for place in ("datasets/HumanML3D", "datasets/KIT-ML", "checkpoints/kit/text_mot_match_clip/model/finest.tar",
-                  "checkpoints/t2m/text_mot_match_standard/model/finest.tar", "checkpoints/t2m/Comp_v6_KLD005/meta/std.npy",
-                  "utils/eval_mean_std/t2m/eval_mean.npy"):
+    for place in ("datasets/HumanML3D", "datasets/KIT-ML",
+                  "checkpoints/kit/text_mot_match_clip/model/finest.tar",
+                  "checkpoints/t2m/text_mot_match_standard/model/finest.tar",
+                  "checkpoints/t2m/Comp_v6_KLD005/meta/std.npy", "utils/eval_mean_std/t2m/eval_mean.npy"):
         found = [f for f in findings if "expected at" in f.what and place in f.what]
         assert [f.level for f in found] == ["missing"] and found[0].advice, place
     assert level_of(findings, "our_vab_data.npy") == "missing"
@@ -152,11 +160,13 @@ def test_every_fault_of_a_data_set_is_named(capsys):
     code, findings, _ = examine(capsys)
     assert code == 1
     assert level_of(findings, "holds NaN or infinite values: 000000") == "damaged"
-    assert [f.level for f in findings if "cannot be read" in f.what and f.what.endswith(": 000001")] == ["damaged"]
+    assert [f.level for f in findings if "cannot be read" in f.what
+            and f.what.endswith(": 000001")] == ["damaged"]
     assert level_of(findings, "has 251 columns, skeleton t2m 263: 000002") == "damaged"
     assert level_of(findings, "1 clips of train.txt have no .npy: 000003") == "missing"
     assert level_of(findings, "has no text file: 000004") == "missing"
-    assert [f.level for f in findings if "text file that cannot be read" in f.what and "000005" in f.what] == ["damaged"]
+    assert [f.level for f in findings if "text file that cannot be read" in f.what
+            and "000005" in f.what] == ["damaged"]
     assert level_of(findings, "has no caption: 000006") == "missing"
     assert level_of(findings, "66 of 69 clips read can be used") == "ok"
     assert level_of(findings, "train 17, val 6, test 40 clips") == "ok"
@@ -171,7 +181,8 @@ def test_the_known_nan_clip_is_a_warning_on_humanml3d_only(capsys):
     assert level_of(findings, "1 .npy: each holds NaN or infinite values: 007975") == "damaged"
 
 
-@pytest.mark.parametrize("file, change", [("Mean.npy", lambda value: value + 1.5), ("Std.npy", lambda value: value / 5),
+@pytest.mark.parametrize("file, change", [("Mean.npy", lambda value: value + 1.5),
+                                          ("Std.npy", lambda value: value / 5),
                                           ("Std.npy", lambda value: value * 5)])
 def test_statistics_of_other_features(capsys, file, change):
     path = own_dataset() / file
@@ -228,13 +239,18 @@ def test_good_runs_make_all_commands_work(capsys):
     make_runs()
     code, findings, _ = examine(capsys)
     assert code == 0
-    assert "weights" in next(f.what for f in findings if "ae/latest.tar: autoencoder, FSQ_AE_High, 12 steps, " in f.what)
-    assert "best Val/loss 0.5" in next(f.what for f in findings if "mardm/latest.tar: generator, FSQ-MARDM-SiT-S" in f.what)
+    assert "weights" in next(f.what for f in findings
+                             if "ae/latest.tar: autoencoder, FSQ_AE_High, 12 steps, " in f.what)
+    assert "best Val/loss 0.5" in next(f.what for f in findings if "mardm/latest.tar: generator, "
+                                                                   "FSQ-MARDM-SiT-S" in f.what)
     generator = '--dataset_name own --name mardm --ae_name ae --text_prompt "a person walks"'
-    for command in ("train_MARDM.py --dataset_name own --name NEW --ae_name ae --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-S",
-                    "evaluation_AE.py --dataset_name own --name ae --evaluator evaluator", f"sample.py {generator}",
-                    "evaluation_MARDM.py --dataset_name own --name mardm --ae_name ae --evaluator evaluator",
-                    f"edit.py {generator} --source_motion FILE.npy -msec 0.3,0.6", "train_AE.py --dataset_name own --name NEW",
+    for command in ("train_MARDM.py --dataset_name own --name NEW --ae_name ae --ae_model FSQ_AE_High "
+                    "--model FSQ-MARDM-SiT-S",
+                    "evaluation_AE.py --dataset_name own --name ae --evaluator evaluator",
+                    f"sample.py {generator}", "evaluation_MARDM.py --dataset_name own --name mardm --ae_name "
+                                              "ae --evaluator evaluator",
+                    f"edit.py {generator} --source_motion FILE.npy -msec 0.3,0.6",
+                    "train_AE.py --dataset_name own --name NEW",
                     "train_length_estimator.py --dataset_name own --name NEW"):
         assert says(findings, command) == "ok", command
     few = [f for f in findings if "--need_evaluation will not work" in f.what]
@@ -248,12 +264,14 @@ def test_a_generator_without_its_autoencoder(capsys):
     path.rename("checkpoints/own/renamed")
     code, findings, _ = examine(capsys)
     assert code == 0 and level_of(findings, "is not there; renamed is the same") == "warning"
-    assert level_of(findings, "sample.py --dataset_name own --name mardm --ae_name renamed") == "ok"  # needs no data set
+    # needs no data set
+    assert level_of(findings, "sample.py --dataset_name own --name mardm --ae_name renamed") == "ok"
 
     kwargs = {"input_width": 67, "width": 8, "latent_dim": 8}
     save(trained("ae", AE_models["FSQ_AE_High"](**kwargs), "FSQ_AE_High", kwargs), "own", "renamed")
     code, findings, _ = examine(capsys)
-    assert code == 0 and level_of(findings, f"mardm's autoencoder ae ({weights_hash(ae)}) is not there") == "missing"
+    assert code == 0 and level_of(findings,
+                                  f"mardm's autoencoder ae ({weights_hash(ae)}) is not there") == "missing"
     assert level_of(findings, "sample.py --dataset_name own will not work") == "missing"
 
     doctor.Path("checkpoints/own/renamed").rename(path)
@@ -263,7 +281,8 @@ def test_a_generator_without_its_autoencoder(capsys):
 
 def test_bad_checkpoints(capsys):
     ae, content = make_runs()
-    save(content | {"ema_mardm": {**content["ema_mardm"], "mask_latent": torch.full((1, 1, 8), float("nan"))}}, "own", "nan")
+    save(content | {"ema_mardm": {**content["ema_mardm"],
+                                  "mask_latent": torch.full((1, 1, 8), float("nan"))}}, "own", "nan")
     save({"ae": ae.state_dict()}, "own", "strange")  # FSQ weights that say nothing do not fit AE_Model
     save({"something": 1}, "own", "unknown")
     save(trained("ae", ae) | {"extra": np.float64(1)}, "own", "code")
@@ -275,7 +294,7 @@ def test_bad_checkpoints(capsys):
     assert level_of(findings, "nan/latest.tar: it holds NaN or infinite weights") == "damaged"
     assert level_of(findings, "strange/model/latest.tar are those of another model") == "damaged"
     assert level_of(findings, "unknown/latest.tar: it holds no model") == "damaged"
-    assert level_of(findings, "code/model/latest.tar holds more than tensors") == "damaged"
+    assert level_of(findings, "code/model/latest.tar is damaged, or holds more than tensors") == "damaged"
     assert level_of(findings, "cut/model/latest.tar is no checkpoint, or damaged") == "damaged"
     assert level_of(findings, "begun has no latest.tar") == "warning"
     assert level_of(findings, "ae/latest.tar: autoencoder") == "ok"
@@ -284,7 +303,8 @@ def test_bad_checkpoints(capsys):
 def test_released_files_are_recognised_by_their_keys(capsys):
     make_dataset(doctor.Path("datasets/HumanML3D"))
     state = AE_models["AE_Model"](input_width=67, width=8, latent_dim=8).state_dict()
-    save({"ae": {name: value for name, value in state.items() if name != "decoder.model.0.bias"}}, "t2m", "AE")
+    save({"ae": {name: value for name, value in state.items() if name != "decoder.model.0.bias"}}, "t2m",
+         "AE")
     code, findings, _ = examine(capsys)
     assert code == 1 and level_of(findings, "are those of another model") == "damaged"
     save({"ae": state, "ep": 1}, "t2m", "AE")  # its shapes tell its size
@@ -296,9 +316,11 @@ def test_released_files_are_recognised_by_their_keys(capsys):
 
 def test_released_evaluators_are_checked_for_width(capsys):
     def write(width, dataset):
-        networks = {"movement_encoder": MovementConvEncoder(width, 8, 8), "motion_encoder": MotionEncoderBiGRUCo(8, 8, 8),
+        networks = {"movement_encoder": MovementConvEncoder(width, 8, 8),
+                    "motion_encoder": MotionEncoderBiGRUCo(8, 8, 8),
                     "text_encoder": TextEncoderBiGRUCo(300, 15, 8, 8)}
-        save({key: network.state_dict() for key, network in networks.items()}, dataset, "text_mot_match", "finest.tar")
+        save({key: network.state_dict() for key, network in networks.items()}, dataset, "text_mot_match",
+             "finest.tar")
 
     write(67, "t2m")
     write(247, "kit")
@@ -308,13 +330,15 @@ def test_released_evaluators_are_checked_for_width(capsys):
     np.save(meta / "std.npy", np.zeros(263))
     code, findings, _ = examine(capsys)
     assert level_of(findings, "t2m/text_mot_match/model/finest.tar: 67 features, essential protocol") == "ok"
-    assert level_of(findings, "t2m/text_mot_match/model/finest.tar: it is for 67 features, the standard") == "missing"
+    assert level_of(findings,
+                    "t2m/text_mot_match/model/finest.tar: it is for 67 features, the standard") == "missing"
     assert level_of(findings, "kit/text_mot_match/model/finest.tar: 247 features, standard protocol") == "ok"
     assert level_of(findings, "meta/mean.npy: 263 features, standard protocol") == "ok"
     assert level_of(findings, "meta/std.npy: it must hold finite numbers") == "damaged" and code == 1
     write(64, "t2m")
     code, findings, _ = examine(capsys)
-    assert code == 1 and level_of(findings, "it is for 64 features, the essential protocol has 67") == "damaged"
+    assert code == 1 and level_of(findings,
+                                  "it is for 64 features, the essential protocol has 67") == "damaged"
 
 
 def test_glove(capsys):
@@ -353,7 +377,8 @@ def test_a_missing_text_encoder_stops_what_needs_it(capsys, monkeypatch):
     assert says(examine(capsys)[1], "train_length_estimator.py --dataset_name own --name NEW") == "ok"
 
 
-@pytest.mark.parametrize("flags", [["--nonsense"], ["--dataset_dir", "file"], ["--glove_dir", "file"], ["--json", "no/x.json"]])
+@pytest.mark.parametrize("flags", [["--nonsense"], ["--dataset_dir", "file"], ["--glove_dir", "file"],
+                                   ["--json", "no/x.json"]])
 def test_bad_flags(capsys, work, flags):
     (work / "file").write_text("")
     code, _, out = examine(capsys, *flags)

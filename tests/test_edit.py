@@ -9,25 +9,30 @@ import edit
 from models.AE import AE_models
 from models.loading import weights_hash
 from models.MARDM import MARDM_models
-from utils.datasets import DatasetSpec
+from utils.data.specs import DatasetSpec
 from utils.errors import run
-from utils.motion_process import SKELETONS, features_to_joints, joints_to_features, rotate_y
-from utils.stitching import facing_frames, sections_of, stitch
+from utils.motion.features import features_to_joints, joints_to_features, rotate_y
+from utils.motion.inbetweening import facing_frames, sections_of, stitch
+from utils.motion.skeletons import SKELETONS
 
 FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2", "--device", "cpu"]
 
 
 def walk(skeleton, frames, curve=0.02, speed=0.04, seed=0):
-    """Joints (frames, J, 3) float32 of a figure that glides along an arc and swings its limbs, placed away from the origin."""
+    """Joints (frames, J, 3) float32 of a figure that glides along an arc and swings its limbs, placed away
+    from the origin."""
     offsets = np.array(skeleton.target_offsets or np.asarray(skeleton.raw_offsets) * 0.25)
-    if skeleton.target_offsets is None:  # narrow hips: the heading of features subtracts them from the shoulders
+    # narrow hips: the heading of features subtracts them from the shoulders
+    if skeleton.target_offsets is None:
         offsets[list(skeleton.face_joints[:2])] *= 0.4
-    swing = 0.2 * np.sin(0.3 * np.arange(frames)[:, None] + np.random.default_rng(seed).uniform(0, 6, len(offsets)))
+    swing = 0.2 * np.sin(0.3 * np.arange(frames)[:, None]
+                         + np.random.default_rng(seed).uniform(0, 6, len(offsets)))
     body = np.zeros((frames, len(offsets), 3))
     for parent, child in skeleton.bones:
         x, y, z = offsets[child]
         angle = swing[:, child]
-        bone = np.stack([x + 0 * angle, y * np.cos(angle) - z * np.sin(angle), y * np.sin(angle) + z * np.cos(angle)], -1)
+        bone = np.stack([x + 0 * angle, y * np.cos(angle) - z * np.sin(angle),
+                         y * np.sin(angle) + z * np.cos(angle)], -1)
         body[:, child] = body[:, parent] + bone
     heading = 0.7 + curve * np.arange(frames)
     body = rotate_y(body, heading[:, None])
@@ -52,21 +57,23 @@ def largest_steps(joints, skeleton):
     return moved[:, 0].max(), moved.max(), np.abs(np.diff(headings(joints, skeleton))).max()
 
 
-# ---- stitching ---------------------------------------------------------------------------------------------------
+# ---- stitching ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["t2m", "kit"])
 @pytest.mark.parametrize("section", [(20, 50), (0, 30), (40, 80), (33, 34), (0, 80)])
 def test_kept_frames_stay_and_nothing_jumps(name, section):
     skeleton = SKELETONS[name]
-    source, other = walk(skeleton, 80), walk(skeleton, 80, curve=-0.03, speed=0.05, seed=1)  # turns the other way
+    # turns the other way
+    source, other = walk(skeleton, 80), walk(skeleton, 80, curve=-0.03, speed=0.05, seed=1)
     edited = np.zeros(80, bool)
     edited[slice(*section)] = True
     out = stitch(source, features_of(source, skeleton), features_of(other, skeleton), edited, skeleton)
     assert np.array_equal(out[~edited], source[~edited]) and not np.array_equal(out[edited], source[edited])
     assert out.dtype == source.dtype and np.isfinite(out).all()
     root, joint, turn = largest_steps(out, skeleton)
-    assert root < 0.065 and joint < 0.125 and turn < 0.06  # the sources: up to 0.05 m, 0.10 m and 0.03 rad a frame
+    # the sources: up to 0.05 m, 0.10 m and 0.03 rad a frame
+    assert root < 0.065 and joint < 0.125 and turn < 0.06
     for parent, child in skeleton.bones:
         length = np.linalg.norm(out[:, child] - out[:, parent], axis=-1)
         assert np.ptp(length) < 1e-4  # the source's throughout
@@ -105,43 +112,49 @@ def test_facing_frames_are_found():
 
 
 def test_sources_in_metres_for_a_generator_in_millimetres(tmp_path):
-    """Features are in the data set's unit, joints in metres on both sides: a clip's own features give the clip back."""
+    """Features are in the data set's unit, joints in metres on both sides: a clip's own features give the
+    clip back."""
     source = walk(SKELETONS["kit"], 60)
     np.save(tmp_path / "clip.npy", source)
-    settings = dict(name="kit", root="", skeleton="kit", fps=12.5, min_frames=24, max_frames=199, text_encoder="clip")
+    settings = dict(name="kit", root="", skeleton="kit", fps=12.5, min_frames=24, max_frames=199,
+                    text_encoder="clip")
     spec = DatasetSpec(**settings, metres_per_unit=0.001)
     joints, features = edit.read_source(tmp_path / "clip.npy", spec)
     _, metres = edit.read_source(tmp_path / "clip.npy", DatasetSpec(**settings))
-    assert np.array_equal(joints, source) and np.allclose(features[:, 1:], 1000 * metres[:, 1:], rtol=1e-4, atol=0.01)
+    assert np.array_equal(joints, source) and np.allclose(features[:, 1:], 1000 * metres[:, 1:], rtol=1e-4,
+                                                          atol=0.01)
     edited = (np.arange(60) >= 20) & (np.arange(60) < 40)
     out = edit.replace_frames(joints, features, features, edited, spec)
     assert np.array_equal(out[~edited], source[~edited]) and np.abs(out - source).max() < 1e-3
     np.save(tmp_path / "features.npy", features)
-    assert np.abs(np.diff(edit.read_source(tmp_path / "features.npy", spec)[0], axis=0)).max() < 0.2  # metres again
+    # metres again
+    assert np.abs(np.diff(edit.read_source(tmp_path / "features.npy", spec)[0], axis=0)).max() < 0.2
 
 
-# ---- the script --------------------------------------------------------------------------------------------------
+# ---- the script --------------------------------------------------------------------------------------------
 
 
 def write_checkpoints(root, name, skeleton, cond_mode="text", ae_model="FSQ_AE_High", unit=1.0):
     """A tiny untrained autoencoder and generator, with the statistics of a walk, as training writes them."""
     torch.manual_seed(0)
-    spec = DatasetSpec(name=name, root="", skeleton=skeleton.name, fps=20.0, min_frames=40, max_frames=196, text_encoder="minilm",
-                       metres_per_unit=unit)
+    spec = DatasetSpec(name=name, root="", skeleton=skeleton.name, fps=20.0, min_frames=40, max_frames=196,
+                       text_encoder="minilm", metres_per_unit=unit)
     kwargs = {"input_width": skeleton.essential_dim, "width": 32, "latent_dim": 32}
     ae = AE_models[ae_model](**kwargs).eval()
     features = features_of(walk(skeleton, 100) / unit, skeleton)
-    ae_file = {"ae": ae.state_dict(), "model_name": ae_model, "model_kwargs": kwargs, "dataset": spec.describe(),
-               "mean": torch.tensor(features.mean(0)), "std": torch.tensor(features.std(0) + 0.01 / unit)}
+    ae_file = {"ae": ae.state_dict(), "model_name": ae_model, "model_kwargs": kwargs,
+               "dataset": spec.describe(), "mean": torch.tensor(features.mean(0)),
+               "std": torch.tensor(features.std(0) + 0.01 / unit)}
     kind = {"FSQ_AE_High": "FSQ-MARDM-SiT-S", "AE_Model": "MARDM-SiT-S"}[ae_model]
-    kwargs = {"ae_dim": 32, "target_dim": ae.target_dim, "cond_mode": cond_mode, "cond_dim": 16, "num_actions": 2,
-              "width": 32, "ff": 32, "layers": 1, "heads": 2, "head_width": 32, "head_depth": 1}
+    kwargs = {"ae_dim": 32, "target_dim": ae.target_dim, "cond_mode": cond_mode, "cond_dim": 16,
+              "num_actions": 2, "width": 32, "ff": 32, "layers": 1, "heads": 2, "head_width": 32,
+              "head_depth": 1}
     mardm = MARDM_models[kind](**kwargs)
     with torch.no_grad():  # adaLN-zero starts with dead branches
         for parameter in mardm.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    mardm_file = {"mardm": mardm.state_dict(), "model_name": kind, "model_kwargs": kwargs, "dataset": spec.describe(),
-                  "actions": ["bow", "jump"],
+    mardm_file = {"mardm": mardm.state_dict(), "model_name": kind, "model_kwargs": kwargs,
+                  "dataset": spec.describe(), "actions": ["bow", "jump"],
                   "trained_on": {"name": "ae", "model_name": ae_model, "hash": weights_hash(ae)}}
     for run_name, content in [("ae", ae_file), ("mardm", mardm_file)]:
         folder = root / "checkpoints" / name / run_name / "model"
@@ -151,7 +164,8 @@ def write_checkpoints(root, name, skeleton, cond_mode="text", ae_model="FSQ_AE_H
 
 class FakeText:
     def encode(self, captions):
-        return torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(len(c))) for c in captions])
+        return torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(len(c)))
+                            for c in captions])
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +201,8 @@ def call(*args):
 
 def edit_clip(work, source, sections, *flags, dataset="body22", prompt=("--text_prompt", "jump: high?")):
     np.save(work / "clip.npy", source)
-    code = call("--name", "mardm", "--dataset_name", dataset, "--source_motion", "clip.npy", "-msec", *sections, *prompt,
+    code = call("--name", "mardm", "--dataset_name", dataset, "--source_motion", "clip.npy", "-msec",
+                *sections, *prompt,
                 *FAST, "--no_video", *flags)
     assert code == 0
     return [np.load(file) for file in sorted((work / "generation" / f"mardm_{dataset}").glob("*.npy"))]
@@ -269,11 +284,13 @@ def test_video_and_safe_names(work):
 
 
 def test_unconditional_generators_need_no_prompt(work):
-    assert len(edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], "--cfg", 1, dataset="free", prompt=())) == 1
+    assert len(edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], "--cfg", 1, dataset="free",
+                         prompt=())) == 1
 
 
 def test_generators_by_action(work):
-    jump, bow = edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], dataset="labels", prompt=("--action", "jump", "bow"))
+    jump, bow = edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], dataset="labels",
+                          prompt=("--action", "jump", "bow"))
     assert not np.array_equal(jump, bow)
 
 
@@ -331,7 +348,8 @@ def test_mistakes_get_one_line(work, capsys, source, sections, message):
     (["--dataset_name", "absent", "--text_prompt", "sit"], "no checkpoint at"),
     (["--dataset_name", "labels", "--text_prompt", "sit"], "was trained on actions; pass --action"),
     (["--dataset_name", "labels"], "pass --action NAME"),
-    (["--dataset_name", "labels", "--action", "fly"], "--action fly: unknown; the generator's actions are bow, jump"),
+    (["--dataset_name", "labels", "--action", "fly"], "--action fly: unknown; the generator's actions are "
+                                                      "bow, jump"),
     (["--dataset_name", "body22", "--action", "bow", "--text_prompt", "sit"], "was trained on texts"),
     (["--dataset_name", "free", "--text_prompt", "sit"], "was trained without conditions"),
     (["--dataset_name", "free"], "guidance needs conditions"),

@@ -1,4 +1,5 @@
-"""The environment: pinned once, complete, the same for pip and conda; the Makefile's choice of an interpreter."""
+"""The environment: pinned once, complete, the same for pip and conda; the Makefile's choice of an
+interpreter."""
 import ast
 import importlib.metadata
 import os
@@ -11,15 +12,17 @@ import pytest
 from conftest import ROOT
 
 # import name: package name
-PACKAGE_OF = {"cv2": "opencv-python-headless", "clip": "openai-clip", "PIL": "pillow", "mpl_toolkits": "matplotlib"}
+PACKAGE_OF = {"cv2": "opencv-python-headless", "clip": "openai-clip", "PIL": "pillow",
+              "mpl_toolkits": "matplotlib"}
 ROOMS = ("models", "utils", "diffusions", "scripts", "benchmarks", "tests")
 LINE = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[0-9.]+)(?P<only>; python_version >= \"3\.11\")? +# .+")
 
 
 def pins(here=False):
-    """{package: version} of requirements.txt; ``here``: of the lines that apply to this Python. Every line but a comment is a
-    pin with its reason."""
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    """{package: version} of requirements.txt; ``here``: of the lines that apply to this Python. Every line
+    but a comment is a pin with its reason."""
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines()
+             if not line.startswith("#")]
     assert [line for line in lines if not LINE.fullmatch(line)] == []
     return {match["name"]: match["version"] for match in map(LINE.fullmatch, lines)
             if not (here and match["only"] and sys.version_info < (3, 11))}
@@ -39,7 +42,8 @@ def third_party_imports():
             else:
                 continue
             found |= {module.split(".")[0]: file.name for module in modules}
-    return {module: name for module, name in found.items() if module not in ours | set(sys.stdlib_module_names)}
+    return {module: name for module, name in found.items()
+            if module not in ours | set(sys.stdlib_module_names)}
 
 
 def test_requirements_name_everything_that_is_imported():
@@ -50,7 +54,8 @@ def test_requirements_name_everything_that_is_imported():
 
 
 def test_torchvision_is_left_out():
-    """A torchvision that does not fit the torch build stops transformers from importing (see requirements.txt)."""
+    """A torchvision that does not fit the torch build stops transformers from importing (see
+    requirements.txt)."""
     assert "torchvision" not in pins()
 
 
@@ -59,7 +64,8 @@ def test_conda_installs_the_same_versions():
     dependencies = lines[lines.index("dependencies:") + 1:]
     python, *rest = dependencies
     assert python in ("- python=3.10", "- python=3.11", "- python=3.12")
-    assert rest == ["- pip", "- pip:", "- -r requirements.txt"], "versions of packages belong in requirements.txt"
+    assert rest == ["- pip", "- pip:",
+                    "- -r requirements.txt"], "versions of packages belong in requirements.txt"
 
 
 def test_project_file_states_the_makefiles_range():
@@ -99,8 +105,8 @@ esac
 
 def make(folder, *arguments):
     tools = f"{folder / 'bin'}:/usr/bin:/bin"
-    return subprocess.run([shutil.which("make"), *arguments], cwd=folder, env={"PATH": tools}, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run([shutil.which("make"), *arguments], cwd=folder, env={"PATH": tools},
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
 
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import golden, name_fill, relative_error
 
-from utils import evaluators
 from utils.errors import UserError
-from utils.word_vectorizer import POS_ENUMERATOR, WordVectorizer
+from utils.evaluation import evaluators
+from utils.evaluation.word_vectors import POS_ENUMERATOR, WordVectorizer
 
 Caption = namedtuple("Caption", "text tokens")
 DIMS = {"t2m": 67, "kit": 64}
@@ -24,7 +24,8 @@ def shapes(network):
 
 
 def clip_tokens(texts):
-    """OpenAI's byte-pair tokens, from the package's own file; importing the package would need torchvision."""
+    """OpenAI's byte-pair tokens, from the package's own file; importing the package would need
+    torchvision."""
     pytest.importorskip("regex", reason="CLIP's tokenizer needs the packages regex and ftfy")
     spec = importlib.util.find_spec("clip")
     if spec is None:
@@ -46,12 +47,14 @@ def test_matching_networks_of_the_reference(name):
     motion = name_fill(evaluators.MotionEncoderBiGRUCo(512, 1024, 512))
     for network, part in ((movement, "movement"), (text, "text"), (motion, "motion")):
         assert shapes(network) == keys[f"evaluator_{name}_{part}_encoder"]
-    inputs = {key: torch.from_numpy(data[key]) for key in ("motion", "m_lens", "word_emb", "pos_onehot", "cap_lens")}
+    inputs = {key: torch.from_numpy(data[key])
+              for key in ("motion", "m_lens", "word_emb", "pos_onehot", "cap_lens")}
     with torch.no_grad():
         movements = movement(inputs["motion"])
         assert relative_error(movements, data["movement"]) < TOLERANCE
         assert relative_error(motion(movements, inputs["m_lens"] // 4), data["motion_emb"]) < TOLERANCE
-        assert relative_error(text(inputs["word_emb"], inputs["pos_onehot"], inputs["cap_lens"]), data["text_emb"]) < TOLERANCE
+        assert relative_error(text(inputs["word_emb"], inputs["pos_onehot"], inputs["cap_lens"]),
+                              data["text_emb"]) < TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,8 @@ def test_contrast_text_of_the_reference(name, contrast_model):
     with torch.no_grad():
         assert relative_error(contrast_model.encode_text(tokens), data["clip_text_emb"]) < TOLERANCE
     dim = contrast_model.motion_encoder.embed_motion.in_features
-    evaluator = evaluators.ContrastEvaluator(contrast_model, torch.zeros(dim), torch.ones(dim), lambda texts: token_lists)
+    evaluator = evaluators.ContrastEvaluator(contrast_model, torch.zeros(dim),
+                                             torch.ones(dim), lambda texts: token_lists)
     captions = [Caption(str(text), ()) for text in data["captions"]]
     expected = torch.nn.functional.normalize(torch.from_numpy(data["clip_text_emb"]), dim=-1)
     assert relative_error(evaluator.embed_text(captions), expected) < TOLERANCE
@@ -102,7 +106,8 @@ def matching_evaluator(dim=67, extra=0):
     torch.manual_seed(0)
     networks = (evaluators.MovementConvEncoder(dim, 32, 32), evaluators.MotionEncoderBiGRUCo(32, 32, 16),
                 evaluators.TextEncoderBiGRUCo(300, 15, 32, 16))
-    return evaluators.MatchingEvaluator(*networks, torch.full((dim + extra,), 0.3), torch.full((dim + extra,), 2.0), Words())
+    return evaluators.MatchingEvaluator(*networks, torch.full((dim + extra,), 0.3),
+                                        torch.full((dim + extra,), 2.0), Words())
 
 
 def contrast_evaluator():
@@ -113,7 +118,8 @@ def contrast_evaluator():
 
 
 def text_features(texts):
-    return torch.stack([torch.randn(48, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in texts])
+    return torch.stack([torch.randn(48, generator=torch.Generator().manual_seed(sum(map(ord, text))))
+                        for text in texts])
 
 
 def trained_evaluator():
@@ -126,7 +132,8 @@ def trained_evaluator():
 def test_padding_and_batch_mates_change_nothing(make):
     evaluator = make()
     rng = torch.Generator().manual_seed(1)
-    clips = [torch.randn(length, 263, generator=rng) for length in (196, 40, 61, 100)]  # of 263 features the first 67 count
+    # of 263 features the first 67 count
+    clips = [torch.randn(length, 263, generator=rng) for length in (196, 40, 61, 100)]
     lengths = torch.tensor([len(clip) for clip in clips])
     batch = torch.full((4, 196, 263), 7.0)  # the padding is not even zero
     for row, clip in zip(batch, clips):
@@ -139,7 +146,8 @@ def test_padding_and_batch_mates_change_nothing(make):
     difference = (evaluator.embed_motion(changed, lengths) - together).abs().amax(-1)
     assert difference[1] > (1e-6 if make is matching_evaluator else 1e-4)
     assert difference[[0, 2, 3]].max() == 0
-    captions = [Caption("a person walks", ("a/DET", "person/NOUN", "walk/VERB")), Caption("jump", ("jump/VERB",))]
+    captions = [Caption("a person walks", ("a/DET", "person/NOUN", "walk/VERB")),
+                Caption("jump", ("jump/VERB",))]
     texts = evaluator.embed_text(captions)
     assert texts.shape == (2, together.shape[1])
     assert relative_error(texts[1:], evaluator.embed_text(captions[1:])) < 2e-6
@@ -180,8 +188,8 @@ def test_wrong_inputs_are_named():
 
 def test_trained_evaluator_survives_its_file(tmp_path):
     evaluator = trained_evaluator()
-    torch.save({"evaluator": evaluator.model.state_dict(), "model_kwargs": evaluator.model.config, "mean": evaluator.mean,
-                "std": evaluator.std}, tmp_path / "latest.tar")
+    torch.save({"evaluator": evaluator.model.state_dict(), "model_kwargs": evaluator.model.config,
+                "mean": evaluator.mean, "std": evaluator.std}, tmp_path / "latest.tar")
     again = evaluators.TrainedEvaluator.load(tmp_path / "latest.tar", text_features)
     motion = torch.randn(2, 60, 67)
     assert torch.equal(evaluator.embed_motion(motion, [60, 44]), again.embed_motion(motion, [60, 44]))
@@ -191,17 +199,18 @@ def test_trained_evaluator_survives_its_file(tmp_path):
 
 def test_released_files_load_and_broken_ones_are_named(tmp_path):
     source = matching_evaluator()
-    networks = {name: getattr(source, name).state_dict() for name in ("movement_encoder", "motion_encoder", "text_encoder")}
+    networks = {name: getattr(source, name).state_dict()
+                for name in ("movement_encoder", "motion_encoder", "text_encoder")}
     torch.save(networks | {"epoch": 3}, tmp_path / "finest.tar")
     loaded = evaluators.MatchingEvaluator.load(tmp_path / "finest.tar", source.mean, source.std, Words())
     motion = torch.randn(2, 60, 67)
     assert torch.equal(source.embed_motion(motion, [60, 44]), loaded.embed_motion(motion, [60, 44]))
-    with pytest.raises(UserError, match="no evaluator at"):
+    with pytest.raises(UserError, match="no checkpoint at .*train_evaluator"):
         evaluators.TrainedEvaluator.load(tmp_path / "absent.tar", text_features)
     with pytest.raises(UserError, match="contrast_model"):
         evaluators.ContrastEvaluator.load(tmp_path / "finest.tar", source.mean, source.std, None)
     (tmp_path / "damaged.tar").write_bytes(b"PK\x03\x04 not an archive")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no checkpoint, or damaged"):
         evaluators.TrainedEvaluator.load(tmp_path / "damaged.tar", text_features)
     networks["motion_encoder"].pop("hidden")
     torch.save(networks, tmp_path / "finest.tar")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from scripts import gallery
-from utils.demo_dataset import make_clip
+from utils.demo.dataset import make_clip
 from utils.errors import run
 
 SAMPLES = ["000_a_person_walks_forward_80f_r0.npy", "001_someone_waves_with_the_right_hand_64f_r0.npy"]

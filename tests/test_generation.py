@@ -1,11 +1,13 @@
-"""The masked transformer: padding, batches, guidance, training, and that only on-grid tokens are ever seen."""
+"""The masked transformer: padding, batches, guidance, training, and that only on-grid tokens are ever
+seen."""
 import pytest
 import torch
 
 from models.AE import AE_models
-from models.errors import ModelError
-from models.MARDM import MARDM, MARDM_models, check_pair, mask_schedule, padding_mask_of
+from models.generation import mask_schedule, padding_mask_of
+from models.MARDM import MARDM, MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
+from utils.errors import UserError
 
 SMALL = dict(width=32, ff=64, layers=2, heads=4, head_width=32, head_depth=2)
 
@@ -50,15 +52,17 @@ def test_codes_are_identical_alone_and_in_a_batch():
     assert torch.equal(ae.snap(together[1]), together[1])
 
 
-@pytest.mark.parametrize("ae_name", ["FSQ_AE_Hybrid", "FSQ_AE_Residual", "FSQ_AE_iFSQ_64x17", "VQ_AE_RVQ", "VQ_AE_RVQ_First",
-                                     "VQ_AE_SF_DiVeQ", "VQ_AE_Gumbel_Soft"])
+@pytest.mark.parametrize("ae_name", ["FSQ_AE_Hybrid", "FSQ_AE_Residual", "FSQ_AE_iFSQ_64x17", "VQ_AE_RVQ",
+                                     "VQ_AE_RVQ_First", "VQ_AE_SF_DiVeQ", "VQ_AE_Gumbel_Soft"])
 def test_every_kind_of_target_is_generated_snapped_and_decoded(ae_name):
     model, ae = make_pair(ae_name)
     targets = model.generate(ae, torch.randn(2, 16), torch.tensor([5, 8]), [1, 2], time_steps=4, ode_steps=3)
-    assert targets.shape == (2, 8, ae.target_dim) and torch.allclose(ae.snap(targets[1]), targets[1], atol=1e-5)
+    assert targets.shape == (2, 8, ae.target_dim) and torch.allclose(ae.snap(targets[1]), targets[1],
+                                                                     atol=1e-5)
     if ae_name != "VQ_AE_Gumbel_Soft":  # whose targets are no finite set
         quantizer = ae.quantizer
-        assert torch.allclose(quantizer.decode_indices(quantizer.get_indices(targets[1])), targets[1], atol=1e-5)
+        assert torch.allclose(quantizer.decode_indices(quantizer.get_indices(targets[1])), targets[1],
+                              atol=1e-5)
     assert ae.decode_targets(targets, torch.tensor([20, 32])).shape == (2, 32, 67)
 
 
@@ -77,18 +81,22 @@ def test_transformer_sees_on_grid_tokens_only():
 
 def test_seeds_decide():
     pipeline = make_pipeline()
-    one, two, other = pipeline.sample(torch.randn(1, 16).repeat(3, 1), [40] * 3, [1, 1, 2], time_steps=4, ode_steps=3)
+    one, two, other = pipeline.sample(torch.randn(1, 16).repeat(3, 1), [40] * 3, [1, 1, 2], time_steps=4,
+                                      ode_steps=3)
     assert torch.equal(one, two) and not torch.equal(one, other)
     assert clip_seed(1, "a", 0) != clip_seed(1, "a", 1) != clip_seed(2, "a", 1)
 
 
 @torch.no_grad()
 def test_positions_from_the_end_do_not_depend_on_the_padding():
-    """The last token of a clip is told apart from the same token of a longer clip, whatever the batch is padded to."""
+    """The last token of a clip is told apart from the same token of a longer clip, whatever the batch is
+    padded to."""
     model, _ = make_pair()
     latents, cond = torch.randn(1, 12, 32), torch.randn(1, 16)
     out = {n: model(latents[:, :n], cond, padding_mask_of(torch.tensor([6]), n)) for n in (6, 9, 12)}
-    assert torch.allclose(out[6][0, :6], out[9][0, :6], atol=1e-5) and torch.allclose(out[6][0, :6], out[12][0, :6], atol=1e-5)
+    assert torch.allclose(out[6][0, :6], out[9][0, :6], atol=1e-5) and torch.allclose(out[6][0, :6],
+                                                                                      out[12][0, :6],
+                                                                                      atol=1e-5)
     x = torch.zeros(1, 6, 32)
     short = model.position_enc(x, padding_mask_of(torch.tensor([4]), 6))
     full = model.position_enc(x, padding_mask_of(torch.tensor([6]), 6))
@@ -135,10 +143,12 @@ def test_temperature_scales_the_noise(head):
 
 @pytest.mark.parametrize("head", ["SiT", "DDPM"])
 def test_scaled_targets(head):
-    """A head with a scale learns from targets divided by it, and its samples are multiplied by it before they are snapped."""
+    """A head with a scale learns from targets divided by it, and its samples are multiplied by it before they
+    are snapped."""
     (plain, ae), (scaled, _) = make_pair("AE_Model", head), make_pair("AE_Model", head, target_scale=0.25)
     cond, lengths = torch.randn(2, 16), torch.tensor([5, 8])
-    settings = dict(time_steps=1, ode_steps=3, cfg=2.0)  # one iteration: nothing of what was sampled is read again
+    # one iteration: nothing of what was sampled is read again
+    settings = dict(time_steps=1, ode_steps=3, cfg=2.0)
     samples = [model.generate(ae, cond, lengths, [1, 2], **settings) for model in (plain, scaled)]
     torch.testing.assert_close(samples[1], 0.25 * samples[0])
     latents = torch.randn(2, 8, 32)
@@ -156,10 +166,13 @@ def test_scaled_targets(head):
 
 def test_pseudo_reorder_changes_rounding_only():
     model, _ = make_pair()
-    latents, cond, padding = torch.randn(2, 10, 32), torch.randn(2, 16), padding_mask_of(torch.tensor([7, 10]), 10)
+    latents, cond, padding = torch.randn(2, 10, 32), torch.randn(2,
+                                                                 16), padding_mask_of(torch.tensor([7, 10]),
+                                                                                      10)
     mask = torch.rand(2, 10, generator=torch.Generator().manual_seed(0)) < 0.5
     with torch.no_grad():
-        assert torch.allclose(model(latents, cond, padding), model(latents, cond, padding, mask=mask), atol=1e-5)
+        assert torch.allclose(model(latents, cond, padding), model(latents, cond, padding, mask=mask),
+                              atol=1e-5)
 
 
 def test_known_tokens_stay():
@@ -167,7 +180,8 @@ def test_known_tokens_stay():
     targets = ae.snap(torch.randn(1, 12, 6))
     keep = torch.zeros(1, 12, dtype=torch.bool)
     keep[:, :5] = True
-    out = model.generate(ae, torch.randn(1, 16), torch.tensor([12]), [3], time_steps=5, known=(targets, keep), ode_steps=3)
+    out = model.generate(ae, torch.randn(1, 16), torch.tensor([12]), [3], time_steps=5, known=(targets, keep),
+                         ode_steps=3)
     assert torch.equal(out[0, :5], targets[0, :5]) and not torch.equal(out[0, 5:], targets[0, 5:])
 
 
@@ -208,7 +222,8 @@ def test_work_of_the_samplers(sampler, expected):
 def test_one_batch_overfits():
     torch.manual_seed(0)
     ae = AE_models["FSQ_AE_High"](width=32, latent_dim=32).eval()
-    model = MARDM(ae_dim=32, target_dim=6, cond_dim=16, dropout=0.0, **(SMALL | dict(width=64, head_width=64)))
+    model = MARDM(ae_dim=32, target_dim=6, cond_dim=16, dropout=0.0,
+                  **(SMALL | dict(width=64, head_width=64)))
     targets, cond, lengths = ae.snap(torch.randn(4, 6, 6)), torch.randn(4, 16), torch.tensor([6, 6, 5, 4])
     latents = ae.embed_targets(targets).detach()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
@@ -234,18 +249,20 @@ def test_training_mask_leaves_padding_alone():
 def test_zoo_and_pairs():
     assert {"MARDM-DDPM-XL", "MARDM-SiT-XL", "FSQ-MARDM-SiT-XL", "FSQ-MARDM-DDPM-XL", "VQ-MARDM-SiT-XL",
             "VQ_MARDM-SiT-XL", "FSQ-MARDM-SiT-S", "MARDM-SiT-B", "MARDM-DDPM-L"} <= set(MARDM_models)
-    assert MARDM_models["FSQ-MARDM-SiT-S"](ae_dim=8).count_from_end and not MARDM_models["MARDM-SiT-S"](ae_dim=8).count_from_end
+    assert MARDM_models["FSQ-MARDM-SiT-S"](ae_dim=8).count_from_end and not MARDM_models[
+        "MARDM-SiT-S"](ae_dim=8).count_from_end
     check_pair("FSQ-MARDM-SiT-S", "FSQ_AE_High")
     check_pair("VQ_MARDM-SiT-XL", "VQ_AE_Model")
     check_pair("MARDM-SiT-XL", "AE_Model")
-    for model, ae in [("MARDM-SiT-XL", "FSQ_AE_High"), ("FSQ-MARDM-SiT-XL", "AE_Model"), ("VQ-MARDM-SiT-XL", "FSQ_AE_High")]:
-        with pytest.raises(ModelError, match="is trained on"):
+    for model, ae in [("MARDM-SiT-XL", "FSQ_AE_High"), ("FSQ-MARDM-SiT-XL", "AE_Model"),
+                      ("VQ-MARDM-SiT-XL", "FSQ_AE_High")]:
+        with pytest.raises(UserError, match="is trained on"):
             check_pair(model, ae)
 
 
 def test_bad_calls():
     model, ae = make_pair()
-    with pytest.raises(ModelError, match="1 token"):
+    with pytest.raises(UserError, match="1 token"):
         model.generate(ae, torch.randn(1, 16), torch.tensor([0]), [0])
-    with pytest.raises(ModelError, match="do not belong together"):
+    with pytest.raises(UserError, match="do not belong together"):
         Pipeline(model, AE_models["AE_Model"](width=32, latent_dim=32), torch.zeros(67), torch.ones(67))

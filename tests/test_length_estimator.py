@@ -58,13 +58,16 @@ def test_soft_lengths_reward_near_misses():
     peak = lambda c: 6.0 * torch.nn.functional.one_hot(torch.tensor([c]), 50).float()  # noqa: E731
     truth = torch.tensor([20])
     assert torch.allclose(length_loss(peak(21), truth, 0.0), length_loss(peak(35), truth, 0.0))
-    assert length_loss(peak(20), truth, 1.5) < length_loss(peak(21), truth, 1.5) < length_loss(peak(23), truth, 1.5)
-    assert torch.allclose(length_loss(peak(24), truth, 0.05), length_loss(peak(24), truth, 0.0))  # hardly spread: as published
+    assert length_loss(peak(20), truth, 1.5) < length_loss(peak(21), truth, 1.5) < length_loss(peak(23),
+                                                                                               truth, 1.5)
+    # hardly spread: as published
+    assert torch.allclose(length_loss(peak(24), truth, 0.05), length_loss(peak(24), truth, 0.0))
 
 
 def test_central_draws_come_from_the_middle_fifth():
     weights = torch.zeros(1, 50)
     weights[0, 10:30] = 1.0  # 40 to 116 frames, all alike
     logits = (weights + 1e-9).log()
-    drawn = torch.tensor([int(sample_length(logits, torch.Generator().manual_seed(i), "central")) for i in range(300)])
+    drawn = torch.tensor([int(sample_length(logits, torch.Generator().manual_seed(i), "central"))
+                          for i in range(300)])
     assert 72 <= drawn.min() < 80 and 80 < drawn.max() <= 88 and len(drawn.unique()) > 2

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import golden, relative_error
 
-from utils import eval_utils as metrics
-from utils.evaluation import write_json
+from utils.evaluation import metrics
+from utils.report import write_json
 
 FEET = SimpleNamespace(left_feet=(7, 10), right_feet=(8, 11))
 
@@ -32,12 +32,14 @@ def test_spread_of_the_reference():
     np.random.seed(1)
     assert relative_error(metrics.calculate_diversity(data["real"], 300), data["diversity_seed1"]) < 1e-7
     np.random.seed(2)
-    assert relative_error(metrics.calculate_multimodality(data["mm_act"], 10), data["multimodality_seed2"]) < 1e-7
+    assert relative_error(metrics.calculate_multimodality(data["mm_act"], 10),
+                          data["multimodality_seed2"]) < 1e-7
 
 
 def test_mpjpe_of_the_reference():
     data = golden("metrics.npz")
-    assert relative_error(metrics.calculate_mpjpe(data["gt_joints"], data["pred_joints"]), data["mpjpe"]) < 1e-7
+    assert relative_error(metrics.calculate_mpjpe(data["gt_joints"], data["pred_joints"]),
+                          data["mpjpe"]) < 1e-7
 
 
 def test_fid_where_the_answer_is_known():
@@ -53,7 +55,9 @@ def test_fid_agrees_with_a_general_square_root():
     linalg = pytest.importorskip("scipy.linalg")
     rng = np.random.default_rng(1)
     mu1, s1 = metrics.calculate_activation_statistics(rng.standard_normal((300, 16)))
-    mu2, s2 = metrics.calculate_activation_statistics(rng.standard_normal((300, 16)) @ rng.standard_normal((16, 16)))
+    mu2, s2 = metrics.calculate_activation_statistics(rng.standard_normal((300,
+                                                                           16)) @ rng.standard_normal((16,
+                                                                                                       16)))
     expected = ((mu1 - mu2) ** 2).sum() + np.trace(s1 + s2 - 2 * linalg.sqrtm(s1 @ s2).real)
     assert metrics.calculate_frechet_distance(mu1, s1, mu2, s2) == pytest.approx(expected, rel=1e-9)
 
@@ -98,11 +102,14 @@ def test_fid_offsets_the_diagonals_where_the_root_is_not_finite(monkeypatch):
         seen.append((sigma1, sigma2))
         return exact(sigma1, sigma2) if np.linalg.matrix_rank(sigma1 @ sigma2) == len(sigma1) else np.nan
 
-    assert metrics.calculate_frechet_distance([0, 0], sigma, [1, 0], shifted, eps=0.1) == pytest.approx(2)  # no need of it
+    # no need of it
+    assert metrics.calculate_frechet_distance([0, 0], sigma, [1, 0], shifted, eps=0.1) == pytest.approx(2)
     monkeypatch.setattr(metrics, "_trace_of_root", root_of_regular_ones)
     expected = 1 + 5 - 2 * (np.sqrt(1.1 * 4.1) + 0.1)
-    assert metrics.calculate_frechet_distance([0, 0], sigma, [1, 0], shifted, eps=0.1) == pytest.approx(expected)
-    assert len(seen) == 2 and metrics.calculate_frechet_distance([0, 0], sigma, [1, 0], shifted) == pytest.approx(2, abs=1e-5)
+    assert metrics.calculate_frechet_distance([0, 0], sigma, [1, 0], shifted,
+                                              eps=0.1) == pytest.approx(expected)
+    assert len(seen) == 2 and metrics.calculate_frechet_distance([0, 0], sigma, [1, 0],
+                                                                 shifted) == pytest.approx(2, abs=1e-5)
     monkeypatch.undo()
     assert np.isnan(metrics.calculate_frechet_distance([0, 0], sigma * np.nan, [1, 0], shifted))
 
@@ -122,7 +129,8 @@ def test_joint_metrics_of_clips_together_are_those_of_each():
     real[:, :, FEET.left_feet + FEET.right_feet, 1] *= 0.01
     for metric in (metrics.calculate_mpjpe, metrics.acceleration_error):
         assert np.allclose(metric(real, made), [metric(*pair) for pair in zip(real, made)], rtol=1e-12)
-    assert np.allclose(metrics.foot_skating(real, 20.0, FEET), [metrics.foot_skating(clip, 20.0, FEET) for clip in real])
+    assert np.allclose(metrics.foot_skating(real, 20.0, FEET),
+                       [metrics.foot_skating(clip, 20.0, FEET) for clip in real])
     assert metrics.foot_skating(real, 20.0, FEET).min() > 0
 
 
@@ -163,7 +171,8 @@ def test_confidence_interval():
 def test_joint_errors():
     rng = np.random.default_rng(0)
     joints = rng.standard_normal((10, 22, 3))
-    assert metrics.calculate_mpjpe(joints, joints + [1.0, 2, 3]) == pytest.approx(np.zeros(10))  # a shift is aligned away
+    # a shift is aligned away
+    assert metrics.calculate_mpjpe(joints, joints + [1.0, 2, 3]) == pytest.approx(np.zeros(10))
     drift = np.linspace(0, 1, 10)[:, None, None]
     assert metrics.acceleration_error(joints, joints + drift) == pytest.approx(np.zeros(8))
     jitter = np.zeros((10, 22, 3))

@@ -1,4 +1,5 @@
-"""Motion features against the reference's, and what must hold for any motion: recovery, invariance, gradients."""
+"""Motion features against the reference's, and what must hold for any motion: recovery, invariance,
+gradients."""
 import json
 
 import numpy as np
@@ -6,10 +7,10 @@ import pytest
 import torch
 from conftest import golden, relative_error
 
-from utils.motion_process import (
-    SKELETONS,
+from utils.data.writing import average_std
+from utils.errors import UserError
+from utils.motion.features import (
     MotionError,
-    average_std,
     essential,
     facing_joints,
     features_to_joints,
@@ -19,12 +20,14 @@ from utils.motion_process import (
     retarget,
     rotate_y,
 )
+from utils.motion.skeletons import SKELETONS
 
 T2M, KIT = SKELETONS["t2m"], SKELETONS["kit"]
 
 
 def figure(heading, path, skeleton=T2M, seed=0):
-    """Joints (T, J, 3) of a body that swings its limbs and looks along ``heading`` (T,) at ``path`` (T, 2) of x, z."""
+    """Joints (T, J, 3) of a body that swings its limbs and looks along ``heading`` (T,) at ``path`` (T, 2) of
+    x, z."""
     rng = np.random.default_rng(seed)
     frames, time = len(heading), np.arange(len(heading))
     lengths = 0.1 + 0.3 * rng.random(skeleton.num_joints)
@@ -35,20 +38,23 @@ def figure(heading, path, skeleton=T2M, seed=0):
     for parent, child in skeleton.bones:
         swing = 0.4 * rng.random() * np.sin((0.1 + 0.2 * rng.random()) * time)  # none at frame 0
         x, y, z = np.array(skeleton.raw_offsets[child]) * lengths[child]
-        bone = np.stack([x + 0 * swing, y * np.cos(swing) - z * np.sin(swing), y * np.sin(swing) + z * np.cos(swing)], -1)
+        bone = np.stack([x + 0 * swing, y * np.cos(swing) - z * np.sin(swing),
+                         y * np.sin(swing) + z * np.cos(swing)], -1)
         joints[:, child] = joints[:, parent] + bone
     return rotate_y(joints, heading[:, None]) + np.stack([path[:, 0], 0 * heading, path[:, 1]], -1)[:, None]
 
 
 def circle(direction, turns=1.5, frames=150, skeleton=T2M):
-    """A figure that walks on a circle of 1.5 m, to the left for direction 1 and to the right for -1, from facing +Z."""
+    """A figure that walks on a circle of 1.5 m, to the left for direction 1 and to the right for -1, from
+    facing +Z."""
     heading = direction * np.linspace(0, turns * 2 * np.pi, frames)
     path = 1.5 * direction * np.stack([1 - np.cos(heading), np.sin(heading)], -1)
     return figure(heading, path, skeleton)
 
 
 def placed(joints, skeleton=T2M):
-    """What recovery gives back: the clip on the floor, from x = z = 0, frame 0 facing +Z, less its last frame."""
+    """What recovery gives back: the clip on the floor, from x = z = 0, frame 0 facing +Z, less its last
+    frame."""
     right_hip, left_hip, right_shoulder, left_shoulder = joints[0, list(skeleton.face_joints)]
     across = right_hip - left_hip + right_shoulder - left_shoulder
     origin = joints[0, 0].copy()
@@ -59,14 +65,16 @@ def placed(joints, skeleton=T2M):
 # Against the reference
 
 
-@pytest.mark.parametrize("file, skeleton, tolerance", [("motion_t2m.npz", T2M, 1e-5), ("motion_kit.npz", KIT, 2e-4)])
+@pytest.mark.parametrize("file, skeleton, tolerance",
+                         [("motion_t2m.npz", T2M, 1e-5), ("motion_kit.npz", KIT, 2e-4)])
 def test_features_and_recovery_agree_with_the_reference(file, skeleton, tolerance):
     data = golden(file)
     features = joints_to_features(data["positions"], skeleton, data["target_offsets"])
     assert features.dtype == np.float32
     assert skeleton.feet_threshold == float(data["feet_threshold"])
     assert relative_error(features, data["features"]) <= tolerance
-    assert relative_error(features_to_joints(data["features"], skeleton.num_joints), data["recovered"]) <= tolerance
+    assert relative_error(features_to_joints(data["features"], skeleton.num_joints),
+                          data["recovered"]) <= tolerance
     dim = skeleton.essential_dim
     for columns in (slice(0, 1), slice(1, 3), slice(3, 4), slice(4, dim)):  # each on its own scale
         assert relative_error(features[:, columns], data["features"][:, columns]) <= tolerance
@@ -75,7 +83,8 @@ def test_features_and_recovery_agree_with_the_reference(file, skeleton, toleranc
 def test_sample_of_humanml3d():
     data = golden("sample_012314.npz")
     features = joints_to_features(data["joints"], T2M, T2M.target_offsets)
-    assert relative_error(features[:100], data["features"][:100]) <= 1e-5  # later: smoothing lacks the file's last frame
+    # later: smoothing lacks the file's last frame
+    assert relative_error(features[:100], data["features"][:100]) <= 1e-5
     assert relative_error(features_to_joints(data["features"], 22), data["joints"]) <= 1e-5
 
 
@@ -94,7 +103,9 @@ def test_turns_agree_but_for_the_sign_fault(side, faulty):
     assert np.allclose(features[fault, 0], -reference[fault, 0], atol=1e-5)
     scale = np.abs(reference).max()
     assert np.abs(features - reference)[~fault, 0].max() <= 1e-5 * scale
-    assert np.abs(features - reference)[:, 1:].max() <= 1e-5 * scale
+    # The reference's float32 roots are those of its own machine; where MKL's are correctly rounded, 1.5e-5
+    # was seen.
+    assert np.abs(features - reference)[:, 1:].max() <= 2e-5 * scale
     moved = retarget(positions.astype(np.float64), T2M, data["target_offsets"])
     assert np.abs(features_to_joints(features, 22) - placed(moved)).max() <= 1e-5
     assert np.abs(features_to_joints(reference, 22) - placed(moved)).max() > 0.05  # the fault is real
@@ -117,7 +128,8 @@ def test_a_steady_turn_never_flips_its_sign(direction):
     features = joints_to_features(circle(direction, turns=3, frames=300), T2M)
     assert (np.sign(features[1:, 0]) == -direction).all()
     heading, _ = recover_root(features)
-    assert heading[-1] * direction > 5 * np.pi  # left = from +Z towards +X = positive, and all turns are counted
+    # left = from +Z towards +X = positive, and all turns are counted
+    assert heading[-1] * direction > 5 * np.pi
 
 
 def test_place_and_heading_of_a_clip_do_not_matter():
@@ -139,10 +151,13 @@ def test_retargeting_keeps_directions_and_gives_the_bones():
     small = retarget(big, T2M, T2M.target_offsets)
     for parent, child in T2M.bones:
         length = np.linalg.norm(small[:, child] - small[:, parent], axis=-1)
-        assert np.allclose(length, np.linalg.norm(T2M.target_offsets[child]), rtol=2e-5)  # float32 rotations along a chain
+        # float32 rotations along a chain
+        assert np.allclose(length, np.linalg.norm(T2M.target_offsets[child]), rtol=2e-5)
     assert np.allclose(small * 1.7, big, atol=5e-6)  # the figure has the target's proportions
-    error = np.abs(joints_to_features(big, T2M, T2M.target_offsets) - joints_to_features(big / 1.7, T2M)).max(0)
-    assert error[:67].max() < 5e-6 and error[193:].max() < 5e-6 and error[67:193].max() < 1e-4  # retargeting rounds to float32
+    error = np.abs(joints_to_features(big, T2M, T2M.target_offsets)
+                   - joints_to_features(big / 1.7, T2M)).max(0)
+    # retargeting rounds to float32
+    assert error[:67].max() < 5e-6 and error[193:].max() < 5e-6 and error[67:193].max() < 1e-4
     assert not np.allclose(joints_to_features(big, T2M), joints_to_features(big / 1.7, T2M), atol=1e-2)
 
 
@@ -154,7 +169,8 @@ def test_velocities_and_contacts():
     features = joints_to_features(joints, T2M)
     assert np.allclose(features[:, 1:3], [0, 0.1], atol=1e-6) and np.allclose(features[:, 0], 0, atol=1e-6)
     velocities = features[:, 193:259].reshape(-1, 22, 3)
-    assert np.allclose(velocities[:, 5], [0, 0, 0.1], atol=1e-6) and np.allclose(velocities[:, 10], 0, atol=1e-6)
+    assert np.allclose(velocities[:, 5], [0, 0, 0.1], atol=1e-6) and np.allclose(velocities[:, 10], 0,
+                                                                                 atol=1e-6)
     assert (features[:, 259:] == [0, 1, 0, 0]).all()  # left ankle, left toe, right ankle, right toe
 
 
@@ -174,7 +190,9 @@ def test_retargeting_bones_against_their_axis_and_bodies_that_look_back(heading,
     """Single precision has the fewest digits there: the joints must still be those of double precision."""
     upright = figure(np.zeros(30), np.zeros((30, 2)))
     body = upright.copy()
-    body[:, 4] = body[:, 1] + np.linalg.norm(T2M.target_offsets[4]) * np.array([np.sin(tilt), np.cos(tilt), 0])  # a knee above
+    # a knee above
+    body[:, 4] = body[:, 1] + np.linalg.norm(T2M.target_offsets[4]) * np.array([np.sin(tilt), np.cos(tilt),
+                                                                                0])
     for joint in (7, 10):  # what hangs on it
         body[:, joint] = body[:, 4] + upright[:, joint] - upright[:, 4]
     joints = rotate_y(body, np.float64(heading))
@@ -216,7 +234,8 @@ def test_facing_joints_hold_neither_path_nor_heading():
 
 
 def test_gradients_reach_every_feature_that_recovery_reads():
-    features = torch.as_tensor(joints_to_features(circle(1)[:8], T2M)[:, :67], dtype=torch.float64).requires_grad_()
+    features = torch.as_tensor(joints_to_features(circle(1)[:8], T2M)[:, :67],
+                               dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: features_to_joints(x, 22), (features,))
     (features_to_joints(features, 22) ** 2).sum().backward()
     assert (features.grad[:, 3:] != 0).any(0).all() and (features.grad[:-1, :3] != 0).all()
@@ -226,7 +245,8 @@ def test_standard_features_of_essential_ones():
     features = joints_to_features(circle(1), T2M)
     again = features_to_standard(features[:, :67], T2M)
     assert again.shape == (len(features) - 1, 263)
-    assert np.abs(again - features[:-1])[:60].max() < 1e-4  # further on the smoothing meets the frame that is lost
+    # further on the smoothing meets the frame that is lost
+    assert np.abs(again - features[:-1])[:60].max() < 1e-4
 
 
 # Skeletons, statistics, errors
@@ -239,7 +259,8 @@ def test_skeletons():
         assert len(skeleton.bones) == skeleton.num_joints - 1
         assert all(skeleton.side(joint) == "left" for joint in skeleton.left_feet)
         assert all(skeleton.side(joint) == "right" for joint in skeleton.right_feet)
-    sides = {side: [joint for joint in range(22) if T2M.side(joint) == side] for side in ("left", "right", "centre")}
+    sides = {side: [joint for joint in range(22) if T2M.side(joint) == side]
+             for side in ("left", "right", "centre")}
     assert sides == {"left": [1, 4, 7, 10, 13, 16, 18, 20], "right": [2, 5, 8, 11, 14, 17, 19, 21],
                      "centre": [0, 3, 6, 9, 12, 15]}
 
@@ -263,7 +284,7 @@ def test_std_is_averaged_within_groups():
 def test_wrong_joints_are_refused(joints, words):
     with pytest.raises(MotionError) as error:
         joints_to_features(joints, T2M)
-    assert words in str(error.value) and error.value.is_user_error
+    assert words in str(error.value) and isinstance(error.value, UserError)
 
 
 def test_too_few_columns_and_legless_sources_are_refused():

@@ -1,5 +1,6 @@
 """Several processes (torchrun, gloo on the CPU) train and evaluate as one does with the whole batch."""
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,14 +13,15 @@ import torch
 from conftest import ROOT
 from test_scripts import call
 
-from models.loading import read_checkpoint
-from utils.datasets import SeededBatches
-from utils.demo_dataset import build_demo
+from utils.data.datasets import SeededBatches
+from utils.demo.dataset import build_demo
 from utils.errors import UserError
+from utils.files import read_checkpoint
 
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu", "--num_workers", "0"]
 TRAIN = [*ON_DEMO, "--max_iter", "2", "--log_every", "1"]
-GENERATOR = ["--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "FSQ-MARDM-SiT-S", "--diffmlps_batch_mul", "1"]
+GENERATOR = ["--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "FSQ-MARDM-SiT-S",
+             "--diffmlps_batch_mul", "1"]
 FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2", "--repeats", "1"]
 
 
@@ -27,7 +29,8 @@ def torchrun(folder, *what):
     """Two processes of tests/parallel_worker.py. Returns exit code and output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                str(ROOT / "tests" / "parallel_worker.py"), str(folder), *what]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -46,14 +49,16 @@ def test_two_processes_train_like_one_with_the_whole_batch(two, tmp_path, key, t
     one = parallel_worker.train(tmp_path, key)
     saved = read_checkpoint(two / "numbers" / key / "model" / "latest.tar")
     assert saved["total_it"] == one.total_it == parallel_worker.STEPS and saved["best"] == one.best
-    for state, expected in [(saved[key], one.model.state_dict()), (saved[f"ema_{key}"], one.ema.model.state_dict())]:
+    for state, expected in [(saved[key], one.model.state_dict()),
+                            (saved[f"ema_{key}"], one.ema.model.state_dict())]:
         for name, value in expected.items():
             assert torch.allclose(state[name].double(), value.double(), rtol=0, atol=tolerance), name
 
 
 def test_the_first_process_alone_writes(two):
     folder = two / "numbers" / "mardm"
-    assert len(list((folder / "model").glob("events.out.tfevents.*"))) == 2  # of the run, and of its continuation
+    # of the run, and of its continuation
+    assert len(list((folder / "model").glob("events.out.tfevents.*"))) == 2
     lines = [line.split(" ", 2)[2] for line in (folder / "train.log").read_text().splitlines()]
     assert [line.split()[0] for line in lines] == ["stopped", "resumed", "epoch", "epoch", "done:"]
 
@@ -62,7 +67,8 @@ def test_a_process_that_breaks_down_ends_all(tmp_path):
     begin = time.monotonic()
     code, output = torchrun(tmp_path, "break_down")
     assert code != 0 and "this process breaks down" in output
-    assert time.monotonic() - begin < 300  # a busy machine starts slowly; waiting for each other would take two hours
+    # a busy machine starts slowly; waiting for each other would take two hours
+    assert time.monotonic() - begin < 300
 
 
 def test_a_mistake_is_told_once(tmp_path):
@@ -76,7 +82,8 @@ def test_parts_make_the_batch():
     whole = list(SeededBatches(50, 8, 3, lengths))
     parts = [list(SeededBatches(50, 8, 3, lengths, part=(rank, 2))) for rank in range(2)]
     assert [a + b for a, b in zip(*parts)] == whole and all(len(batch) == 4 for batch in parts[0])
-    small = [list(SeededBatches(7, 8, 3, part=(rank, 2))) for rank in range(2)]  # fewer samples than a batch, an odd number
+    # fewer samples than a batch, an odd number
+    small = [list(SeededBatches(7, 8, 3, part=(rank, 2))) for rank in range(2)]
     assert [len(batches[0]) for batches in small] == [3, 3] and len(set(small[0][0] + small[1][0])) == 6
     with pytest.raises(UserError, match="2 process"):
         SeededBatches(1, 8, 3, part=(0, 2))
@@ -84,23 +91,27 @@ def test_parts_make_the_batch():
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    """Two folders with one run of every training script and evaluation: by one process, and by two with half the batch."""
+    """Two folders with one run of every training script and evaluation: by one process, and by two with half
+    the batch."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "pair")]
     for folder in folders:
         build_demo(folder / "datasets" / "demo", num_clips=240)
     jobs = {
-        "train_AE": ["--name", "ae", "--model", "FSQ_AE_High", "--width", "32", "--dropout", "0", "--window_size", "40", *TRAIN],
+        "train_AE": ["--name", "ae", "--model", "FSQ_AE_High", "--width", "32", "--dropout", "0",
+                     "--window_size", "40", *TRAIN],
         "train_evaluator": ["--name", "evaluator", *TRAIN], "train_length_estimator": TRAIN,
         "train_MARDM": ["--name", "mardm", *GENERATOR, "--dropout", "0", *TRAIN],
         "evaluation_AE": ["--name", "ae", *ON_DEMO],
         "evaluation_MARDM": ["--name", "mardm", "--ae_name", "ae", "--probe_repeats", "1", *FAST, *ON_DEMO],
     }
-    batch = lambda script, size: ["--batch_size", str(size)] if script.startswith("train") else []  # noqa: E731
+    batch = lambda script, size: ["--batch_size",
+                                  str(size)] if script.startswith("train") else []  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folders[0])
         for script, flags in jobs.items():
             assert call(script, *flags, *batch(script, 32)) == 0
-    code, output = torchrun(folders[1], "scripts", *(" ".join([s, *flags, *batch(s, 16)]) for s, flags in jobs.items()))
+    code, output = torchrun(folders[1], "scripts",
+                            *(" ".join([s, *flags, *batch(s, 16)]) for s, flags in jobs.items()))
     assert code == 0, output
     return folders
 
@@ -111,8 +122,8 @@ def content(folder, name):
 
 @pytest.mark.parametrize("name, key", [("ae", "ae"), ("mardm", "mardm")])
 def test_scripts_train_alike(scripts, name, key):
-    """AdamW's first steps have the size of the learning rate however small a gradient is, so in float32 gradients that are
-    rounding alone move weights apart; the updates as a whole must agree."""
+    """AdamW's first steps have the size of the learning rate however small a gradient is, so in float32
+    gradients that are rounding alone move weights apart; the updates as a whole must agree."""
     one, pair = (content(folder, name)[key] for folder in scripts)
     assert content(scripts[1], name)["total_it"] == 2
     torch.manual_seed(0)
@@ -137,13 +148,15 @@ def flat(value):
 def test_evaluation_is_the_same(scripts, tmp_path, monkeypatch):
     """The runs of two processes, evaluated by two and by one."""
     folder = scripts[1] / "checkpoints" / "demo"
-    files = [folder / "ae" / "eval" / "evaluation_AE.json", folder / "mardm" / "eval" / "evaluation_MARDM.json"]
+    files = [folder / "ae" / "eval" / "evaluation_AE.json",
+             folder / "mardm" / "eval" / "evaluation_MARDM.json"]
     pair = [json.loads(file.read_text()) for file in files]
     monkeypatch.chdir(scripts[1])
     assert call("evaluation_AE", "--name", "ae", *ON_DEMO) == 0
-    assert call("evaluation_MARDM", "--name", "mardm", "--ae_name", "ae", "--probe_repeats", "1", *FAST, *ON_DEMO) == 0
+    assert call("evaluation_MARDM", "--name", "mardm", "--ae_name", "ae", "--probe_repeats", "1", *FAST,
+                *ON_DEMO) == 0
     one = [json.loads(file.read_text()) for file in files]
-    for name in ("figures", "codes", "clips"):
+    for name in ("metrics", "codes", "clips"):
         assert flat(one[0][name]) == pytest.approx(flat(pair[0][name]), rel=1e-6)
     for name in ("scores", "foot_skating", "probes"):
         assert flat(one[1][name]) == pytest.approx(flat(pair[1][name]), rel=1e-6, nan_ok=True)

@@ -13,6 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 import analyze_training
 import plot_loss
+from utils import curves
 from utils.errors import UserError
 
 
@@ -52,7 +53,7 @@ def test_resumed_runs_are_joined_and_the_later_file_wins(tmp_path):
     first = {"Train/loss": {10: 5.0, 20: 4.0, 25: 9.0, 30: 3.0}, "Old/only": {20: 7.0}}
     write_events(tmp_path / "model", first, start=1000)
     write_events(tmp_path / "model", {"Train/loss": {20: 4.5, 30: 3.5, 40: 2.5}}, start=2000)
-    (scalars,) = plot_loss.read_runs([tmp_path]).values()
+    (scalars,) = curves.read_runs([tmp_path]).values()
     steps, values = scalars["Train/loss"]
     assert steps.tolist() == [10, 20, 30, 40]           # 25 was repeated, though not logged again
     assert values.tolist() == [5.0, 4.5, 3.5, 2.5]
@@ -60,19 +61,21 @@ def test_resumed_runs_are_joined_and_the_later_file_wins(tmp_path):
 
 
 def test_moving_average_is_not_pulled_to_zero_at_the_start():
-    np.testing.assert_allclose(plot_loss.ema(np.full(5, 3.0), 0.9), 3.0)
-    np.testing.assert_allclose(plot_loss.ema(np.array([1.0, 4.0]), 0.5), [1.0, 3.0])
-    np.testing.assert_array_equal(plot_loss.ema(np.array([1.0, 4.0]), 0.0), [1.0, 4.0])
+    np.testing.assert_allclose(curves.ema(np.full(5, 3.0), 0.9), 3.0)
+    np.testing.assert_allclose(curves.ema(np.array([1.0, 4.0]), 0.5), [1.0, 3.0])
+    np.testing.assert_array_equal(curves.ema(np.array([1.0, 4.0]), 0.0), [1.0, 4.0])
 
 
 def test_one_run(runs):
     for smooth in ("0", "0.9"):
-        plot_loss.main(["--log_dir", str(runs / "A"), "--output", str(runs / f"{smooth}.png"), "--smooth", smooth])
+        plot_loss.main(["--log_dir", str(runs / "A"), "--output", str(runs / f"{smooth}.png"), "--smooth",
+                        smooth])
         assert is_picture(runs / f"{smooth}.png")
     assert (runs / "0.png").read_bytes() != (runs / "0.9.png").read_bytes()
 
 
-@pytest.mark.parametrize("metric, count, lines", [("Val/FID", 6, 1), ("Train/lr", 100, 1), ("Train/loss", 100, 2)])
+@pytest.mark.parametrize("metric, count, lines",
+                         [("Val/FID", 6, 1), ("Train/lr", 100, 1), ("Train/loss", 100, 2)])
 def test_few_values_and_the_learning_rate_are_not_smoothed(metric, count, lines):
     figure, axes = plot_loss.plt.subplots()
     values = np.linspace(3.0, 1.0, count)
@@ -87,7 +90,8 @@ def test_comparison_draws_every_run_under_its_name(runs, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plot_loss, "plot_metric",
                         lambda curves, metric, *rest: drawn.update(curves=curves, metric=metric))
-    plot_loss.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--names", "fast one", "B", "--metric", "Val/FID"])
+    plot_loss.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--names", "fast one", "B", "--metric",
+                    "Val/FID"])
     assert drawn["metric"] == "Val/FID" and list(drawn["curves"]) == ["fast one", "B"]
     assert drawn["curves"]["B"][1].tolist() == [4.0, 3.0]
 
@@ -96,7 +100,8 @@ def test_comparison_picture(runs):
     picture = runs / "sub" / "c.png"
     plot_loss.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--log_scale", "--output", str(picture)])
     assert is_picture(picture)
-    assert [path.name for path in (runs / "sub").iterdir()] == ["c.png"]        # no temporary file stays behind
+    # no temporary file stays behind
+    assert [path.name for path in (runs / "sub").iterdir()] == ["c.png"]
 
 
 @pytest.mark.parametrize("folder, pictures", [(".", 4), ("B", 2)])
@@ -108,10 +113,10 @@ def test_all_metrics(runs, folder, pictures):
 
 def test_values_that_are_not_finite_are_left_out(tmp_path):
     write_events(tmp_path, {"Train/loss": {1: 2.0, 2: float("nan"), 3: 1.0}, "bad": {1: float("inf")}})
-    (scalars,) = plot_loss.read_runs([tmp_path]).values()
-    assert plot_loss.curve(scalars, "Train/loss", "run")[0].tolist() == [1, 3]
+    (scalars,) = curves.read_runs([tmp_path]).values()
+    assert curves.curve(scalars, "Train/loss", "run")[0].tolist() == [1, 3]
     with pytest.raises(UserError, match="no finite value"):
-        plot_loss.curve(scalars, "bad", "run")
+        curves.curve(scalars, "bad", "run")
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -136,7 +141,8 @@ def test_mistakes_are_one_line(runs, monkeypatch, arguments, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--log_dir", "A", "--log_dirs", "B"], ["--log_dir", "A", "--smooth", "1"]])
+@pytest.mark.parametrize("arguments", [[], ["--log_dir", "A", "--log_dirs", "B"],
+                                       ["--log_dir", "A", "--smooth", "1"]])
 def test_wrong_arguments_exit_with_2(arguments):
     with pytest.raises(SystemExit) as caught:
         plot_loss.main(arguments)
@@ -152,7 +158,8 @@ def test_the_script_itself_exits_with_2_and_one_line(tmp_path):
 
 def analysis(runs, *arguments):
     out = runs / "out"
-    analyze_training.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--output_dir", str(out), *arguments])
+    analyze_training.main(["--log_dirs", str(runs / "A"), str(runs / "B"), "--output_dir", str(out),
+                           *arguments])
     return json.loads((out / "analysis.json").read_text())
 
 
@@ -164,10 +171,13 @@ def test_analysis_figures(runs, capsys):
     assert 300 < fast["reached_at_smoothed"] < 500
     tail = np.array([100 / (100 + step) for step in range(1510, 2001, 10)])
     assert fast["window"]["values"] == 50
-    np.testing.assert_allclose([fast["window"]["mean"], fast["window"]["std"]], [tail.mean(), tail.std()], rtol=1e-6)
+    np.testing.assert_allclose([fast["window"]["mean"], fast["window"]["std"]], [tail.mean(), tail.std()],
+                               rtol=1e-6)
     np.testing.assert_allclose(slow["window"]["std_over_mean"], tail.std() / tail.mean(), rtol=1e-6)
-    assert fast["metrics"]["Val/FID"] == {"best": 0.5, "iteration": 1000, "last": 0.75}         # less is better
-    assert fast["metrics"]["Val/R3"]["best"] == pytest.approx(0.7)                              # more is better
+    # less is better
+    assert fast["metrics"]["Val/FID"] == {"best": 0.5, "iteration": 1000, "last": 0.75}
+    # more is better
+    assert fast["metrics"]["Val/R3"]["best"] == pytest.approx(0.7)
     printed = capsys.readouterr().out
     assert "Val/FID" in printed and "1,500" in printed and is_picture(runs / "out" / "analysis.png")
 
@@ -191,12 +201,14 @@ def test_analysis_of_a_metric_of_which_more_is_better(tmp_path, no_figure):
     found = analysis(tmp_path, *settings, "--maximize", "Val/score")["runs"]
     assert found["A"]["reached_at"] is None and found["B"]["reached_at"] == 2
     assert found["A"]["metrics"]["Val/score"]["iteration"] == 2
-    assert analysis(tmp_path, *settings)["runs"]["A"]["reached_at"] == 1         # without the flag less is better
+    # without the flag less is better
+    assert analysis(tmp_path, *settings)["runs"]["A"]["reached_at"] == 1
     assert analyze_training.more_is_better("Val/R1") and not analyze_training.more_is_better("Val/1-R3")
 
 
 def test_analysis_table_is_aligned():
-    lines = analyze_training.format_table([["a long name", "1"], ["b", "10,000"]], ["run", "at"], left=1).splitlines()
+    lines = analyze_training.format_table([["a long name", "1"], ["b", "10,000"]], ["run", "at"],
+                                          left=1).splitlines()
     assert {len(line) for line in lines} == {len("a long name") + 2 + len("10,000")}
     assert lines[2].endswith("     1") and lines[3].startswith("b ")
 
@@ -211,5 +223,6 @@ def test_analysis_mistakes_are_one_line(runs):
 def test_a_run_is_named_by_its_folder_and_not_by_its_model_folder():
     from pathlib import Path
 
-    from plot_loss import run_folder
-    assert run_folder(Path("checkpoints/demo/AE/model")).name == run_folder(Path("checkpoints/demo/AE")).name == "AE"
+    from utils.curves import run_folder
+    assert run_folder(Path("checkpoints/demo/AE/model")).name == run_folder(
+        Path("checkpoints/demo/AE")).name == "AE"

@@ -6,22 +6,25 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from test_motion_process import circle
 
 from scripts import prepare_dataset
-from utils.datasets import MotionStore, get_spec, text_clips
+from utils.data.datasets import MotionStore, text_clips
+from utils.data.specs import get_spec
+from utils.data.writing import average_std
 from utils.errors import run
-from utils.motion_process import SKELETONS, average_std, joints_to_features
+from utils.motion.features import joints_to_features
+from utils.motion.skeletons import SKELETONS
 
 T2M = SKELETONS["t2m"]
 TAGGED = "a person walks#a/DET person/NOUN walk/VERB#0.0#0.0\n"
 GOOD = {"train": ["walk_a", "walk_b", "long"], "val": ["short"], "test": ["turn"]}
 BAD = {
     "garbage": "cannot be read", "empty": "cannot be read", "archive": "it is an archive",
-    "zipped": "cannot be read", "other_body": "(50, 21, 3)", "flat": "(50, 66)", "nan": "NaN", "huge": "values above",
-    "one_frame": "1 frames", "pickled": "cannot be read", "no_joints": "no joints file", "no_text": "no text file",
-    "blank_text": "no caption", "bad_tags": "text file that cannot be read", "unlisted": "in no split list",
+    "zipped": "cannot be read", "other_body": "(50, 21, 3)", "flat": "(50, 66)", "nan": "NaN",
+    "huge": "values above", "one_frame": "1 frames", "pickled": "cannot be read",
+    "no_joints": "no joints file", "no_text": "no text file", "blank_text": "no caption",
+    "bad_tags": "text file that cannot be read", "unlisted": "in no split list",
 }
 
 
@@ -34,8 +37,8 @@ def save_bad_clips(source):
     (joints / "zipped.npy").write_bytes(b"PK\x03\x04 cut short")
     for name, array in {
         "other_body": good[:, :21], "flat": good.reshape(50, 66), "nan": np.where(good > 1.2, np.nan, good),
-        "huge": good * [1, 1e200, 1], "one_frame": good[:1], "no_text": good, "blank_text": good, "bad_tags": good,
-        "unlisted": good,
+        "huge": good * [1, 1e200, 1], "one_frame": good[:1], "no_text": good, "blank_text": good,
+        "bad_tags": good, "unlisted": good,
     }.items():
         np.save(joints / f"{name}.npy", array)
     np.save(joints / "pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -47,13 +50,16 @@ def source(tmp_path):
     folder = tmp_path / "capture"
     for name in ("joints", "texts"):
         (folder / name).mkdir(parents=True)
-    for name, frames, side in (("walk_a", 81, 1), ("walk_b", 61, -1), ("long", 260, 1), ("short", 21, 1), ("turn", 91, -1)):
-        np.save(folder / "joints" / f"{name}.npy", (1.3 * circle(side, turns=0.5, frames=frames)).astype(np.float32))
+    for name, frames, side in (("walk_a", 81, 1), ("walk_b", 61, -1), ("long", 260, 1), ("short", 21, 1),
+                               ("turn", 91, -1)):
+        np.save(folder / "joints" / f"{name}.npy",
+                (1.3 * circle(side, turns=0.5, frames=frames)).astype(np.float32))
     save_bad_clips(folder)
     for name in [*sum(GOOD.values(), []), *BAD]:
         (folder / "texts" / f"{name}.txt").write_text(TAGGED)
     (folder / "texts" / "walk_b.txt").write_text("someone walks in a curve\n\n  Someone turns  \n")  # no tags
-    (folder / "texts" / "turn.txt").write_text("a turn#a/DET turn/NOUN#0.5#3.5\na turn#a/DET turn/NOUN#nan#nan\n")
+    (folder / "texts" / "turn.txt").write_text("a turn#a/DET turn/NOUN#0.5#3.5\na turn#a/DET "
+                                               "turn/NOUN#nan#nan\n")
     (folder / "texts" / "no_text.txt").unlink()
     (folder / "texts" / "blank_text.txt").write_text("\n\n")
     (folder / "texts" / "bad_tags.txt").write_text("a person#a/DET#first#last\n")
@@ -67,7 +73,8 @@ def source(tmp_path):
 
 def prepare(monkeypatch, source, out, *flags, workers=0):
     """Run the script in this process; the exit code."""
-    argv = ["prepare_dataset.py", "--source", str(source), "--out", str(out), "--workers", str(workers), *flags]
+    argv = ["prepare_dataset.py", "--source", str(source), "--out", str(out), "--workers", str(workers),
+            *flags]
     monkeypatch.setattr(sys, "argv", argv)
     try:
         run(prepare_dataset.main)
@@ -81,7 +88,8 @@ def error_line(monkeypatch, capsys, source, out, *flags):
     before = sorted(out.parent.iterdir())
     assert prepare(monkeypatch, source, out, *flags) == 2
     assert sorted(out.parent.iterdir()) == before
-    text = [line for line in capsys.readouterr().err.splitlines() if "converting" not in line and line.strip()]
+    text = [line for line in capsys.readouterr().err.splitlines() if "converting" not in line
+            and line.strip()]
     assert len(text) == 1 and text[0].startswith("error: "), text
     return text[0]
 
@@ -92,7 +100,8 @@ def test_whole_data_set(source, tmp_path, monkeypatch, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["mine"]
     assert {split: (out / f"{split}.txt").read_text().split() for split in GOOD} == GOOD
     for folder, suffix in (("new_joint_vecs", ".npy"), ("texts", ".txt")):
-        assert {path.name for path in (out / folder).iterdir()} == {name + suffix for name in sum(GOOD.values(), [])}
+        assert {path.name for path in (out / folder).iterdir()} == {name + suffix
+                                                                    for name in sum(GOOD.values(), [])}
     features = np.load(out / "new_joint_vecs" / "long.npy")
     joints = np.load(source / "joints" / "long.npy")
     assert features.shape == (259, 263) and features.dtype == np.float32
@@ -103,8 +112,8 @@ def test_whole_data_set(source, tmp_path, monkeypatch, capsys):
     assert (out / "manifest.csv").read_text() == (source / "manifest.csv").read_text()
     about = json.loads((out / "dataset.json").read_text())
     assert about == {"name": "mine", "skeleton": "t2m", "fps": 20.0, "min_frames": 40, "max_frames": 199,
-                     "text_encoder": "minilm", "unit_length": 4, "distinct_retrieval": True, "retarget": "target",
-                     "num_clips": {"train": 3, "val": 1, "test": 1}, "feature_dim": 263}
+                     "text_encoder": "minilm", "unit_length": 4, "distinct_retrieval": True,
+                     "retarget": "target", "num_clips": {"train": 3, "val": 1, "test": 1}, "feature_dim": 263}
 
 
 def test_every_clip_that_is_left_out_is_named(source, tmp_path, monkeypatch, capsys):
@@ -135,7 +144,8 @@ def test_training_reads_it_and_agrees_about_the_clips(source, tmp_path, monkeypa
 def test_statistics_are_of_the_training_split(source, tmp_path, monkeypatch):
     out = tmp_path / "mine"
     assert prepare(monkeypatch, source, out) == 0
-    train = np.concatenate([np.load(out / "new_joint_vecs" / f"{name}.npy") for name in GOOD["train"]]).astype(float)
+    train = np.concatenate([np.load(out / "new_joint_vecs" / f"{name}.npy")
+                            for name in GOOD["train"]]).astype(float)
     mean, std = np.load(out / "Mean.npy"), np.load(out / "Std.npy")
     assert mean.dtype == std.dtype == np.float32 and mean.shape == std.shape == (263,)
     assert np.allclose(mean, train.mean(0), atol=1e-6)
@@ -155,8 +165,10 @@ def test_columns_that_never_change_can_be_divided_by(source, tmp_path, monkeypat
 def test_workers_change_nothing(source, tmp_path, monkeypatch):
     for workers in (0, 2):
         assert prepare(monkeypatch, source, tmp_path / str(workers) / "mine", workers=workers) == 0
-    for file in ("Mean.npy", "Std.npy", "report.json", "dataset.json", "train.txt", "new_joint_vecs/turn.npy"):
-        assert (tmp_path / "0" / "mine" / file).read_bytes() == (tmp_path / "2" / "mine" / file).read_bytes(), file
+    for file in ("Mean.npy", "Std.npy", "report.json", "dataset.json", "train.txt",
+                 "new_joint_vecs/turn.npy"):
+        assert (tmp_path / "0" / "mine" / file).read_bytes() == (
+            tmp_path / "2" / "mine" / file).read_bytes(), file
 
 
 def test_flags_reach_the_data_set(source, tmp_path, monkeypatch):
@@ -174,7 +186,8 @@ def test_kit_has_its_own_defaults(source, tmp_path, monkeypatch):
         np.save(source / "joints" / f"{name}.npy", circle(1, frames=50, skeleton=SKELETONS["kit"]))
     assert prepare(monkeypatch, source, tmp_path / "mine", "--skeleton", "kit") == 0
     about = json.loads((tmp_path / "mine" / "dataset.json").read_text())
-    assert (about["fps"], about["min_frames"], about["retarget"], about["feature_dim"]) == (12.5, 24, "none", 251)
+    assert (about["fps"], about["min_frames"], about["retarget"], about["feature_dim"]) == (12.5, 24, "none",
+                                                                                            251)
 
 
 def test_an_existing_folder_is_kept(source, tmp_path, monkeypatch, capsys):
@@ -190,7 +203,8 @@ def test_an_existing_folder_is_kept(source, tmp_path, monkeypatch, capsys):
     photos.mkdir()
     (photos / "a.jpg").touch()
     capsys.readouterr()
-    assert "is no data set made by this script" in error_line(monkeypatch, capsys, source, photos, "--overwrite")
+    assert "is no data set made by this script" in error_line(monkeypatch, capsys, source, photos,
+                                                              "--overwrite")
     assert (photos / "a.jpg").exists()
 
 
@@ -221,7 +235,8 @@ def test_an_interrupted_run_leaves_nothing_and_keeps_what_was_there(source, tmp_
 
 
 def test_joints_in_the_wrong_unit_or_lying_down_are_pointed_out(source, tmp_path, monkeypatch, capsys):
-    for name, change in (("walk_a", lambda x: x * 1000), ("turn", lambda x: x[..., [0, 2, 1]])):  # millimetres; Z up
+    # millimetres; Z up
+    for name, change in (("walk_a", lambda x: x * 1000), ("turn", lambda x: x[..., [0, 2, 1]])):
         file = source / "joints" / f"{name}.npy"
         np.save(file, change(np.load(file)))
     assert prepare(monkeypatch, source, tmp_path / "mine", "--retarget", "none") == 0
@@ -244,7 +259,8 @@ def write(path, text):
     (lambda s: write(s / "test.txt", "turn\nwalk_a\n"), "'walk_a' stands in train.txt already"),
     (lambda s: write(s / "test.txt", "../walk_a\n"), "is not a plain file name"),
     (lambda s: write(s / "train.txt", "nan\nflat\n"), "no clip of"),
-    (lambda s: write(s / "train.txt", "other_body\n"), "(50, 21, 3), expected (frames, 22, 3) for the t2m skeleton"),
+    (lambda s: write(s / "train.txt", "other_body\n"), "(50, 21, 3), expected (frames, 22, 3) for the t2m "
+                                                       "skeleton"),
 ])
 def test_sources_that_cannot_be_used(source, tmp_path, monkeypatch, capsys, spoil, words):
     spoil(source)
@@ -268,6 +284,7 @@ def test_out_below_a_file(source, tmp_path, monkeypatch, capsys):
 
 
 def test_command_line():
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_dataset.py"), "--source", "nowhere", "--out", "nothing"]
+    command = [sys.executable, "-m", "scripts.prepare_dataset", "--source", "nowhere", "--out", "nothing"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: no folder nowhere") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.startswith(
+        "error: no folder nowhere") and done.stderr.count("\n") == 1

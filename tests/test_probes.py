@@ -2,13 +2,13 @@
 import numpy as np
 import pytest
 
-from utils import probes
+from utils.evaluation import probes
 
 STANDING = np.array([
-    [0, 0.96, 0], [0.06, 0.87, 0], [-0.06, 0.87, 0], [0, 1.08, 0], [0.09, 0.48, 0], [-0.09, 0.48, 0], [0, 1.22, 0],
-    [0.09, 0.07, 0], [-0.09, 0.07, 0], [0, 1.28, 0], [0.09, 0.0, 0.13], [-0.09, 0.0, 0.13], [0, 1.48, 0], [0.07, 1.4, 0],
-    [-0.07, 1.4, 0], [0, 1.57, 0.05], [0.19, 1.42, 0], [-0.19, 1.42, 0], [0.24, 1.16, 0], [-0.24, 1.16, 0], [0.26, 0.9, 0.03],
-    [-0.26, 0.9, 0.03]])
+    [0, 0.96, 0], [0.06, 0.87, 0], [-0.06, 0.87, 0], [0, 1.08, 0], [0.09, 0.48, 0], [-0.09, 0.48, 0],
+    [0, 1.22, 0], [0.09, 0.07, 0], [-0.09, 0.07, 0], [0, 1.28, 0], [0.09, 0.0, 0.13], [-0.09, 0.0, 0.13],
+    [0, 1.48, 0], [0.07, 1.4, 0], [-0.07, 1.4, 0], [0, 1.57, 0.05], [0.19, 1.42, 0], [-0.19, 1.42, 0],
+    [0.24, 1.16, 0], [-0.24, 1.16, 0], [0.26, 0.9, 0.03], [-0.26, 0.9, 0.03]])
 
 
 def figure(frames=60):
@@ -35,22 +35,23 @@ def test_standing_still_is_no_action():
 
 @pytest.mark.parametrize("start", (0, 130))
 @pytest.mark.parametrize("move, action", [
-    ((0, 0, 2.5), "walk_forward"), ((0, 0, -1.5), "walk_backward"), ((1.2, 0, 0), "walk_left"), ((-1.2, 0, 0), "walk_right"),
-    ((0, 0, 1.2), "walk_slow"), ((0, 0, 5.0), "walk_fast"), ((0, 0, 8.0), "run_forward")])
+    ((0, 0, 2.5), "walk_forward"), ((0, 0, -1.5), "walk_backward"), ((1.2, 0, 0), "walk_left"),
+    ((-1.2, 0, 0), "walk_right"), ((0, 0, 1.2), "walk_slow"), ((0, 0, 5.0), "walk_fast"),
+    ((0, 0, 8.0), "run_forward")])
 def test_directions_and_speeds_count_from_the_starting_facing(move, action, start):
     joints = figure() + np.linspace(0, 1, 60)[:, None, None] * np.array(move)
     assert passing(turned(joints, np.full(60, start))) == {action}
 
 
 @pytest.mark.parametrize("degrees, action", [
-    (90, "turn_left_90"), (180, "turn_left_180"), (360, "turn_left_360"), (-90, "turn_right_90"), (-180, "turn_right_180"),
-    (-360, "turn_right_360")])
+    (90, "turn_left_90"), (180, "turn_left_180"), (360, "turn_left_360"), (-90, "turn_right_90"),
+    (-180, "turn_right_180"), (-360, "turn_right_360")])
 def test_turns_have_sign_and_size(degrees, action):
     assert passing(turned(figure(100), np.clip(np.linspace(-0.1, 1.1, 100), 0, 1) * degrees)) == {action}
 
 
-@pytest.mark.parametrize("degrees, action", [(100, "walk_curve_left"), (-100, "walk_curve_right"), (360, "walk_circle_left"),
-                                             (-360, "walk_circle_right")])
+@pytest.mark.parametrize("degrees, action", [(100, "walk_curve_left"), (-100, "walk_curve_right"),
+                                             (360, "walk_circle_left"), (-360, "walk_circle_right")])
 def test_curves_and_circles(degrees, action):
     yaw = np.linspace(0, degrees, 120)
     ahead = np.stack([np.sin(np.radians(yaw)), np.zeros(120), np.cos(np.radians(yaw))], 1)
@@ -67,7 +68,8 @@ def arms(joints, sides, elbow, wrist, chosen=slice(15, 45)):
     return joints
 
 
-@pytest.mark.parametrize("sides, name", [(("left",), "left"), (("right",), "right"), (("left", "right"), "both")])
+@pytest.mark.parametrize("sides, name", [(("left",), "left"), (("right",), "right"),
+                                         (("left", "right"), "both")])
 def test_arms(sides, name):
     assert passing(arms(figure(), sides, (0.02, 0.26, 0), (0.03, 0.52, 0))) == {f"raise_{name}"}
     swing = 0.15 * np.sin(np.arange(30) * 2 * np.pi / 10)
@@ -130,7 +132,8 @@ def test_bow_jacks_and_sway():
     joints = figure()
     upper = [3, 6, 9, 12, 13, 14, 15, 16, 17]
     height = (STANDING[upper, 1] - 0.96)[None]
-    joints[:, upper, 1], joints[:, upper, 2] = 0.96 + height * np.cos(bend)[:, None], height * np.sin(bend)[:, None]
+    joints[:, upper, 1], joints[:, upper, 2] = 0.96 + height * np.cos(bend)[:, None], height * np.sin(bend)[:,
+                                                                                                            None]
     assert passing(joints) == {"bow"}
     opened = (0.5 - 0.5 * np.cos(np.arange(80) * 2 * np.pi / 25))[:, None]
     jacks = figure(80)
@@ -175,20 +178,23 @@ def test_prompts_cover_every_action_twice():
 
 
 def test_report_counts():
-    report = probes.probe_report([("jump", True), (("jump",), False), (("jump", "clap"), True), ("bow", True)])
+    report = probes.probe_report([("jump", True), (("jump",), False), (("jump", "clap"), True),
+                                  ("bow", True)])
     assert report["all"] == {"passed": 3, "total": 4, "share": 0.75}
-    assert report["actions"] == {"jump": {"passed": 1, "total": 2, "share": 0.5}, "bow": {"passed": 1, "total": 1, "share": 1.0}}
+    assert report["actions"] == {"jump": {"passed": 1, "total": 2, "share": 0.5},
+                                 "bow": {"passed": 1, "total": 1, "share": 1.0}}
     assert report["sequence"]["total"] == 1 and report["single"]["total"] == 3
 
 
 @pytest.fixture(scope="module")
 def demo_clips():
     """Two clips of each action from the demo data set's own performer, with sensor noise of 7 mm."""
-    demo = pytest.importorskip("utils.demo_dataset")
+    demo = pytest.importorskip("utils.demo.dataset")
     rng = np.random.default_rng(11)
     clips = [(action, demo.make_clip([action], np.random.default_rng([seed, i])))
              for i, action in enumerate(probes.RULES) for seed in range(2)]
-    return [(action, probes.measure(joints + 0.007 * rng.standard_normal(joints.shape))) for action, joints in clips]
+    return [(action, probes.measure(joints + 0.007 * rng.standard_normal(joints.shape)))
+            for action, joints in clips]
 
 
 def test_demo_clips_pass_their_own_rule_and_hardly_another(demo_clips):

@@ -8,7 +8,10 @@ import torch
 from test_scripts import call
 
 from models.AE import AE_models
-from utils.code_stats import (
+from utils.data.datasets import MotionStore
+from utils.data.specs import get_spec
+from utils.demo.dataset import build_demo
+from utils.evaluation.codebook import (
     axes_summary,
     axis_statistics,
     entropy_bits,
@@ -17,9 +20,7 @@ from utils.code_stats import (
     usage_rows,
     usage_statistics,
 )
-from utils.datasets import MotionStore, get_spec
-from utils.demo_dataset import build_demo
-from utils.evaluation import write_json
+from utils.report import write_json
 
 ON = ["--dataset_name", "demo", "--device", "cpu", "--num_workers", "0"]
 SMALL = ["--width", "16", "--batch_size", "256", "--window_size", "40", "--steps", "3", "--seeds", "1"]
@@ -32,18 +33,21 @@ def test_entropy_by_hand():
 
 def test_usage_of_flat_and_of_axis_indices():
     flat = usage_statistics(torch.tensor([0, 0, 5, 5, 7, 7, 9, 9]), 16)
-    assert flat["codes_used"] == 4 and flat["codebook_share"] == 0.25 and flat["perplexity"] == 4 and flat["entropy_bits"] == 2
-    assert flat["bits_a_token"] == 4 and flat["entropy_ceiling_bits"] == 3 and flat["entropy_share"] == pytest.approx(2 / 3)
+    assert flat["codes_used"] == 4 and flat["codebook_usage"] == 0.25 and flat[
+        "perplexity"] == 4 and flat["entropy_bits"] == 2
+    assert flat["bits_per_token"] == 4 and flat["entropy_ceiling_bits"] == 3 and flat[
+        "entropy_share"] == pytest.approx(2 / 3)
     rows = usage_statistics(torch.tensor([[0, 1], [0, 1], [1, 0], [1, 1]]), 17**64)
     assert rows["codes_used"] == 3 and rows["entropy_bits"] == 1.5 and rows["entropy_ceiling_bits"] == 2
-    assert rows["bits_a_token"] == pytest.approx(64 * math.log2(17))
+    assert rows["bits_per_token"] == pytest.approx(64 * math.log2(17))
 
 
 def test_axes_by_hand():
     axes = axis_statistics(torch.tensor([[0, 2], [1, 2], [0, 2], [1, 2]]), (2, 4))
     assert axes[0] == {"size": 2, "used": 2, "entropy_bits": 1.0, "ceiling_bits": 1.0, "counts": [2, 2]}
     assert axes[1]["used"] == 1 and axes[1]["counts"] == [0, 0, 4, 0]
-    assert axes_summary(axes) == {"axes_entropy_bits": 1.0, "axes_ceiling_bits": 3.0, "axes_entropy_share": pytest.approx(1 / 3)}
+    assert axes_summary(axes) == {"axes_entropy_bits": 1.0, "axes_ceiling_bits": 3.0,
+                                  "axes_entropy_share": pytest.approx(1 / 3)}
 
 
 def test_a_swap_takes_another_code():
@@ -62,7 +66,8 @@ def data(tmp_path_factory):
 
 
 class Coordinates(torch.nn.Module):
-    """Stands for an autoencoder whose code moves joint 1 sideways by 0.1 m a step: targets are that coordinate."""
+    """Stands for an autoencoder whose code moves joint 1 sideways by 0.1 m a step: targets are that
+    coordinate."""
 
     class Line:
         axis_sizes = (8,)
@@ -88,7 +93,8 @@ def test_topology_by_hand(data):
     assert found["axes"] == [pytest.approx(100 / 22, rel=1e-4)] and found["step_mm"] == found["axes"][0]
     assert found["rank_correlation"] > 0.97  # 1 but for rounding, which splits ties
     # other coordinates among 8 of equal number lie 3 steps away in the mean: 2 sum_k k (8 - k) / (8 x 7)
-    assert found["swap_mm"] == pytest.approx(3 * 100 / 22, rel=0.2) and found["ratio"] == pytest.approx(1 / 3, rel=0.2)
+    assert found["swap_mm"] == pytest.approx(3 * 100 / 22, rel=0.2) and found["ratio"] == pytest.approx(1 / 3,
+                                                                                                        rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["FSQ_AE_High", "VQ_AE_RVQ"])
@@ -99,13 +105,14 @@ def test_analyze_codes(data, monkeypatch, capsys, name):
     ae = AE_models[name](**kwargs)
     folder = data / "checkpoints/demo" / name
     (folder / "model").mkdir(parents=True)
-    torch.save({"ae": ae.state_dict(), "model_name": name, "model_kwargs": kwargs}, folder / "model/latest.tar")
+    torch.save({"ae": ae.state_dict(), "model_name": name, "model_kwargs": kwargs},
+               folder / "model/latest.tar")
     assert call("scripts.analyze_codes", "--name", name, *ON, "--samples", "8") == 0
     assert "step / swap" in capsys.readouterr().out
     results = json.loads((folder / "eval/analyze_codes.json").read_text())
     assert len(results["axes"]) == len(results["topology"]["axes"]) == 6
     assert all(sum(axis["counts"]) == results["codes"]["tokens"] for axis in results["axes"])
-    assert results["bits_a_second"] == pytest.approx(5 * results["codes"]["bits_a_token"])
+    assert results["bits_per_second"] == pytest.approx(5 * results["codes"]["bits_per_token"])
     assert (folder / "eval/analyze_codes.png").stat().st_size > 10_000
 
 
@@ -113,7 +120,8 @@ def test_analyze_codes_of_a_continuous_autoencoder_says_why_not(data, monkeypatc
     monkeypatch.chdir(data)
     kwargs = {"input_width": 67, "width": 8, "latent_dim": 8}
     (data / "checkpoints/demo/plain/model").mkdir(parents=True)
-    torch.save({"ae": AE_models["AE_Model"](**kwargs).state_dict(), "model_name": "AE_Model", "model_kwargs": kwargs},
+    torch.save({"ae": AE_models["AE_Model"](**kwargs).state_dict(), "model_name": "AE_Model",
+                "model_kwargs": kwargs},
                data / "checkpoints/demo/plain/model/latest.tar")
     assert call("scripts.analyze_codes", "--name", "plain", *ON) == 2
     assert "has no codes" in capsys.readouterr().err
@@ -128,14 +136,15 @@ def test_bench_of_two_rows_resumes_and_refuses_other_settings(data, monkeypatch,
     assert table["runs"]["AE_Model"] == first["runs"]["AE_Model"]  # not trained again
     assert capfd.readouterr().out.count("python train_AE.py") == 2
     row = table["runs"]["FSQ_AE_iFSQ_8x9"]["3407"]
-    assert row["bits"] == pytest.approx(8 * math.log2(9)) and row["steps"] == 3 and row["ms_a_step"] > 0
+    assert row["bits"] == pytest.approx(8 * math.log2(9)) and row["steps"] == 3 and row["ms_per_step"] > 0
     assert row["MPJPE"] > row["MPJPE_facing"] > 0 and 0 < row["axes_entropy_share"] <= 1
     text = (data / "generation/bench_demo/bench.md").read_text()
     assert "| AE_Model | - |" in text and "| FSQ_AE_iFSQ_8x9 | 25.4 |" in text
     assert (data / "generation/bench_demo/bench.png").stat().st_size > 10_000
     assert call("scripts.quantizer_bench", *ON, *SMALL, "--rows", "AE_Model", "--lr", "1e-3") == 2
     assert "made with lr" in capfd.readouterr().err
-    write_json(data / "generation/bench_demo/bench.json", {**table, "runs": {}, "settings": {**table["settings"], "lr": 1e-3}})
+    write_json(data / "generation/bench_demo/bench.json",
+               {**table, "runs": {}, "settings": {**table["settings"], "lr": 1e-3}})
     assert call("scripts.quantizer_bench", *ON, *SMALL, "--rows", "AE_Model", "--lr", "1e-3") == 2
     assert "was begun with lr" in capfd.readouterr().err
 
@@ -144,10 +153,13 @@ def test_the_reach_of_grids_is_checked_where_it_matters(data, monkeypatch, capfd
     monkeypatch.chdir(data)
     flags = [*ON, *SMALL, "--name", "reach", "--rows"]
     assert call("scripts.quantizer_bench", *flags, "AE_Model", "FSQ_AE_iFSQ_8x9", "--output_dir", "four") == 0
-    kwargs = torch.load(data / "checkpoints/demo/reach_FSQ_AE_iFSQ_8x9_3407/model/latest.tar", weights_only=True)["model_kwargs"]
+    kwargs = torch.load(data / "checkpoints/demo/reach_FSQ_AE_iFSQ_8x9_3407/model/latest.tar",
+                        weights_only=True)["model_kwargs"]
     assert kwargs["reach"] == 4
-    assert call("scripts.quantizer_bench", *flags, "AE_Model", "--output_dir", "one", "--fsq_reach", "1") == 0  # it has no grid
-    assert call("scripts.quantizer_bench", *flags, "FSQ_AE_iFSQ_8x9", "--output_dir", "one", "--fsq_reach", "1") == 2
+    # it has no grid
+    assert call("scripts.quantizer_bench", *flags, "AE_Model", "--output_dir", "one", "--fsq_reach", "1") == 0
+    assert call("scripts.quantizer_bench", *flags, "FSQ_AE_iFSQ_8x9", "--output_dir", "one", "--fsq_reach",
+                "1") == 2
     assert "was begun with fsq_reach 4.0, not 1.0" in capfd.readouterr().err
     path = data / "one/bench.json"  # what tables of before the reach could be chosen look like
     table = json.loads(path.read_text())
@@ -160,4 +172,5 @@ def test_the_reach_of_grids_is_checked_where_it_matters(data, monkeypatch, capfd
 
 def test_numbers_of_codes_beyond_any_float_are_shown():
     rows = usage_rows({"codes_used": 12.0, "codebook_size": 17**300}, "on test")
-    assert rows == [("codes_used", "12", "on test"), ("codebook_size", f"2^{300 * math.log2(17):.1f}", "on test")]
+    assert rows == [("codes_used", "12", "on test"),
+                    ("codebook_size", f"2^{300 * math.log2(17):.1f}", "on test")]

@@ -5,11 +5,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.VQ as VQ_module
 from models.AE import FSQ_LEVELS, FSQ_REACH, AE_models, RunningNorm
-from models.errors import ModelError
 from models.FSQ import FSQ
 from models.MARDM import check_pair
 from models.quantizers import QUANTIZERS, make_quantizer
 from models.VQ import VQ
+from utils.errors import UserError
 
 VARIANTS = {  # one of each quantizer, and those of its settings that change what it does
     **{name: (name, {}) for name in QUANTIZERS},
@@ -40,10 +40,11 @@ def train(quantizer, steps=150, tokens=256):
     for _ in range(steps):
         x = torch.randn(tokens, 3) @ basis
         out = quantizer(enter(x))
-        recons = (leave(quantizer.merge(out.z_q)) - x).square().mean()
+        recons = (leave(quantizer.codes_to_latent(out.z_q)) - x).square().mean()
         optimizer.zero_grad()
         (recons + out.loss).backward()
-        assert enter.weight.grad.abs().sum() > 0 and all(torch.isfinite(p.grad).all() for p in enter.parameters())
+        assert enter.weight.grad.abs().sum() > 0 and all(torch.isfinite(p.grad).all()
+                                                         for p in enter.parameters())
         optimizer.step()
         losses.append(float(recons.detach()))
     return losses, enter, torch.randn(64, 3) @ basis
@@ -60,9 +61,11 @@ def test_every_quantizer_trains_and_round_trips(variant):
         z = enter(x)
         out = quantizer(z)
         assert len(out.indices.unique(dim=0)) >= 8  # it has not collapsed
-        assert out.z_q.shape == (64, quantizer.target_dim) and quantizer.merge(out.z_q).shape == z.shape
-        assert torch.equal(quantizer(z).z_q, out.z_q)  # nothing is random, and nothing moves, outside training
-        assert torch.equal(quantizer.snap(out.z_q), out.z_q) or torch.allclose(quantizer.snap(out.z_q), out.z_q, atol=1e-5)
+        assert out.z_q.shape == (64, quantizer.target_dim) and quantizer.codes_to_latent(out.z_q).shape == z.shape
+        # nothing is random, and nothing moves, outside training
+        assert torch.equal(quantizer(z).z_q, out.z_q)
+        assert torch.equal(quantizer.snap(out.z_q), out.z_q) or torch.allclose(quantizer.snap(out.z_q),
+                                                                               out.z_q, atol=1e-5)
         assert torch.equal(quantizer.get_indices(out.z_q), out.indices)
         if variant != "gumbel_soft":  # whose codes are no finite set
             assert torch.allclose(quantizer.decode_indices(out.indices), out.z_q, atol=1e-6)
@@ -73,7 +76,8 @@ def test_every_quantizer_trains_and_round_trips(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_digits_and_neighbours(variant):
-    """Digits lie within the axes; a step along an axis changes the code, and of a grid's digits that one by one."""
+    """Digits lie within the axes; a step along an axis changes the code, and of a grid's digits that one by
+    one."""
     torch.manual_seed(0)
     quantizer = build(variant).train()
     quantizer(torch.randn(300, 3))
@@ -87,7 +91,8 @@ def test_digits_and_neighbours(variant):
         assert moved.shape == codes.shape and ((moved - codes).abs().amax(-1) > 0).all()
         if QUANTIZERS[VARIANTS[variant][0]].family == "FSQ" and axis < quantizer.dim:
             change = (quantizer.to_digits(quantizer.get_indices(moved)) - digits).abs()
-            assert torch.equal(change, torch.nn.functional.one_hot(torch.tensor(axis), change.shape[1]).expand_as(change))
+            assert torch.equal(change, torch.nn.functional.one_hot(torch.tensor(axis),
+                                                                   change.shape[1]).expand_as(change))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -125,9 +130,11 @@ def largest_tensor_of_a_step(quantizer, tokens):
     return largest.bytes
 
 
-@pytest.mark.parametrize("variant", ["vq", "ema", "simvq", "rotation", "diveq", "sf_diveq", "gumbel", "gumbel_nearest"])
+@pytest.mark.parametrize("variant", ["vq", "ema", "simvq", "rotation", "diveq", "sf_diveq", "gumbel",
+                                     "gumbel_nearest"])
 def test_memory_of_searches_is_bounded(variant, monkeypatch):
-    """4,096 codes and 500 vectors would make a matrix of 8 MB; where 1 MB is allowed no tensor of a training step is larger."""
+    """4,096 codes and 500 vectors would make a matrix of 8 MB; where 1 MB is allowed no tensor of a training
+    step is larger."""
     assert VQ_module.DISTANCE_BYTES <= 256 * 2**20
     monkeypatch.setattr(VQ_module, "DISTANCE_BYTES", 2**20)
     torch.manual_seed(0)
@@ -151,7 +158,8 @@ def test_padding_moves_no_statistics():
             losses = []
             for quantizer, garbage in ((plain, 0.0), (masked, 1e3)):
                 torch.manual_seed(step)
-                losses.append(quantizer(torch.where(mask[..., None], z, torch.full_like(z, garbage)), mask).loss)
+                losses.append(quantizer(torch.where(mask[..., None], z, torch.full_like(z, garbage)),
+                                        mask).loss)
             assert torch.allclose(*losses), variant
         for (key, a), b in zip(plain.state_dict().items(), masked.state_dict().values()):
             assert torch.allclose(a.float(), b.float()), (variant, key)
@@ -162,7 +170,8 @@ def test_dead_codes_start_again():
     used = {}
     for every in (0, 5):
         torch.manual_seed(0)
-        quantizer = make_quantizer("VQ", "ema", {"reseed_every": every, "decay": 0.8}, codebook_size=16, dim=2).train()
+        quantizer = make_quantizer("VQ", "ema", {"reseed_every": every, "decay": 0.8}, codebook_size=16,
+                                   dim=2).train()
         quantizer(torch.randn(100, 2))
         with torch.no_grad():
             quantizer.codebook[4:] = 50.0
@@ -206,10 +215,12 @@ def test_residual_starts_as_an_even_grid_of_all_sums():
 
 
 def test_a_hybrids_offsets_stay_in_their_cell():
-    """Also the largest offsets that the parameters can make: grid point and offset are told from their sum."""
+    """Also the largest offsets that the parameters can make: grid point and offset are told from their
+    sum."""
     quantizer = build("hybrid", levels=(5, 8))
     with torch.no_grad():
-        quantizer.offsets.codebook.copy_(20 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).sign().cumsum(0))
+        quantizer.offsets.codebook.copy_(20 * torch.randn(64, 2,
+                                                          generator=torch.Generator().manual_seed(0)).sign().cumsum(0))
     indices = torch.arange(0, 40 * 64, 7)
     digits = quantizer.to_digits(indices)
     again = quantizer.to_digits(quantizer.get_indices(quantizer.decode_indices(indices)))
@@ -230,18 +241,22 @@ def test_noise_dropout_mixes_three_kinds_in_training_only():
 
 
 def test_ifsq_spreads_a_normal_z_evenly():
-    """Largest distance between the distribution of the bounded z and the uniform one, against that of the tanh."""
+    """Largest distance between the distribution of the bounded z and the uniform one, against that of the
+    tanh."""
     z = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))
     uniform = torch.linspace(-1, 1, len(z))
-    even, plain = ((make_quantizer("FSQ", name, {}, levels=(9,)).bound(z)[:, 0].sort().values - uniform).abs().max()
+    even, plain = ((make_quantizer("FSQ", name, {}, levels=(9,)).bound(z)[:, 0].sort().values
+                    - uniform).abs().max()
                    for name in ("ifsq", "symmetric"))
     assert even < 0.05 < 0.1 < plain
 
 
 def test_gumbel_weights_and_temperature():
-    """Without noise z_q = softmax(-||z - e||^2 / tau) e, by hand; tau falls with the steps down to its end."""
+    """Without noise z_q = softmax(-||z - e||^2 / tau) e, by hand; tau falls with the steps down to its
+    end."""
     torch.manual_seed(0)
-    quantizer = make_quantizer("VQ", "gumbel", {"noise": False, "tau_decay": 0.5, "tau_end": 0.2}, codebook_size=9, dim=3).train()
+    quantizer = make_quantizer("VQ", "gumbel", {"noise": False, "tau_decay": 0.5, "tau_end": 0.2},
+                               codebook_size=9, dim=3).train()
     quantizer(torch.randn(50, 3))
     z = torch.randn(20, 3)
     assert quantizer.tau == 0.5
@@ -261,7 +276,8 @@ def test_gumbel_diversity_is_zero_for_even_use_and_one_for_a_single_code():
 
 def test_rvq_layers_lower_the_error_one_after_the_other():
     torch.manual_seed(0)
-    quantizer = make_quantizer("VQ", "rvq", {"num_layers": 4, "layer_dropout": 0}, codebook_size=16, dim=4).train()
+    quantizer = make_quantizer("VQ", "rvq", {"num_layers": 4, "layer_dropout": 0}, codebook_size=16,
+                               dim=4).train()
     for _ in range(60):
         quantizer(torch.randn(256, 4))
     z = torch.randn(500, 4)
@@ -274,7 +290,8 @@ def test_rvq_layers_lower_the_error_one_after_the_other():
 
 def test_rvq_trains_with_fewer_layers_at_times():
     torch.manual_seed(0)
-    quantizer = make_quantizer("VQ", "rvq", {"num_layers": 3, "layer_dropout": 1.0}, codebook_size=8, dim=2).train()
+    quantizer = make_quantizer("VQ", "rvq", {"num_layers": 3, "layer_dropout": 1.0}, codebook_size=8,
+                               dim=2).train()
     counts = {int((quantizer(torch.randn(4, 2)).indices[0] >= 0).sum()) for _ in range(40)}
     assert counts == {1, 2, 3}
 
@@ -298,12 +315,12 @@ def test_rvq_trains_with_fewer_layers_at_times():
 ])
 def test_bad_settings_are_refused(family, name, settings, message):
     sizes = {"levels": (5, 5)} if family == "FSQ" else {"codebook_size": 16, "dim": 2}
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(UserError, match=message):
         make_quantizer(family, name, settings, **sizes)
 
 
 def test_ifsq_refuses_even_levels():
-    with pytest.raises(ModelError, match="odd levels"):
+    with pytest.raises(UserError, match="odd levels"):
         make_quantizer("FSQ", "ifsq", {}, levels=(8, 5))
 
 
@@ -314,7 +331,8 @@ def test_running_norm_by_hand():
     mask = mask.expand(64, 8)
     z[~mask] = 1e6  # what lies behind a clip's end counts for nothing
     out = norm(z, mask)[mask]
-    assert torch.allclose(out.mean(0), torch.zeros(2), atol=1e-4) and torch.allclose(out.std(0), torch.ones(2), atol=1e-2)
+    assert torch.allclose(out.mean(0), torch.zeros(2), atol=1e-4) and torch.allclose(out.std(0),
+                                                                                     torch.ones(2), atol=1e-2)
     norm(torch.ones(4, 2))  # the second batch counts a tenth
     assert torch.allclose(norm.mean, 0.9 * z[mask].mean(0) + 0.1, atol=1e-4)
     before = norm.mean.clone()
@@ -323,18 +341,21 @@ def test_running_norm_by_hand():
 
 
 def test_a_normalised_grid_is_filled_from_the_start():
-    """The encoder's first z spreads a tenth of what the bound expects: most of it falls on the middle level."""
+    """The encoder's first z spreads a tenth of what the bound expects: most of it falls on the middle
+    level."""
     torch.manual_seed(0)
     share = {}
     for normalise in (False, True):
-        ae = AE_models["FSQ_AE_Model"](levels=(9,) * 8, quantizer="ifsq", normalise=normalise, width=32, latent_dim=32)
+        ae = AE_models["FSQ_AE_Model"](levels=(9,) * 8, quantizer="ifsq", normalise=normalise, width=32,
+                                       latent_dim=32)
         digits = ae.quantizer.to_digits(ae(torch.randn(64, 64, 67)).indices)
         share[normalise] = float((digits == 4).float().mean())
     assert share[True] < 0.2 and share[False] > 0.4
 
 
 def test_a_direct_grid_is_the_latent():
-    ae = AE_models["FSQ_AE_Model"](levels=(9,) * 8, quantizer="ifsq", direct=True, width=32, latent_dim=32).eval()
+    ae = AE_models["FSQ_AE_Model"](levels=(9,) * 8, quantizer="ifsq", direct=True, width=32,
+                                   latent_dim=32).eval()
     assert ae.latent_dim == ae.target_dim == 8 and not any("quant" in name for name in ae.state_dict())
     motion = torch.randn(2, 64, 67)
     latents, targets = ae.encode_targets(motion)
@@ -344,9 +365,11 @@ def test_a_direct_grid_is_the_latent():
 
 
 def test_reach_widens_the_grid_for_the_decoder_alone():
-    """Encoder and decoder of reach 4 are those of reach 1 with 4 times the last and a quarter of the first weights."""
+    """Encoder and decoder of reach 4 are those of reach 1 with 4 times the last and a quarter of the first
+    weights."""
     torch.manual_seed(0)
-    wide, narrow = (AE_models["FSQ_AE_High"](width=32, latent_dim=32, reach=reach).eval() for reach in (4.0, 1.0))
+    wide, narrow = (AE_models["FSQ_AE_High"](width=32, latent_dim=32, reach=reach).eval()
+                    for reach in (4.0, 1.0))
     narrow.load_state_dict(wide.state_dict())
     with torch.no_grad():
         for value in narrow.pre_quant.parameters():
@@ -383,7 +406,8 @@ def test_fsq_formula():
     z = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) * 2
     for column, levels in enumerate((8, 5)):
         h, o = (levels - 1) * 1.001 / 2, 0.5 if levels % 2 == 0 else 0.0
-        by_hand = torch.round(torch.tanh(z[:, column] + torch.atanh(torch.tensor(o / h))) * h - o) / (levels // 2)
+        by_hand = torch.round(torch.tanh(z[:, column] + torch.atanh(torch.tensor(o / h))) * h
+                              - o) / (levels // 2)
         assert torch.allclose(FSQ((8, 5))(z).z_q[:, column], by_hand)
 
 
@@ -415,16 +439,16 @@ def test_snap_takes_the_nearest_grid_point():
 
 @pytest.mark.parametrize("levels", [[], [1, 5], [-3]])
 def test_bad_levels_are_refused(levels):
-    with pytest.raises(ModelError, match="2 to 65536"):
+    with pytest.raises(UserError, match="2 to 65536"):
         FSQ(levels)
 
 
 def test_wrong_width_and_wrong_index_are_refused():
-    with pytest.raises(ModelError, match="dimensions"):
+    with pytest.raises(UserError, match="dimensions"):
         FSQ([5, 5])(torch.zeros(3, 4))
-    with pytest.raises(ModelError, match="outside"):
+    with pytest.raises(UserError, match="outside"):
         FSQ([5, 5]).decode_indices(torch.tensor([25]))
-    with pytest.raises(ModelError, match="outside"):
+    with pytest.raises(UserError, match="outside"):
         VQ(8, 4).decode_indices(torch.tensor([8]))
 
 
@@ -438,23 +462,26 @@ def test_vq_round_trip_seeding_and_gradients():
     assert quantizer.codebook.grad.abs().sum() > 0 and z.grad.abs().sum() > 0
     indices = torch.arange(64)
     assert torch.equal(quantizer.get_indices(quantizer.decode_indices(indices)), indices)
-    assert torch.equal(quantizer.snap(z), quantizer.decode_indices(torch.cdist(z.reshape(-1, 8), quantizer.codebook)
+    assert torch.equal(quantizer.snap(z), quantizer.decode_indices(torch.cdist(z.reshape(-1, 8),
+                                                                               quantizer.codebook)
                                                                    .argmin(1)).reshape(z.shape))
 
 
 @pytest.mark.parametrize("name, reach", [(name, 1) for name in AE_models] + [
-    (name, FSQ_REACH) for name in ("FSQ_AE_High", "FSQ_AE_Hybrid", "FSQ_AE_Residual", "FSQ_AE_iFSQ_16x9_Direct",
-                                   "FSQ_AE_iFSQ_64x17_Norm")])
+    (name, FSQ_REACH) for name in ("FSQ_AE_High", "FSQ_AE_Hybrid", "FSQ_AE_Residual",
+                                   "FSQ_AE_iFSQ_16x9_Direct", "FSQ_AE_iFSQ_64x17_Norm")])
 @torch.no_grad()
 def test_four_verbs(name, reach):
     torch.manual_seed(0)
-    ae = AE_models[name](input_width=67, width=32, latent_dim=32, **({} if reach == 1 else {"reach": reach})).train()
+    ae = AE_models[name](input_width=67, width=32, latent_dim=32,
+                         **({} if reach == 1 else {"reach": reach})).train()
     motion = torch.randn(2, 32, 67)
     ae(motion)  # codebooks start from the first batch
     ae.eval()
     latents, targets = ae.encode_targets(motion)
     assert latents.shape == (2, 8, ae.latent_dim) and targets.shape == (2, 8, ae.target_dim)
-    assert ae.latent_dim == (ae.quantizer.dim if name.endswith("Direct") else 64 if name == "AE_Model_64" else 32)
+    assert ae.latent_dim == (ae.quantizer.dim if name.endswith("Direct") else 64 if name == "AE_Model_64"
+                             else 32)
     assert torch.allclose(ae.embed_targets(targets), latents, atol=1e-6)
     assert torch.allclose(ae.snap(targets), targets, atol=1e-6)  # what the encoder yields is on the grid
     assert torch.allclose(ae.decode_targets(targets), ae(motion).motion, atol=1e-5)
@@ -466,7 +493,7 @@ def test_every_row_has_its_generator(name):
     family = {"FSQ": "FSQ-MARDM-SiT-S", "VQ": "VQ-MARDM-SiT-S"}.get(name.split("_")[0], "MARDM-SiT-S")
     check_pair(family, name)
     for other in {"FSQ-MARDM-SiT-S", "VQ-MARDM-SiT-S", "MARDM-SiT-S"} - {family}:
-        with pytest.raises(ModelError, match="is trained on"):
+        with pytest.raises(UserError, match="is trained on"):
             check_pair(other, name)
 
 
@@ -474,7 +501,8 @@ def test_which_targets_are_a_finite_set():
     small = {"width": 32, "latent_dim": 32}
     names = ("AE_Model", "VQ_AE_Gumbel", "VQ_AE_Gumbel_Soft", "FSQ_AE_High")
     finite = {name: AE_models[name](**small).finite_targets for name in names}
-    assert finite == {"AE_Model": False, "VQ_AE_Gumbel": True, "VQ_AE_Gumbel_Soft": False, "FSQ_AE_High": True}
+    assert finite == {"AE_Model": False, "VQ_AE_Gumbel": True, "VQ_AE_Gumbel_Soft": False,
+                      "FSQ_AE_High": True}
     assert AE_models["VQ_AE_Model"](**small).target_dim == 32  # codes are as long as the latent
 
 
@@ -486,10 +514,12 @@ def test_names_that_users_know():
     assert torch.equal(ae.quantizer.get_indices(out.z_q), out.indices)
 
 
-@pytest.mark.parametrize("name", ["AE_Model", "FSQ_AE_High", "VQ_AE_Model", "FSQ_AE_Hybrid", "VQ_AE_RVQ", "VQ_AE_Gumbel_Soft"])
+@pytest.mark.parametrize("name", ["AE_Model", "FSQ_AE_High", "VQ_AE_Model", "FSQ_AE_Hybrid", "VQ_AE_RVQ",
+                                  "VQ_AE_Gumbel_Soft"])
 @torch.no_grad()
 def test_padding_does_not_leak(name):
-    """A clip's targets and its decoded motion are the same alone and padded in a batch, whatever the padding holds."""
+    """A clip's targets and its decoded motion are the same alone and padded in a batch, whatever the padding
+    holds."""
     torch.manual_seed(0)
     ae = AE_models[name](width=32, latent_dim=32).eval()
     clips = [torch.randn(length, 67) for length in (24, 40)]

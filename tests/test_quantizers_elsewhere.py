@@ -1,4 +1,5 @@
-"""Our quantizers against the packages vector-quantize-pytorch and diveq: same weights and input, same codes and gradients."""
+"""Our quantizers against the packages vector-quantize-pytorch and diveq: same weights and input, same codes
+and gradients."""
 import importlib.util
 
 import pytest
@@ -11,7 +12,8 @@ from models.VQ import EMAVQ, RVQ, VQ, RotationVQ, SimVQ
 
 K, D = 32, 6
 # The package asks for Python 3.11; nothing but these tests uses it.
-needs_diveq = pytest.mark.skipif(importlib.util.find_spec("diveq") is None, reason="the package diveq needs Python 3.11")
+needs_diveq = pytest.mark.skipif(importlib.util.find_spec("diveq") is None,
+                                 reason="the package diveq needs Python 3.11")
 
 
 def vectors(seed=0, count=200, dim=D, grad=True):
@@ -19,7 +21,8 @@ def vectors(seed=0, count=200, dim=D, grad=True):
 
 
 def give_codebook(vq, codebook):
-    """Put a codebook (K, d) into their VectorQuantize, as a fresh one of ours has it: every code counted once."""
+    """Put a codebook (K, d) into their VectorQuantize, as a fresh one of ours has it: every code counted
+    once."""
     inner = vq._codebook
     inner.embed.data.copy_(codebook[None])
     inner.embed_avg.data.copy_(codebook[None])
@@ -48,14 +51,15 @@ def test_vq():
     ours.seeded.fill_(True)
     with torch.no_grad():
         ours.codebook.copy_(vectors(1, K)[0])
-    other = theirs.VectorQuantize(dim=D, codebook_size=K, learnable_codebook=True, ema_update=False, commitment_weight=0.25,
-                                  rotation_trick=False)
+    other = theirs.VectorQuantize(dim=D, codebook_size=K, learnable_codebook=True, ema_update=False,
+                                  commitment_weight=0.25, rotation_trick=False)
     give_codebook(other, ours.codebook.detach())
     z, again = vectors(), vectors()
     out, (codes, indices, loss) = ours(z), other(again)
     assert torch.equal(out.indices, indices) and torch.allclose(out.z_q, codes, atol=1e-6)
     # theirs: beta x mse(codes, z) with both sides' gradient
-    assert torch.allclose(out.loss, loss * 5, atol=1e-5) or torch.allclose(out.loss, loss * 1.25 / 0.25, atol=1e-5)
+    assert torch.allclose(out.loss, loss * 5, atol=1e-5) or torch.allclose(out.loss, loss * 1.25 / 0.25,
+                                                                           atol=1e-5)
     (out.z_q.square().sum()).backward()
     (codes.square().sum()).backward()
     assert torch.allclose(z.grad, again.grad, atol=1e-5)
@@ -66,7 +70,8 @@ def test_rotation_trick():
     ours.seeded.fill_(True)
     with torch.no_grad():
         ours.codebook.copy_(vectors(1, K)[0])
-    other = theirs.VectorQuantize(dim=D, codebook_size=K, learnable_codebook=True, ema_update=False, rotation_trick=True)
+    other = theirs.VectorQuantize(dim=D, codebook_size=K, learnable_codebook=True, ema_update=False,
+                                  rotation_trick=True)
     give_codebook(other, ours.codebook.detach())
     z, again = vectors(), vectors()
     out, (codes, _, _) = ours(z), other(again)
@@ -82,7 +87,8 @@ def test_ema_over_several_steps():
     ours = EMAVQ(K, D, beta=0.25, decay=0.9, reseed_every=0).train()
     ours.seed(vectors(1)[0].detach())
     ours.seeded.fill_(True)
-    other = theirs.VectorQuantize(dim=D, codebook_size=K, decay=0.9, commitment_weight=0.25, rotation_trick=False).train()
+    other = theirs.VectorQuantize(dim=D, codebook_size=K, decay=0.9, commitment_weight=0.25,
+                                  rotation_trick=False).train()
     give_codebook(other, ours.codebook)
     for step in range(5):
         z = vectors(10 + step, grad=False)
@@ -102,19 +108,21 @@ def test_rvq():
         give_codebook(their, mine.codebook)
     z = vectors(grad=False)
     out, (total, indices, *_) = ours(z), other(z)
-    assert torch.equal(out.indices, indices) and torch.allclose(ours.merge(out.z_q), total, atol=1e-5)
+    assert torch.equal(out.indices, indices) and torch.allclose(ours.codes_to_latent(out.z_q), total, atol=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.25, 1.0])
 def test_simvq(beta):
     torch.manual_seed(0)
     ours = SimVQ(K, D, beta)
-    other = theirs.SimVQ(dim=D, codebook_size=K, rotation_trick=False, input_to_quantize_commit_loss_weight=beta)
+    other = theirs.SimVQ(dim=D, codebook_size=K, rotation_trick=False,
+                         input_to_quantize_commit_loss_weight=beta)
     other.frozen_codebook.copy_(ours.codebook)
     other.code_transform.weight.data.copy_(ours.transform.weight.data)
     z, again = vectors(), vectors()
     out, (codes, indices, loss) = ours(z), other(again)
-    assert torch.equal(out.indices, indices) and torch.allclose(out.z_q, codes, atol=1e-6) and torch.allclose(out.loss, loss)
+    assert torch.equal(out.indices, indices) and torch.allclose(out.z_q, codes,
+                                                                atol=1e-6) and torch.allclose(out.loss, loss)
     (out.loss + out.z_q.square().sum()).backward()
     (loss + codes.square().sum()).backward()
     assert torch.allclose(z.grad, again.grad, atol=1e-5)
@@ -142,7 +150,8 @@ def test_diveq():
     out = ours(z)
     torch.manual_seed(3)
     codes, indices, _ = other(again[0])
-    assert torch.equal(out.indices[0], indices) and torch.allclose(out.z_q[0], codes, atol=1e-5) and out.loss == 0
+    assert torch.equal(out.indices[0], indices) and torch.allclose(out.z_q[0], codes,
+                                                                   atol=1e-5) and out.loss == 0
     weights = torch.randn_like(codes)
     (out.z_q[0] * weights).sum().backward()
     (codes * weights).sum().backward()
@@ -152,7 +161,8 @@ def test_diveq():
 
 
 def test_diveqs_gradient_is_that_of_its_formula():
-    """d z_q = dz + u (c - z) . (dc - dz) / ||c - z|| with the unit vector u held fixed, written out by hand."""
+    """d z_q = dz + u (c - z) . (dc - dz) / ||c - z|| with the unit vector u held fixed, written out by
+    hand."""
     torch.manual_seed(0)
     z, codes = (torch.randn(5, 4, dtype=torch.double, requires_grad=True) for _ in range(2))
     weights = torch.randn(5, 4, dtype=torch.double)
@@ -165,8 +175,8 @@ def test_diveqs_gradient_is_that_of_its_formula():
 
 @needs_diveq
 def test_sf_diveq():
-    """Training: their dithered codebook and gradient, for the same draws. Inference: theirs looks only beside the nearest
-    code, so ours, over all segments, is never further from z."""
+    """Training: their dithered codebook and gradient, for the same draws. Inference: theirs looks only beside
+    the nearest code, so ours, over all segments, is never further from z."""
     from diveq import SFDIVEQ
 
     ours = SFDiVeQ(K, D, noise_variance=1e-6, segment_points=2048).train()
@@ -181,11 +191,13 @@ def test_sf_diveq():
     torch.manual_seed(3)
     codes, segments, _ = other(again[0])
     assert torch.allclose(out.z_q[0], codes, atol=1e-5)
-    assert (torch.div(out.indices[0], 2048, rounding_mode="floor") == segments).float().mean() > 0.98  # a share of 1 is the next
+    # a share of 1 is the next
+    assert (torch.div(out.indices[0], 2048, rounding_mode="floor") == segments).float().mean() > 0.98
     weights = torch.randn_like(codes)
     (out.z_q[0] * weights).sum().backward()
     (codes * weights).sum().backward()
-    assert torch.allclose(z.grad, again.grad, atol=1e-4) and torch.allclose(ours.codebook.grad, other.codebook.grad, atol=1e-4)
+    assert torch.allclose(z.grad, again.grad, atol=1e-4) and torch.allclose(ours.codebook.grad,
+                                                                            other.codebook.grad, atol=1e-4)
     with torch.no_grad():
         mine, their = ours.eval()(z).z_q[0], other.inference(again[0])[0]
         gap = (mine - z[0]).norm(dim=-1) - (their - z[0]).norm(dim=-1)

@@ -8,7 +8,8 @@ from conftest import golden, name_fill, relative_error
 from diffusions import flow
 from diffusions.gaussian import GaussianDiffusion
 from models.AE import AE_models
-from models.MARDM import MARDM_models, mask_schedule, padding_mask_of
+from models.generation import mask_schedule, padding_mask_of
+from models.MARDM import MARDM_models
 
 SINGLE_PASS, CHAIN = 3e-6, 1e-5
 
@@ -71,7 +72,8 @@ def test_generator(name, xl_models):
 def test_ode_endpoint(xl_models):
     data = tensors(golden("MARDM-SiT-XL.npz"))
     head = xl_models("MARDM-SiT-XL").DiffMLPs
-    end = flow.integrate(head.guided(data["ode_z"], None, 1.0), data["ode_noise"], "dopri5", rtol=1e-6, atol=1e-6)
+    end = flow.integrate(head.guided(data["ode_z"], None, 1.0), data["ode_noise"], "dopri5", rtol=1e-6,
+                         atol=1e-6)
     assert relative_error(end, data["ode_end"]) < CHAIN
 
 
@@ -98,14 +100,16 @@ def test_ancestral_steps(xl_models):
         assert relative_error(out, data["cfg_out"][k]) < SINGLE_PASS
 
 
-@pytest.mark.parametrize("table", ["betas", "alphas_cumprod", "posterior_variance", "posterior_log_variance_clipped",
-                                   "posterior_mean_coef1", "posterior_mean_coef2"])
+@pytest.mark.parametrize("table", ["betas", "alphas_cumprod", "posterior_variance",
+                                   "posterior_log_variance_clipped", "posterior_mean_coef1",
+                                   "posterior_mean_coef2"])
 def test_noise_schedule(table):
     assert relative_error(getattr(GaussianDiffusion(50), table), golden("MARDM-DDPM-XL.npz")[table]) < 1e-12
 
 
 def test_every_step_of_the_schedule_is_taken():
-    """The reference respaces its steps by ``timestep_map``: all 50 of them here, sampled from the last to the first."""
+    """The reference respaces its steps by ``timestep_map``: all 50 of them here, sampled from the last to the
+    first."""
     process, seen = GaussianDiffusion(50), []
     process.sample(lambda x, t: seen.append(t) or 0 * x, torch.zeros(2, 3), lambda: torch.zeros(2, 3))
     assert seen == [int(t) for t in golden("MARDM-DDPM-XL.npz")["timestep_map"][::-1]]

@@ -10,9 +10,10 @@ from diffusions import flow
 from models import fast_net
 from models.AE import AE_models
 from models.DiffMLPs import HEADS, ODE_STEPS, SOLVER
-from models.errors import ModelError
-from models.MARDM import MARDM, mask_schedule
+from models.generation import mask_schedule
+from models.MARDM import MARDM
 from utils import options
+from utils.errors import UserError
 
 
 def make_head(head="SiT", **kwargs):
@@ -38,7 +39,7 @@ def draw(count=7):
         "SiT", dict(solver="heun", ode_steps=4)), ("SiT", dict(solver="dopri5")),
     ("SiT", dict(solver="midpoint", ode_steps=4)), ("DDPM", {})])
 def test_fast_net_equals_the_plain_net(head, settings, cfg, packed, monkeypatch):
-    monkeypatch.setattr(fast_net, "PACKED_FROM", 0 if packed else math.inf)
+    monkeypatch.setattr(fast_net, "PREPACKED_FROM", 0 if packed else math.inf)
     head, z, z_uncond = make_head(head), torch.randn(7, 16), torch.randn(7, 16)
     plain = head.sample(z, z_uncond, draw(), cfg, fast=False, **settings)
     for table in (1, 40_000, 2**28):  # modulations of one time, of a few, of all at once
@@ -48,9 +49,10 @@ def test_fast_net_equals_the_plain_net(head, settings, cfg, packed, monkeypatch)
 
 
 def test_the_projections_run_once_for_all_times(monkeypatch):
-    monkeypatch.setattr(fast_net, "PACKED_FROM", math.inf)  # plain layers, whose calls can be counted
+    monkeypatch.setattr(fast_net, "PREPACKED_FROM", math.inf)  # plain layers, whose calls can be counted
     head, calls = make_head(), []
-    head.net.res_blocks[1].adaLN_modulation[1].register_forward_hook(lambda _layer, args, _out: calls.append(args[0].shape))
+    head.net.res_blocks[1].adaLN_modulation[1].register_forward_hook(
+        lambda _layer, args, _out: calls.append(args[0].shape))
     head.sample(torch.randn(7, 16), torch.randn(7, 16), draw(), 2.0, solver="heun", ode_steps=5)
     assert calls == [(6, 14, 32)]  # 5 steps of Heun ask at 6 times; 7 tokens with and without their condition
     calls.clear()
@@ -59,12 +61,13 @@ def test_the_projections_run_once_for_all_times(monkeypatch):
 
 
 def test_packed_weights_are_kept_on_request_only(monkeypatch):
-    """A fused optimiser changes weights without a trace, so what is kept from call to call must be asked for."""
-    monkeypatch.setattr(fast_net, "PACKED_FROM", 0)
+    """A fused optimiser changes weights without a trace, so what is kept from call to call must be asked
+    for."""
+    monkeypatch.setattr(fast_net, "PREPACKED_FROM", 0)
     head, z, packed = make_head(), torch.randn(7, 16), {}
-    before = head.sample(z, None, draw(), packed=packed)
+    before = head.sample(z, None, draw(), cache=packed)
     kept = dict(packed)
-    assert torch.equal(head.sample(z, None, draw(), packed=packed), before)
+    assert torch.equal(head.sample(z, None, draw(), cache=packed), before)
     assert kept.keys() == packed.keys() and all(kept[key] is packed[key] for key in kept)
     optimizer = torch.optim.AdamW(head.parameters(), 1e-2, fused=True)
     head.loss(torch.randn(7, 6), z).backward()
@@ -76,7 +79,7 @@ def test_packed_weights_are_kept_on_request_only(monkeypatch):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_bfloat16_is_near_and_not_the_same(packed, monkeypatch):
-    monkeypatch.setattr(fast_net, "PACKED_FROM", 0 if packed else math.inf)
+    monkeypatch.setattr(fast_net, "PREPACKED_FROM", 0 if packed else math.inf)
     head, z, z_uncond = make_head(), torch.randn(7, 16), torch.randn(7, 16)
     exact, rounded = (head.sample(z, z_uncond, draw(), 2.0, dtype=dtype) for dtype in (None, torch.bfloat16))
     assert rounded.dtype == torch.float32
@@ -89,7 +92,8 @@ def test_bfloat16_is_near_and_not_the_same(packed, monkeypatch):
 def test_order_of_the_solvers(solver, order):
     errors = []
     for steps in (20, 40):
-        end = flow.integrate(lambda x, t: -x + math.cos(t), torch.ones(1, 1, dtype=torch.float64), solver, steps)
+        end = flow.integrate(lambda x, t: -x + math.cos(t), torch.ones(1, 1, dtype=torch.float64), solver,
+                             steps)
         errors.append(abs(float(end) - (0.5 * math.exp(-1) + (math.sin(1) + math.cos(1)) / 2)))
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
 
@@ -114,7 +118,8 @@ def gaussian_answer(prediction, mean, spread):
     return clean if prediction == "x" else lambda x, t: (clean(x, t) - x) / (1 - t)
 
 
-@pytest.mark.parametrize("solver, steps", [("euler", 400), ("adams", 50), ("midpoint", 50), ("heun", 50), ("dopri5", 0)])
+@pytest.mark.parametrize("solver, steps", [("euler", 400), ("adams", 50), ("midpoint", 50), ("heun", 50),
+                                           ("dopri5", 0)])
 def test_predicted_x_leads_where_the_velocity_leads(solver, steps):
     """For Gaussian data the flow is known: noise x goes to mean + spread x."""
     noise, mean, spread = torch.randn(500, 1, generator=torch.Generator().manual_seed(0)), 2.0, 0.5
@@ -128,15 +133,17 @@ def test_the_best_net_has_the_same_loss_in_both_predictions():
     target, noise = 2 + 0.5 * torch.randn(4000, 1), torch.randn(4000, 1)
     t = torch.rand(4000) * (1 - flow.LEAST_LEFT)
     answers = {kind: gaussian_answer(kind, 2.0, 0.5) for kind in ("x", "velocity")}
-    losses = {kind: float(flow.training_loss(lambda x, time, net=net: net(x, time[:, None]), target, t, noise, kind))
+    losses = {kind: float(flow.training_loss(lambda x, time, net=net: net(x, time[:, None]), target, t, noise,
+                                             kind))
               for kind, net in answers.items()}
     assert losses["x"] == pytest.approx(losses["velocity"], rel=1e-4)
-    biased = float(flow.training_loss(lambda x, time: answers["x"](x, time[:, None]) + 0.1, target, t, noise, "x"))
+    biased = float(flow.training_loss(lambda x, time: answers["x"](x, time[:, None]) + 0.1, target, t, noise,
+                                      "x"))
     assert biased > losses["x"] * 1.01
 
 
 def test_an_x_head_learns_and_says_so():
-    with pytest.raises(ModelError, match="predicts noise, not 'x'"):
+    with pytest.raises(UserError, match="predicts noise, not 'x'"):
         HEADS["DDPM"](6, 16, 32, 1, prediction="x")
     torch.manual_seed(0)
     head, z = HEADS["SiT"](2, 4, 32, 2, prediction="x"), torch.eye(4)
@@ -146,7 +153,8 @@ def test_an_x_head_learns_and_says_so():
         optimizer.zero_grad()
         head.loss(grid.repeat(32, 1), z.repeat(32, 1)).backward()
         optimizer.step()
-    for settings in (dict(solver="adams", ode_steps=10), dict(solver="heun", ode_steps=5), dict(solver="dopri5")):
+    for settings in (dict(solver="adams", ode_steps=10), dict(solver="heun", ode_steps=5),
+                     dict(solver="dopri5")):
         end = head.sample(z.repeat(8, 1), None, lambda: torch.randn(32, 2), **settings)
         assert (end - grid.repeat(8, 1)).abs().mean() < 0.1, settings
 
@@ -154,7 +162,8 @@ def test_an_x_head_learns_and_says_so():
 # ---- the order of sampling
 
 class PolyaUrn(MARDM):
-    """Tokens are 0 or 1; given n known tokens, k of them 1, each next one is 1 with probability (k + 1) / (n + 2)."""
+    """Tokens are 0 or 1; given n known tokens, k of them 1, each next one is 1 with probability (k + 1) / (n
+    + 2)."""
 
     def __init__(self):
         super().__init__(ae_dim=1, cond_mode="uncond", width=8, ff=8, heads=2, head_width=8, head_depth=1)
@@ -182,7 +191,8 @@ class Plain:
 
 
 def urn_distribution(num_tokens, time_steps):
-    """Exact probabilities (num_tokens + 1,) of how many tokens are 1, for the groups in which tokens leave the mask."""
+    """Exact probabilities (num_tokens + 1,) of how many tokens are 1, for the groups in which tokens leave
+    the mask."""
     counts = [*mask_schedule(num_tokens, time_steps), 0]
     probability, known = {0: 1.0}, 0
     for group in (before - after for before, after in zip(counts[:-1], counts[1:])):
@@ -199,17 +209,20 @@ def urn_distribution(num_tokens, time_steps):
 def test_both_samplers_have_the_exact_distribution(sampler):
     clips, tokens, steps = 3000, 6, 5
     model = PolyaUrn().eval()
-    out = MARDM.generate(model, Plain, None, torch.full((clips,), tokens), range(clips), steps, sampler=sampler)
+    out = MARDM.generate(model, Plain, None, torch.full((clips,), tokens), range(clips), time_steps=steps,
+                         sampler=sampler)
     found = torch.bincount(out.sum((1, 2)).long(), minlength=tokens + 1).double()
     expected = urn_distribution(tokens, steps) * clips
     chi_square = float(((found - expected) ** 2 / expected).sum())
     assert chi_square < 22.5  # 6 degrees of freedom, p = 0.001
     independent = torch.tensor([math.comb(tokens, k) for k in range(tokens + 1)]) / 2**tokens * clips
-    assert float(((found - independent) ** 2 / independent).sum()) > 500  # what a sampler that forgets its past would give
+    # what a sampler that forgets its past would give
+    assert float(((found - independent) ** 2 / independent).sum()) > 500
 
 
 def energy(a, b):
-    """Energy distance of two samples (n, d) and (m, d): 0 in expectation only when they have one distribution."""
+    """Energy distance of two samples (n, d) and (m, d): 0 in expectation only when they have one
+    distribution."""
     return float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean())
 
 
@@ -223,11 +236,12 @@ def p_value(a, b, rounds=200):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small generator trained on sequences that run along the grid, so that neighbouring tokens hang together."""
+    """A small generator trained on sequences that run along the grid, so that neighbouring tokens hang
+    together."""
     torch.manual_seed(0)
     ae = AE_models["FSQ_AE_Model"](width=16, latent_dim=16, levels=(5, 5)).eval()
-    model = MARDM(ae_dim=16, target_dim=2, cond_dim=2, width=32, ff=64, layers=2, heads=4, head_width=32, head_depth=2,
-                  dropout=0.0, count_from_end=True)
+    model = MARDM(ae_dim=16, target_dim=2, cond_dim=2, width=32, ff=64, layers=2, heads=4, head_width=32,
+                  head_depth=2, dropout=0.0, count_from_end=True)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     for _ in range(300):
         start, slope = torch.rand(32, 1, 2) * 2 - 1, torch.rand(32, 1, 2) - 0.5
@@ -246,7 +260,8 @@ def test_two_samples_of_a_trained_model(trained):
 
     def clips(seed, **settings):
         seeds = range(seed, seed + 300)
-        return model.generate(ae, cond, lengths, seeds, 5, cfg=2.0, ode_steps=6, **settings).flatten(1)
+        return model.generate(ae, cond, lengths, seeds, time_steps=5, cfg=2.0, ode_steps=6,
+                              **settings).flatten(1)
 
     fast = clips(0)
     assert p_value(fast, clips(1000, sampler="reference")) > 0.01
@@ -254,7 +269,8 @@ def test_two_samples_of_a_trained_model(trained):
 
 
 def test_equal_seeds_give_equal_clips_when_all_tokens_leave_at_once(trained):
-    """One iteration: both samplers sample every token once, from the same noise, so they agree to the last code."""
+    """One iteration: both samplers sample every token once, from the same noise, so they agree to the last
+    code."""
     model, ae = trained
     settings = dict(cond=torch.eye(2), lengths=torch.tensor([6, 4]), seeds=[1, 2], time_steps=1, ode_steps=5)
     assert torch.equal(model.generate(ae, **settings), model.generate(ae, sampler="reference", **settings))
@@ -262,10 +278,11 @@ def test_equal_seeds_give_equal_clips_when_all_tokens_leave_at_once(trained):
 
 def test_low_precision_of_the_whole_sampler(trained):
     model, ae = trained
-    settings = dict(cond=torch.eye(2).repeat(20, 1), lengths=torch.full((40,), 6), seeds=range(40), time_steps=1)
+    settings = dict(cond=torch.eye(2).repeat(20, 1), lengths=torch.full((40,), 6), seeds=range(40),
+                    time_steps=1)
     exact, rounded = (model.generate(ae, **settings, precision=precision) for precision in ("fp32", "bf16"))
     assert torch.equal(ae.snap(rounded), rounded) and (exact == rounded).float().mean() > 0.9
-    with pytest.raises(ModelError, match="belongs to the fast sampler"):
+    with pytest.raises(UserError, match="belongs to the fast sampler"):
         model.generate(ae, **settings, precision="bf16", sampler="reference")
 
 

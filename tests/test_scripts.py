@@ -1,4 +1,5 @@
-"""Every script as a user runs it: --help, one tiny run of each on a small demo set, and one line for each mistake."""
+"""Every script as a user runs it: --help, one tiny run of each on a small demo set, and one line for each
+mistake."""
 import importlib
 import json
 import sys
@@ -8,13 +9,13 @@ import pytest
 import torch
 
 from models.loading import load_generator
-from utils.demo_dataset import build_demo
+from utils.demo.dataset import build_demo
 from utils.errors import run
 
-SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE", "evaluation_MARDM", "sample",
-           "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset", "scripts.doctor", "scripts.demo",
-           "scripts.compare_evaluations", "scripts.analyze_codes", "scripts.quantizer_bench", "scripts.ablation",
-           "benchmarks.run", "benchmarks.solver_steps"]
+SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE",
+           "evaluation_MARDM", "sample", "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset",
+           "scripts.doctor", "scripts.demo", "scripts.compare_evaluations", "scripts.analyze_codes",
+           "scripts.quantizer_bench", "scripts.ablation", "benchmarks.run", "benchmarks.solver_steps"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]
@@ -64,22 +65,26 @@ def test_help(script, capsys):
 
 def test_checkpoints_describe_themselves(work):
     for name, keys in [("ae", {"ae", "model_name", "model_kwargs", "mean", "std", "dataset"}),
-                       ("mardm", {"mardm", "ema_mardm", "model_name", "model_kwargs", "trained_on", "levels", "dataset"}),
+                       ("mardm", {"mardm", "ema_mardm", "model_name", "model_kwargs", "trained_on", "levels",
+                                  "dataset"}),
                        ("length_estimator", {"estimator"}), ("evaluator", {"evaluator", "mean", "std"})]:
         folder = work / "checkpoints" / "demo" / name / "model"
         content = torch.load(folder / "latest.tar", weights_only=True)
         assert keys <= set(content) and content["total_it"] > 0, name
         assert list(folder.glob("events.out.tfevents.*"))
-        assert (folder / "net_best_fid.tar").is_file() == (name != "evaluator")  # 10 clips are too few to judge a judge by
+        # 10 clips are too few to judge a judge by
+        assert (folder / "net_best_fid.tar").is_file() == (name != "evaluator")
         assert (folder.parent / "train.log").read_text().strip().endswith("MB")
 
 
 def test_evaluation_AE(work, capsys):
-    assert call("evaluation_AE", "--name", "ae", "--model", "FSQ_AE_High", *ON_DEMO, "--num_workers", "0") == 0
+    assert call("evaluation_AE", "--name", "ae", "--model", "FSQ_AE_High", *ON_DEMO, "--num_workers",
+                "0") == 0
     out = capsys.readouterr().out
     assert "8^3x5^3" in out and "64000" in out and "codes_used" in out
     results = json.loads((work / "checkpoints/demo/ae/eval/evaluation_AE.json").read_text())
-    assert results["figures"]["MPJPE"] > results["figures"]["MPJPE_facing"] > 0 and results["figures"]["FID"] > 0
+    assert results["metrics"]["MPJPE"] > results["metrics"][
+        "MPJPE_facing"] > 0 and results["metrics"]["FID"] > 0
     assert results["seed"] == 3407 and results["clips"] == results["probes"]["all"]["total"] == 36
     assert "MPJPE" in (work / "checkpoints/demo/ae/eval/eval.log").read_text()
 
@@ -87,19 +92,22 @@ def test_evaluation_AE(work, capsys):
 def test_probes_know_which_reconstruction_is_whose(work):
     """With the clips themselves in place of their reconstructions every probe passes."""
     import evaluation_AE
-    from utils.datasets import MotionStore, get_spec
+    from utils.data.datasets import MotionStore
+    from utils.data.specs import get_spec
 
     spec = get_spec("demo", "datasets")
     store = MotionStore(spec, "test")
-    exact = [(motion, motion) for motion in (torch.as_tensor(store.frames(i, 0, n)) for i, n in enumerate(store.lengths))]
+    exact = [(motion, motion) for motion in (torch.as_tensor(store.frames(i, 0, n))
+                                             for i, n in enumerate(store.lengths))]
     assert evaluation_AE.probe_reconstructions(spec, store, exact)["all"]["share"] > 0.95
     assert evaluation_AE.probe_reconstructions(spec, store, exact[::-1])["all"]["share"] < 0.5
 
 
 def test_reconstructions_come_in_the_order_of_the_store(work):
     from models.loading import load_autoencoder
-    from utils.datasets import MotionStore, get_spec
-    from utils.evaluation import reconstruct
+    from utils.data.datasets import MotionStore
+    from utils.data.specs import get_spec
+    from utils.evaluation.reconstruction import reconstruct
 
     store = MotionStore(get_spec("demo", "datasets"), "test")
     ae, _ = load_autoencoder(work / "checkpoints/demo/ae/model/net_best_fid.tar")
@@ -109,7 +117,8 @@ def test_reconstructions_come_in_the_order_of_the_store(work):
 
 
 def test_evaluation_MARDM(work, capsys):
-    flags = ["--name", "mardm", *ON_DEMO, "--num_workers", "0", "--repeats", "2", *FAST]  # the autoencoder is as trained
+    # the autoencoder is as trained
+    flags = ["--name", "mardm", *ON_DEMO, "--num_workers", "0", "--repeats", "2", *FAST]
     assert call("evaluation_MARDM", *flags, "--probe_repeats", "1") == 0, capsys.readouterr().err
     results = json.loads((work / "checkpoints/demo/mardm/eval/evaluation_MARDM.json").read_text())
     assert {"FID", "R1", "R2", "R3", "matching", "diversity"} <= set(results["scores"]["generated"])
@@ -121,7 +130,8 @@ def test_evaluation_MARDM(work, capsys):
 def test_sample_needs_no_data_set(work, tmp_path, monkeypatch, capsys):
     (tmp_path / "checkpoints").symlink_to(work / "checkpoints")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts.txt").write_text("a person walks: fast?#44\na man waves#NA\n\nsomeone jumps\n", encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("a person walks: fast?#44\na man waves#NA\n\nsomeone jumps\n",
+                                          encoding="utf-8")
     flags = ["--name", "mardm", *ON_DEMO, "--text_path", "prompts.txt", "--repeat_times", "2", *FAST]
     assert call("sample", *flags, "--no_video") == 0
     files = sorted((tmp_path / "generation" / "mardm_demo").glob("*.npy"))
@@ -137,10 +147,12 @@ def test_sample_needs_no_data_set(work, tmp_path, monkeypatch, capsys):
 
 def test_training_flags_that_save_time_or_change_the_head(work, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_kwargs: compiled.append(type(module).__name__))
+    monkeypatch.setattr(torch.nn.Module,
+                        "compile", lambda module, **_kwargs: compiled.append(type(module).__name__))
     flags = ["--max_iter", "2", "--accumulate", "3", "--compile", "--precision", "bf16"]
     assert call("train_AE", "--name", "ae2", *AE, *TRAIN, *SHORT, *flags) == 0
-    assert call("train_MARDM", "--name", "x", *GENERATOR, *TRAIN, *flags, "--diffmlps_batch_mul", "1", "--prediction", "x") == 0
+    assert call("train_MARDM", "--name", "x", *GENERATOR, *TRAIN, *flags, "--diffmlps_batch_mul", "1",
+                "--prediction", "x") == 0
     assert compiled == ["FSQ_AE", "DenoisingMLP"]
     head = load_generator(work / "checkpoints/demo/x/model/latest.tar")[0].DiffMLPs
     assert head.prediction == "x"
@@ -150,7 +162,8 @@ def test_training_flags_that_save_time_or_change_the_head(work, monkeypatch):
 
 
 def test_solver_steps(work, capsys):
-    flags = ["--name", "mardm", *ON_DEMO, "--clips", "2", "--time_steps", "2", "--motion_length", "40", "--fine_steps", "20"]
+    flags = ["--name", "mardm", *ON_DEMO, "--clips", "2", "--time_steps", "2", "--motion_length", "40",
+             "--fine_steps", "20"]
     assert call("benchmarks.solver_steps", *flags) == 0, capsys.readouterr().err
     results = json.loads((work / "checkpoints/demo/mardm/eval/solver_steps.json").read_text())
     assert results["tokens"] == 20 and len(results["rows"]) == 44
@@ -163,7 +176,8 @@ def by_mode(trained):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(trained)
         for name, mode in (("by_action", "action"), ("free", "uncond")):
-            assert call("train_MARDM", "--name", name, *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1", "--cond_mode", mode) == 0
+            assert call("train_MARDM", "--name", name, *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1",
+                        "--cond_mode", mode) == 0
     return trained
 
 
@@ -187,10 +201,12 @@ def test_other_conditions_end_to_end(by_mode, work, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)  # neither a data set nor a text encoder is needed
     monkeypatch.setattr("sample.load_text_encoder", None)
     flags = [*ON_DEMO, "--no_video", "--time_steps", "2", "--ode_steps", "1"]
-    assert call("sample", "--name", "by_action", "--action", "jump", "bow", "--repeat_times", "2", *flags) == 0
+    assert call("sample", "--name", "by_action", "--action", "jump", "bow", "--repeat_times", "2",
+                *flags) == 0
     made = npy_files(tmp_path / "generation/by_action_demo")
     assert len(made) == 4 and not np.array_equal(made[0][:40], made[2][:40])
-    assert call("sample", "--name", "by_action", "--action", "all", "--motion_length", "44", "--output_dir", "all", *flags) == 0
+    assert call("sample", "--name", "by_action", "--action", "all", "--motion_length", "44", "--output_dir",
+                "all", *flags) == 0
     assert {clip.shape for clip in npy_files(tmp_path / "all/by_action_demo")} == {(44, 22, 3)}
     assert len(npy_files(tmp_path / "all/by_action_demo")) == len(actions)
     assert call("sample", "--name", "free", "--repeat_times", "3", *flags) == 0
@@ -204,8 +220,8 @@ def test_evaluation_of_other_conditions(by_mode, work, capsys, name, mode):
     before = test.read_text()
     try:
         test.write_text((work / "datasets/demo/train.txt").read_text())  # 32 clips of one action are needed
-        flags = ["--name", name, "--ae_name", "ae", *ON_DEMO, "--num_workers", "0", "--repeats", "1", "--time_steps", "1",
-                 "--ode_steps", "1"]
+        flags = ["--name", name, "--ae_name", "ae", *ON_DEMO, "--num_workers", "0", "--repeats", "1",
+                 "--time_steps", "1", "--ode_steps", "1"]
         assert call("evaluation_MARDM", *flags, *(["--probe_repeats", "1"] if mode == "action" else [])) == 0
     finally:
         test.write_text(before)
@@ -225,15 +241,18 @@ def test_evaluation_of_other_conditions(by_mode, work, capsys, name, mode):
 @pytest.mark.parametrize("script, flags, message", [
     ("sample", ["--name", "by_action", "--text_prompt", "jump"], "trained on actions; pass --action"),
     ("sample", ["--name", "by_action"], "pass --action NAME ..., or --action all"),
-    ("sample", ["--name", "by_action", "--action", "fly"], "--action fly: unknown; the generator's actions are bow"),
+    ("sample", ["--name", "by_action", "--action", "fly"], "--action fly: unknown; the generator's actions "
+                                                           "are bow"),
     ("sample", ["--name", "free", "--text_prompt", "jump"], "trained without conditions"),
     ("sample", ["--name", "free", "--action", "jump"], "trained without conditions"),
     ("sample", ["--name", "free", "--cfg", "2"], "guidance needs conditions"),
     ("sample", ["--name", "free", "--motion_length", "500"], "outside 4..196"),
     ("sample", ["--name", "mardm", "--action", "jump"], "trained on texts"),
     ("evaluation_MARDM", ["--name", "free", "--ae_name", "ae", "--cal_mm"], "without conditions"),
-    ("evaluation_MARDM", ["--name", "by_action", "--ae_name", "ae", "--cfg", "1"], "retrieval needs 32 clips"),
-    ("train_MARDM", ["--name", "by_action", *GENERATOR, *TRAIN, "--is_continue"], "another size or kind of model"),
+    ("evaluation_MARDM", ["--name", "by_action", "--ae_name", "ae", "--cfg", "1"],
+     "retrieval needs 32 clips"),
+    ("train_MARDM", ["--name", "by_action", *GENERATOR, *TRAIN, "--is_continue"],
+     "another size or kind of model"),
 ])
 def test_conditions_that_do_not_fit(by_mode, work, capsys, script, flags, message):
     capsys.readouterr()
@@ -250,7 +269,8 @@ def test_resume_of_a_finished_run(work):
 
 
 def test_need_evaluation(work, capsys):
-    """Scores on the validation split need 32 clips there; with fewer it says so, with them the best FID is kept."""
+    """Scores on the validation split need 32 clips there; with fewer it says so, with them the best FID is
+    kept."""
     flags = ["--name", "judged", *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1", "--need_evaluation"]
     assert call("train_MARDM", *flags) == 2 and "32 clips" in capsys.readouterr().err
     test = (work / "datasets/demo/test.txt").read_text()
@@ -278,8 +298,10 @@ def test_a_run_goes_on_with_its_own_reach(work, capsys):
 
 
 def test_scaled_targets_go_on_with_their_scale(work, monkeypatch, capsys):
-    assert call("train_AE", "--name", "spread", "--model", "AE_Model", "--width", "32", *TRAIN, *SHORT, "--max_iter", "1") == 0
-    flags = ["--name", "scaled", "--ae_name", "spread", "--model", "MARDM-SiT-S", *TRAIN, "--diffmlps_batch_mul", "1"]
+    assert call("train_AE", "--name", "spread", "--model", "AE_Model", "--width", "32", *TRAIN, *SHORT,
+                "--max_iter", "1") == 0
+    flags = ["--name", "scaled", "--ae_name", "spread", "--model", "MARDM-SiT-S", *TRAIN,
+             "--diffmlps_batch_mul", "1"]
     assert call("train_MARDM", *flags, "--max_iter", "1", "--scale_targets") == 0
     path = work / "checkpoints/demo/scaled/model/latest.tar"
     scale = torch.load(path, weights_only=True)["model_kwargs"]["target_scale"]
@@ -292,10 +314,10 @@ def test_scaled_targets_go_on_with_their_scale(work, monkeypatch, capsys):
 
 
 def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
-    assert call("train_AE", "--name", "one_code", "--model", "VQ_AE_Model", "--num_codes", "1", "--width", "32", *TRAIN, *SHORT,
-                "--max_iter", "1") == 0
-    assert call("train_MARDM", "--name", "none", "--ae_name", "one_code", "--ae_model", "VQ_AE_Model", "--model",
-                "VQ-MARDM-SiT-S", *TRAIN, "--scale_targets") == 2
+    assert call("train_AE", "--name", "one_code", "--model", "VQ_AE_Model", "--num_codes", "1", "--width",
+                "32", *TRAIN, *SHORT, "--max_iter", "1") == 0
+    assert call("train_MARDM", "--name", "none", "--ae_name", "one_code", "--ae_model", "VQ_AE_Model",
+                "--model", "VQ-MARDM-SiT-S", *TRAIN, "--scale_targets") == 2
     assert "same target for every token" in capsys.readouterr().err
 
 
@@ -304,45 +326,65 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
     ("train_AE", ["--name", "new", "--model", "AE_Modell"], "invalid choice"),
     ("train_AE", ["--name", "new", *AE, "--dataset_name", "nothing"], "no data set 'nothing'"),
     ("train_AE", ["--name", "new", *AE, "--fsq_levels", "5", *TRAIN], "belongs to --model FSQ_AE_Model"),
-    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--fsq_levels", "1", "5", *TRAIN], "2 to 65536"),
-    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--fsq_levels", "9" * 20, *TRAIN], "2 to 65536"),
-    ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--num_codes", "1" + "0" * 14, *TRAIN], "numbers at most"),
+    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--fsq_levels", "1", "5", *TRAIN],
+     "2 to 65536"),
+    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--fsq_levels", "9" * 20, *TRAIN],
+     "2 to 65536"),
+    ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--num_codes", "1" + "0" * 14, *TRAIN],
+     "numbers at most"),
     ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "beta=-1", *TRAIN], "0 or more"),
-    ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "decay=nan", *TRAIN], "is no usable float"),
-    ("train_AE", ["--name", "new", *AE, "--direct", *TRAIN], "belongs to --model FSQ_AE_Model or VQ_AE_Model"),
-    ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--fsq_reach", "2", *TRAIN], "belongs to --model FSQ_AE_*"),
-    ("train_AE", ["--name", "new", *AE, "--quantizer", "ifsq", *TRAIN], "belongs to --model FSQ_AE_Model or VQ_AE_Model"),
-    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--quantizer", "ema", *TRAIN], "belongs to --model VQ_AE_Model"),
+    ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "decay=nan", *TRAIN],
+     "is no usable float"),
+    ("train_AE", ["--name", "new", *AE, "--direct", *TRAIN],
+     "belongs to --model FSQ_AE_Model or VQ_AE_Model"),
+    ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--fsq_reach", "2", *TRAIN],
+     "belongs to --model FSQ_AE_*"),
+    ("train_AE", ["--name", "new", *AE, "--quantizer", "ifsq", *TRAIN],
+     "belongs to --model FSQ_AE_Model or VQ_AE_Model"),
+    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--quantizer", "ema", *TRAIN],
+     "belongs to --model VQ_AE_Model"),
     ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--quantizer", "ifsq", *TRAIN], "odd levels"),
-    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--num_codes", "9", *TRAIN], "belongs to --model VQ_AE_Model"),
-    ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--quantizer_settings", "beta=1", *TRAIN], "belongs to --quantizer"),
+    ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--num_codes", "9", *TRAIN],
+     "belongs to --model VQ_AE_Model"),
+    ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--quantizer_settings", "beta=1", *TRAIN],
+     "belongs to --quantizer"),
     ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--num_codes", "0", *TRAIN], "1 or more"),
     ("train_AE", ["--name", "new", *RVQ, "num_layers=2", "use_layers=3", *TRAIN], "cannot use 3 of 2"),
     ("train_AE", ["--name", "new", *RVQ, "layers=2", *TRAIN], "no setting 'layers'"),
     ("train_AE", ["--name", "new", *RVQ, "num_layers=two", *TRAIN], "'two' is no usable int"),
-    ("train_AE", ["--name", "ae", *TRAIN, *SHORT, "--model", "FSQ_AE_Symmetric", "--width", "32", "--is_continue"],
+    ("train_AE", ["--name", "ae", *TRAIN, *SHORT, "--model", "FSQ_AE_Symmetric", "--width", "32",
+                  "--is_continue"],
      "trained with another --model"),
     ("train_AE", ["--name", "ae", "--model", "FSQ_AE_High", "--width", "16", *TRAIN, *SHORT, "--is_continue"],
      "another size or kind"),
-    ("train_AE", ["--name", "ae", "--model", "AE_Model", "--width", "32", *TRAIN, *SHORT, "--is_continue"], "another --model"),
-    ("train_AE", ["--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue", "--seed", "1"], "trained with --seed 3407"),
+    ("train_AE", ["--name", "ae", "--model", "AE_Model", "--width", "32", *TRAIN, *SHORT, "--is_continue"],
+     "another --model"),
+    ("train_AE", ["--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue", "--seed", "1"],
+     "trained with --seed 3407"),
     ("train_AE", ["--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue", "--batch_size", "8"],
      "trained with --batch_size (of all processes) 512"),
     ("train_MARDM", ["--name", "mardm", *[flag if flag != "ae" else "other" for flag in GENERATOR], *TRAIN,
                      "--diffmlps_batch_mul", "1", "--is_continue"], "another autoencoder"),
-    ("train_AE", ["--name", "new", *AE, *TRAIN, "--checkpoints_dir", "datasets/demo/train.txt"], "Not a directory"),
-    ("train_AE", ["--name", "new", *AE, *TRAIN, "--dataset_dir", "datasets/demo/train.txt"], "Not a directory"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--checkpoints_dir", "datasets/demo/train.txt"],
+     "Not a directory"),
+    ("train_AE", ["--name", "new", *AE, *TRAIN, "--dataset_dir", "datasets/demo/train.txt"],
+     "Not a directory"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--weight_decay", "-5"], "a number of 0 or more"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--aux_loss_joints", "nan"], "a number of 0 or more"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--lr", "inf"], "a number above 0"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--device", "mps"], "use cpu, cuda or cuda:N"),
-    ("train_MARDM", ["--name", "new", *GENERATOR, *TRAIN, "--max_motion_length", "2"], "a whole number of 4 or more"),
-    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--cfg", "nan"], "a number of 0 or more, got 'nan'"),
-    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--temperature", "-1"], "a number of 0 or more"),
-    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "abc"], "a whole number of 0 or more"),
-    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40", "--no_video", "--output_dir",
-                "datasets/demo/train.txt"], "Not a directory"),
-    ("evaluation_AE", ["--name", "ae", "--model", "FSQ_AE_Symmetric", *ON_DEMO], "was trained as FSQ_AE_High"),
+    ("train_MARDM", ["--name", "new", *GENERATOR, *TRAIN, "--max_motion_length", "2"],
+     "a whole number of 4 or more"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--cfg", "nan"],
+     "a number of 0 or more, got 'nan'"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--temperature", "-1"],
+     "a number of 0 or more"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "abc"],
+     "a whole number of 0 or more"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40", "--no_video",
+                "--output_dir", "datasets/demo/train.txt"], "Not a directory"),
+    ("evaluation_AE", ["--name", "ae", "--model", "FSQ_AE_Symmetric", *ON_DEMO],
+     "was trained as FSQ_AE_High"),
     ("scripts.analyze_codes", ["--name", "absent", *ON_DEMO], "no checkpoint at"),
     ("scripts.quantizer_bench", ["--steps", "0"], "1 or more"),
     ("scripts.quantizer_bench", ["--name", "a/b", *ON_DEMO], "must be a plain name"),
@@ -351,20 +393,25 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--batch_size", "0"], "1 or more"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--device", "cuda:9"], "--device"),
     ("train_MARDM", ["--name", "new", *GENERATOR, *TRAIN, "--ae_name", "absent"], "no checkpoint at"),
-    ("train_MARDM", ["--name", "new", *TRAIN, "--ae_name", "ae", "--ae_model", "AE_Model", "--model", "MARDM-SiT-S"],
+    ("train_MARDM", ["--name", "new", *TRAIN, "--ae_name", "ae", "--ae_model", "AE_Model", "--model",
+                     "MARDM-SiT-S"],
      "was trained as FSQ_AE_High"),
-    ("train_MARDM", ["--name", "new", *TRAIN, "--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "MARDM-SiT-S"],
+    ("train_MARDM", ["--name", "new", *TRAIN, "--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model",
+                     "MARDM-SiT-S"],
      "is trained on"),
     ("sample", ["--name", "mardm", *ON_DEMO], "either --text_prompt or --text_path"),
     ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "  "], "prompt is empty"),
     ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "-4"], "0 or more"),
-    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "500"], "outside 4..196"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "500"],
+     "outside 4..196"),
     ("sample", ["--name", "mardm", *ON_DEMO, "--text_path", "absent.txt"], "no file absent.txt"),
     ("sample", ["--name", "absent", *ON_DEMO, "--text_prompt", "walk"], "no checkpoint at"),
     ("sample", ["--name", "mardm", "--ae_name", "other", *ON_DEMO, "--text_prompt", "walk"], "other weights"),
-    ("sample", ["--name", "mardm", "--ae_name", "evaluator", *ON_DEMO, "--text_prompt", "walk"], "holds no autoencoder"),
+    ("sample", ["--name", "mardm", "--ae_name", "evaluator", *ON_DEMO, "--text_prompt", "walk"],
+     "holds no autoencoder"),
     ("evaluation_AE", ["--name", "absent", *ON_DEMO], "no checkpoint at"),
-    ("evaluation_MARDM", ["--name", "mardm", "--ae_name", "ae", *ON_DEMO, "--evaluator", "absent"], "no evaluator at"),
+    ("evaluation_MARDM", ["--name", "mardm", "--ae_name", "ae", *ON_DEMO, "--evaluator", "absent"],
+     "train one with train_evaluator.py"),
 ])
 def test_mistakes_get_one_line(work, capsys, script, flags, message):
     if "other" in flags and not (work / "checkpoints/demo/other").exists():
@@ -377,7 +424,8 @@ def test_mistakes_get_one_line(work, capsys, script, flags, message):
 
 
 @pytest.mark.parametrize("content, message", [
-    ([1, 2], "holds a list"), (torch.zeros(3), "holds a Tensor"), ({"mardm": torch.zeros(3)}, "not a network's weights"),
+    ([1, 2], "holds a list"), (torch.zeros(3), "holds a Tensor"),
+    ({"mardm": torch.zeros(3)}, "not a network's weights"),
     ({"mardm": {}, "model_name": "FSQ-MARDM-SiT-S", "model_kwargs": {"wings": 2}}, "cannot be built"),
     (b"text", "no checkpoint, or damaged"),
 ])
@@ -386,7 +434,8 @@ def test_files_that_are_no_checkpoints(work, capsys, content, message):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     for flags in ([], ["--ae_name", "ae"]):
-        assert call("sample", "--name", "strange", *flags, *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40") == 2
+        assert call("sample", "--name", "strange", *flags, *ON_DEMO, "--text_prompt", "walk",
+                    "--motion_length", "40") == 2
         err = capsys.readouterr().err
         assert "Traceback" not in err and (message in err or not flags and "--ae_name" in err)
 
@@ -404,12 +453,13 @@ def test_a_run_that_diverges_keeps_its_last_good_state(work, capsys):
     flags = ["--name", "wild", *AE, *TRAIN, "--log_every", "1000", "--warm_up_iter", "0"]
     assert call("train_AE", *flags, "--lr", "1e30", "--clip_grad", "0") == 2
     err = capsys.readouterr().err
-    assert "nothing has been saved yet" in err and not (work / "checkpoints/demo/wild/model/latest.tar").exists()
+    assert "nothing has been saved yet" in err and not (
+        work / "checkpoints/demo/wild/model/latest.tar").exists()
 
 
 def test_clips_of_other_settings_are_not_overwritten(work):
-    flags = ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40", "--no_video", "--ode_steps", "2",
-             "--output_dir", "kept"]
+    flags = ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40", "--no_video",
+             "--ode_steps", "2", "--output_dir", "kept"]
     for seed in (1, 2, 1, 2):  # the second time nothing new is made
         assert call("sample", *flags, "--seed", seed) == 0
     one, two = (np.load(file) for file in sorted((work / "kept" / "mardm_demo").glob("*.npy")))

@@ -1,4 +1,5 @@
-"""Frozen text encoders: the same features from both CLIP backends and alone or in a batch; the cache; the errors."""
+"""Frozen text encoders: the same features from both CLIP backends and alone or in a batch; the cache; the
+errors."""
 import importlib.util
 import pickle
 import subprocess
@@ -11,10 +12,9 @@ import torch
 from conftest import ROOT
 
 import models.TextEncoder as module
-from models.errors import ModelError
-from models.files import read_torchscript
-from models.loading import read_checkpoint
 from models.TextEncoder import TextEncoderError, cached_text_features, load_text_encoder
+from utils.errors import UserError
+from utils.files import read_checkpoint, read_torchscript
 
 CAPTIONS = [
     "a man walks forward", "Someone's turning left, then JUMPS 3 times!", "", "crouch",
@@ -33,7 +33,8 @@ def openai_file(name):
 
 @pytest.fixture(scope="module")
 def random_clip():
-    """OpenAI's network with random weights, small but for the vocabulary. Its initialisation leaves biases at 0."""
+    """OpenAI's network with random weights, small but for the vocabulary. Its initialisation leaves biases at
+    0."""
     torch.manual_seed(0)
     network = openai_file("model").CLIP(
         embed_dim=48, image_resolution=32, vision_layers=1, vision_width=64, vision_patch_size=16,
@@ -53,7 +54,8 @@ def clip_weights(random_clip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def openai_features(random_clip):
-    """``encode_text`` of OpenAI's network on tokens laid out as its ``tokenize(texts, truncate=True)`` does."""
+    """``encode_text`` of OpenAI's network on tokens laid out as its ``tokenize(texts, truncate=True)``
+    does."""
     tokenizer = openai_file("simple_tokenizer").SimpleTokenizer()
     rows = torch.zeros(len(CAPTIONS), 77, dtype=torch.long)
     for row, caption in zip(rows, CAPTIONS):
@@ -73,7 +75,8 @@ def without_openai(monkeypatch):
 
 
 def with_openai(monkeypatch):
-    """OpenAI's package imports: where torchvision is absent, a stand-in gives the image functions that it names."""
+    """OpenAI's package imports: where torchvision is absent, a stand-in gives the image functions that it
+    names."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("clip", "torchvision")]:
         monkeypatch.delitem(sys.modules, name)
     transforms = types.ModuleType("torchvision.transforms")
@@ -92,9 +95,11 @@ def with_openai(monkeypatch):
 def test_both_clip_backends_give_openais_features(backend, monkeypatch, clip_weights, openai_features):
     backend(monkeypatch)
     encoder = load_text_encoder("clip", weights=clip_weights)
-    assert type(encoder.network).__module__.split(".")[0] == ("clip" if backend is with_openai else "transformers")
+    assert type(encoder.network).__module__.split(".")[0] == ("clip" if backend is with_openai
+                                                              else "transformers")
     features = encoder.encode(CAPTIONS, batch_size=4)
-    assert features.dtype == torch.float32 and features.shape == (len(CAPTIONS), encoder.dim) == (len(CAPTIONS), 48)
+    assert features.dtype == torch.float32 and features.shape == (len(CAPTIONS),
+                                                                  encoder.dim) == (len(CAPTIONS), 48)
     assert (features - openai_features).abs().max() < 1e-5 * openai_features.abs().max()
     assert openai_features.std(dim=0).mean() > 0.1  # the captions differ, so equality says something
 
@@ -158,7 +163,7 @@ def test_a_hostile_torchscript_archive_runs_nothing(monkeypatch, tmp_path):
     assert target.read_bytes() == b"AAAAAAAA"  # it is hostile
     target.write_bytes(b"precious")
     for read in (lambda: load_text_encoder("clip", weights=path), lambda: read_checkpoint(path)):
-        with pytest.raises((TextEncoderError, ModelError)) as caught:
+        with pytest.raises((TextEncoderError, UserError)) as caught:
             read()
         assert "\n" not in str(caught.value) and target.read_bytes() == b"precious"
 
@@ -181,9 +186,11 @@ def test_a_hostile_pickle_in_an_archive_runs_nothing(tmp_path):
 def test_an_archive_gives_the_tensors_that_torch_would(tmp_path, compiled):
     torch.manual_seed(0)
     shared = torch.nn.Linear(4, 4).half()
-    network = torch.nn.Sequential(shared, torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)), shared)
+    network = torch.nn.Sequential(shared, torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)),
+                                  shared)
     network[1][1].weight = torch.nn.Parameter(torch.randn(4, 3).T)  # its strides are not the usual ones
-    archive = torch.jit.script(network) if compiled == "scripted" else torch.jit.trace(network[1], torch.ones(2, 4))
+    archive = torch.jit.script(network) if compiled == "scripted" else torch.jit.trace(network[1],
+                                                                                       torch.ones(2, 4))
     archive.save(tmp_path / "archive.pt")
     tensors, expected = read_torchscript(tmp_path / "archive.pt"), archive.state_dict()
     assert set(tensors) == set(expected) and len(expected) > 6
@@ -202,7 +209,8 @@ def test_clip_weights_are_found_where_they_usually_lie(monkeypatch, tmp_path, cl
 def test_clip_without_weights_says_where_to_put_them(monkeypatch, tmp_path):
     without_openai(monkeypatch)
     monkeypatch.setattr(module, "CLIP_FOLDERS", (tmp_path / "a", tmp_path / "b"))
-    with pytest.raises(TextEncoderError, match=r"put OpenAI's ViT-B-32.pt at .*a/ViT-B-32.pt or .*b/ViT-B-32.pt$"):
+    with pytest.raises(TextEncoderError,
+                       match=r"put OpenAI's ViT-B-32.pt at .*a/ViT-B-32.pt or .*b/ViT-B-32.pt$"):
         load_text_encoder("clip")
 
 
@@ -219,7 +227,8 @@ def test_clip_that_cannot_download_says_where_to_put_the_file(monkeypatch, tmp_p
     (b"not a checkpoint", "cannot be read as CLIP weights"),
     ({"layer.weight": torch.zeros(2)}, "no CLIP text tower"),
     ([1, 2], "no CLIP text tower"),
-    ({"text_projection": torch.zeros(128, 48), "token_embedding.weight": torch.zeros(9, 128)}, "no CLIP text tower"),
+    ({"text_projection": torch.zeros(128, 48), "token_embedding.weight": torch.zeros(9, 128)},
+     "no CLIP text tower"),
 ])
 def test_bad_clip_weights_give_one_line(monkeypatch, tmp_path, content, message):
     without_openai(monkeypatch)
@@ -227,7 +236,7 @@ def test_bad_clip_weights_give_one_line(monkeypatch, tmp_path, content, message)
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(TextEncoderError, match=message) as caught:
         load_text_encoder("clip", weights=path)
-    assert "\n" not in str(caught.value) and caught.value.is_user_error
+    assert "\n" not in str(caught.value) and isinstance(caught.value, UserError)
 
 
 def test_unknown_encoder_lists_the_known_ones():
@@ -249,14 +258,16 @@ def test_transformers_that_does_not_import_gives_one_line(monkeypatch):
     def fail(name):
         raise RuntimeError("operator torchvision::nms does not exist\nand more")
     monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(TextEncoderError, match=r"transformers cannot be imported \(operator torchvision::nms"):
+    with pytest.raises(TextEncoderError,
+                       match=r"transformers cannot be imported \(operator torchvision::nms"):
         load_text_encoder("minilm")
 
 
 def test_minilm_alone_as_in_a_batch(minilm):
     together, alone = minilm.encode(CAPTIONS), torch.cat([minilm.encode([caption]) for caption in CAPTIONS])
     assert (together - alone).abs().max() < 2e-5
-    assert together.dtype == torch.float32 and together.shape == (len(CAPTIONS), minilm.dim) == (len(CAPTIONS), 384)
+    assert together.dtype == torch.float32 and together.shape == (len(CAPTIONS),
+                                                                  minilm.dim) == (len(CAPTIONS), 384)
     assert not together.requires_grad and not any(p.requires_grad for p in minilm.network.parameters())
 
 
@@ -267,13 +278,15 @@ def test_minilm_ignores_the_callers_autocast(minilm):
 
 
 def test_minilm_knows_what_is_alike(minilm):
-    walk, stroll, clap = minilm.encode(["a man walks forward", "a person strolls ahead", "somebody claps hands"])
+    walk, stroll, clap = minilm.encode(["a man walks forward", "a person strolls ahead",
+                                        "somebody claps hands"])
     assert walk.norm() == pytest.approx(384**0.5, rel=1e-5)
     assert walk @ stroll > walk @ clap + 0.1
 
 
 def test_minilm_is_what_sentence_transformers_computes(minilm):
-    """Its ``encode``, measured once for these captions (sentence-transformers 6.2.0): the first four features."""
+    """Its ``encode``, measured once for these captions (sentence-transformers 6.2.0): the first four
+    features."""
     expected = torch.tensor([
         [0.005709, -0.012324, -0.013514, -0.006097],
         [0.038703, -0.032442, 0.014174, 0.007366],
@@ -298,7 +311,8 @@ def test_a_folder_named_datasets_is_in_nobodys_way(tmp_path):
             "import models.TextEncoder as t\n"
             "assert 'transformers' not in sys.modules, 'importing the module is not cheap'\n"
             "print(tuple(t.load_text_encoder('minilm').encode(['a man walks']).shape))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "(1, 384)"), done.stderr
 
 
@@ -370,5 +384,5 @@ def test_cache_errors_give_one_line(tmp_path):
     with pytest.raises(TextEncoderError, match="unknown text encoder"):
         cached_text_features("bert", ["walk"], tmp_path)
     (tmp_path / "text_features").write_text("a file in the folder's place")
-    with pytest.raises(TextEncoderError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         cached_text_features("minilm", ["walk"], tmp_path, Counting())

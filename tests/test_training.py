@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from models.loading import read_checkpoint
-from utils.datasets import make_loader
+from utils.data.datasets import make_loader
 from utils.errors import UserError
-from utils.train_utils import EMA, RunFolder, Trainer, learning_rate, save_atomic, split_batch
+from utils.files import RunFolder, read_checkpoint, write_checkpoint
+from utils.training.settings import learning_rate
+from utils.training.trainer import EMA, Trainer, TrainerSettings, split_batch
 
 
 class Numbers(Dataset):
@@ -32,8 +33,9 @@ def make_trainer(tmp_path, name, resume=False, loss=loss_fn, epochs=4, stop_at=N
     optimizer = torch.optim.AdamW(model.parameters(), lr)
     folder = RunFolder(tmp_path, "numbers", name)
     folder.prepare(resume)
-    trainer = Trainer(folder, "ae", model, optimizer, lambda step: learning_rate(step, lr, 5, [12], 0.1), {}, seed=7,
-                      ema=EMA(model, 0.9), log_every=3)
+    trainer = Trainer(folder, "ae", model, optimizer,
+                      TrainerSettings(lambda step: learning_rate(step, lr, 5, [12], 0.1), seed=7,
+                                      log_every=3), {}, EMA(model, 0.9))
     if resume:
         trainer.resume(read_checkpoint(folder.latest))
 
@@ -42,7 +44,8 @@ def make_trainer(tmp_path, name, resume=False, loss=loss_fn, epochs=4, stop_at=N
             signal.raise_signal(signal.SIGINT)
         return loss(model, batch)
 
-    trainer.fit(make_loader(Numbers(), 8, 7), counted, epochs, lambda epoch, last: {"Val/loss": 1 / (epoch + 1)})
+    trainer.fit(make_loader(Numbers(), 8, 7), counted,
+                epochs, lambda epoch, last: {"Val/loss": 1 / (epoch + 1)})
     return trainer
 
 
@@ -64,7 +67,7 @@ def test_a_run_is_never_overwritten(tmp_path):
     make_trainer(tmp_path, "run", epochs=1)
     with pytest.raises(UserError, match="--is_continue"):
         make_trainer(tmp_path, "run")
-    with pytest.raises(UserError, match="to go on with"):
+    with pytest.raises(UserError, match="to resume"):
         make_trainer(tmp_path, "other", resume=True)
 
 
@@ -84,11 +87,11 @@ def test_resume_with_other_settings_is_refused(tmp_path):
     make_trainer(tmp_path, "run", epochs=1)
     path = tmp_path / "numbers" / "run" / "model" / "latest.tar"
     content = read_checkpoint(path)
-    save_atomic(content | {"seed": 8}, path)
+    write_checkpoint(path, content | {"seed": 8})
     with pytest.raises(UserError, match="--seed 8"):
         make_trainer(tmp_path, "run", resume=True)
     content["ae"].pop("0.bias")
-    save_atomic(content, path)
+    write_checkpoint(path, content)
     with pytest.raises(UserError, match="other model settings"):
         make_trainer(tmp_path, "run", resume=True)
 
@@ -101,8 +104,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path):
         model = nn.Linear(4, 1)
         folder = RunFolder(tmp_path, "numbers", f"parts{parts}")
         folder.prepare(False)
-        trainer = Trainer(folder, "ae", model, torch.optim.SGD(model.parameters(), 0.1), lambda step: 0.1, {}, seed=7,
-                          accumulate=parts)
+        trainer = Trainer(folder, "ae", model, torch.optim.SGD(model.parameters(), 0.1),
+                          TrainerSettings(lambda step: 0.1, seed=7, accumulate=parts), {})
 
         def step_fn(part, model=model):
             return loss_fn(model, part) | {"samples": torch.tensor(float(len(part)))}
@@ -151,7 +154,7 @@ def test_run_names_are_plain(tmp_path, name):
 def test_damaged_and_hostile_checkpoints_are_refused(tmp_path):
     import pickle
 
-    from models.errors import ModelError
+    from utils.errors import UserError
 
     class Evil:
         def __reduce__(self):
@@ -159,9 +162,9 @@ def test_damaged_and_hostile_checkpoints_are_refused(tmp_path):
 
     for content in (b"", b"PK\x03\x04 rubbish", pickle.dumps({"ae": Evil()})):
         (tmp_path / "latest.tar").write_bytes(content)
-        with pytest.raises(ModelError, match="latest.tar"):
+        with pytest.raises(UserError, match="latest.tar"):
             read_checkpoint(tmp_path / "latest.tar")
     assert not (tmp_path / "pwned").exists()
     torch.save({"ae": Evil()}, tmp_path / "latest.tar")
-    with pytest.raises(ModelError, match="not loaded"):
+    with pytest.raises(UserError, match="not loaded"):
         read_checkpoint(tmp_path / "latest.tar")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from utils import visualize
 from utils.errors import UserError
-from utils.motion_process import SKELETONS
+from utils.motion.skeletons import SKELETONS
 from utils.visualize import contact_sheet, gallery, render_frames, render_many, render_video, safe_filename
 
 T2M, KIT = SKELETONS["t2m"], SKELETONS["kit"]
@@ -335,7 +335,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, change, message):
 
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot write"):
         render_video(standing(T2M), tmp_path / "file" / "clip.mp4", T2M, 20)
 
 

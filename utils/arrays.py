@@ -5,7 +5,8 @@ from utils.errors import UserError
 
 
 class UnreadableArray(UserError):
-    """A file that holds no array of numbers. ``reason``: the message without its path; ``missing``: there is no such file."""
+    """A file that holds no array of numbers. ``reason``: the message without its path; ``missing``: there is
+    no such file."""
 
     def __init__(self, path, why, missing=False):
         self.missing = missing
@@ -14,12 +15,15 @@ class UnreadableArray(UserError):
 
 
 def load_array(path, mmap_mode=None):
-    """The array of numbers of a .npy file. UnreadableArray for a missing or damaged file, and for any other content."""
+    """The array of numbers of a .npy file. UnreadableArray for a missing or damaged file, and for any other
+    content."""
     try:
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except Exception as error:  # a damaged header may end in any exception: of Python's tokenizer and parser, of memory
+    # a damaged header may end in any exception: of Python's tokenizer and parser, of memory
+    except Exception as error:
         why = (str(error).strip().splitlines() or [""])[0][:80]
-        raise UnreadableArray(path, why or type(error).__name__, isinstance(error, FileNotFoundError)) from error
+        raise UnreadableArray(path, why or type(error).__name__,
+                              isinstance(error, FileNotFoundError)) from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise UnreadableArray(path, "it is an archive")

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from utils.arrays import load_array
-from utils.conditions import Conditions
-from utils.datasets import MAX_LENGTH
+from utils.data.conditions import Conditions
+from utils.data.datasets import MAX_LENGTH
 from utils.errors import UserError
-from utils.motion_process import SKELETONS
-from utils.train_utils import RunFolder
+from utils.files import RunFolder, atomic_write, read_checkpoint
+from utils.motion.skeletons import SKELETONS
 from utils.visualize import render_many
 
 SHORTEST = 4  # frames: one token
@@ -18,8 +18,8 @@ CLIPS_A_PROCESS = 4  # of those that draw videos side by side
 
 
 def read_prompts(text_prompt, text_path, motion_length=0):
-    """[(prompt, frames or 0)] of --text_prompt or of the file --text_path; ``motion_length`` where a prompt names no length.
-    UserError for an empty prompt or an unusable length."""
+    """[(prompt, frames or 0)] of --text_prompt or of the file --text_path; ``motion_length`` where a prompt
+    names no length. UserError for an empty prompt or an unusable length."""
     if (text_prompt is None) == (text_path is None):
         raise UserError("pass either --text_prompt or --text_path")
     if text_prompt is not None:
@@ -31,7 +31,8 @@ def read_prompts(text_prompt, text_path, motion_length=0):
         prompts = [parse_line(line, motion_length, place) for (_, line), place in zip(lines, where)]
     for (prompt, frames), place in zip(prompts, where):
         if not prompt:
-            raise UserError(f"{place}: the prompt is empty; describe a motion, for example 'a person walks forward'")
+            raise UserError(f"{place}: the prompt is empty; describe a motion, for example 'a person walks "
+                            "forward'")
         check_length(frames, place)
     return prompts
 
@@ -43,10 +44,11 @@ def check_length(frames, place):
 
 
 def read_wanted(args, mode, checkpoint, encode, motion_length=0):
-    """What a command line asks a generator for: [(what to show, frames or 0)], and their conditions (N, C), None without any.
+    """What a command line asks a generator for: [(what to show, frames or 0)], and their conditions (N, C),
+    None without any.
 
-    mode: the generator's cond_mode; checkpoint: its dict, which names its actions; encode: list of str -> (N, C).
-    UserError where the flags do not fit the generator.
+    mode: the generator's cond_mode; checkpoint: its dict, which names its actions; encode: list of str -> (N,
+    C). UserError where the flags do not fit the generator.
     """
     trained = {"text": "on texts", "action": "on actions", "uncond": "without conditions"}[mode]
     if mode != "text" and (args.text_prompt is not None or args.text_path is not None):
@@ -99,17 +101,20 @@ def parse_line(line, default, where):
     return prompt.strip(), frames
 
 
-def checkpoint_paths(args, read_checkpoint, which="best"):
-    """(generator's, autoencoder's) checkpoint; without --ae_name the generator's record of its autoencoder decides."""
+def checkpoint_paths(args, which="best"):
+    """(generator's, autoencoder's) checkpoint; without --ae_name the generator's record of its autoencoder
+    decides."""
     generator = RunFolder(args.checkpoints_dir, args.dataset_name, args.name).checkpoint(which)
     ae_name = args.ae_name or read_checkpoint(generator).get("trained_on", {}).get("name")
     if ae_name is None:
-        raise UserError(f"{generator} does not say which autoencoder it belongs to; pass --ae_name and --ae_model")
+        raise UserError(f"{generator} does not say which autoencoder it belongs to; pass --ae_name and "
+                        "--ae_model")
     return generator, RunFolder(args.checkpoints_dir, args.dataset_name, ae_name).checkpoint()
 
 
 def free_path(folder, stem, joints):
-    """FOLDER/STEM.npy, or STEM-2.npy, -3 ...: the first that is not there, or that holds these very joints."""
+    """FOLDER/STEM.npy, or STEM-2.npy, -3 ...: the first that is not there, or that holds these very
+    joints."""
     for number in itertools.count(1):
         path = folder / (f"{stem}.npy" if number == 1 else f"{stem}-{number}.npy")
         if not path.exists() or holds(path, joints):
@@ -124,20 +129,20 @@ def holds(path, joints):
 
 
 def write_clips(clips, spec, folder, no_video):
-    """The .npy of every clip (file name without suffix, joints (T, J, 3), caption), then the videos, unless ``no_video``.
-    A file of another clip (another seed, other settings) keeps its name, and the new one gets a number. UserError where joints
-    are not finite."""
+    """The .npy of every clip (file name without suffix, joints (T, J, 3), caption), then the videos, unless
+    ``no_video``. A file of another clip (another seed, other settings) keeps its name, and the new one gets a
+    number. UserError where joints are not finite."""
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
     for stem, joints, caption in clips:
         if not np.isfinite(joints).all():
-            raise UserError(f"'{caption}' came out with joints that are not finite numbers; lower --cfg or --temperature")
+            raise UserError(f"'{caption}' came out with joints that are not finite numbers; lower --cfg or "
+                            "--temperature")
         path = free_path(folder, stem, joints)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        np.save(temporary, joints)
-        os.replace(temporary, path)
+        with atomic_write(path) as temporary:
+            np.save(temporary, joints)
         print(path)
-        drawings.append({"joints": joints, "path": path.with_suffix(".mp4"), "skeleton": SKELETONS[spec.skeleton],
-                         "fps": spec.fps, "caption": caption})
+        drawings.append({"joints": joints, "path": path.with_suffix(".mp4"),
+                         "skeleton": SKELETONS[spec.skeleton], "fps": spec.fps, "caption": caption})
     if not no_video:  # drawing keeps one core busy and ffmpeg another; a process takes seconds to start
         render_many(drawings, workers=min((os.cpu_count() or 2) // 2, len(drawings) // CLIPS_A_PROCESS))

@@ -1,34 +1,65 @@
-"""One way to tell a user about a mistake: one line on stderr and exit code 2."""
+"""One way to tell a user about a mistake: one line on stderr and exit code 2.
+
+A script may run in several processes (torchrun). What it tells the user is told once: this module asks
+``processes``, which is one process alone until utils/training/distributed.py puts a group in its place.
+"""
 import sys
 
 
 class UserError(ValueError):
-    """A mistake of the user's (missing folder, wrong flag, damaged file). The message says what, where and what to do."""
+    """A mistake of the user's (missing folder, wrong flag, damaged file). The message says what, where and
+    what to do."""
 
-    is_user_error = True
+
+class OneProcess:
+    """The answers of a process that runs alone. ``distributed.Group`` has those of several."""
+
+    rank, size = 0, 1
+
+    def claim(self, what):
+        """True in the one process that asks first."""
+        return True
+
+    def claimed(self, what):
+        """Whether a process has claimed ``what``."""
+        return False
+
+    def leave(self):
+        """End together with the others."""
+
+
+processes = OneProcess()
+
+
+def is_first():
+    """Whether this is the process that writes files and shows progress."""
+    return processes.rank == 0
+
+
+def say(*lines):
+    """Print on stderr, from the first process only."""
+    if is_first():
+        print(*lines, file=sys.stderr)
 
 
 def run(main):
-    """Call ``main()``. An exception that carries ``is_user_error`` becomes ``error: ...`` and exit code 2; so does
-    one of the system's about a file (no right to write there, a disk that is full); every other one keeps its traceback,
-    because it is a fault of ours. Ctrl-C ends with 130, as shells expect. Of several
-    processes (torchrun) only one says what has stopped them all."""
-    from utils import parallel  # late: it raises UserError itself
-
+    """Call ``main()``. A UserError becomes ``error: ...`` and exit code 2; so does an OSError about a file
+    (no permission, a full disk); every other exception keeps its traceback, because it is a fault of ours.
+    Ctrl-C ends with 130, as shells expect."""
     try:
         main()
-        parallel.leave()
+        processes.leave()
     except KeyboardInterrupt:
-        parallel.say("interrupted")
-        parallel.leave()
+        say("interrupted")
+        processes.leave()
         sys.exit(130)
     except Exception as error:
         about_a_file = isinstance(error, OSError) and error.filename is not None
-        if not about_a_file and not getattr(error, "is_user_error", False):
-            if parallel.claimed("error"):  # this process only lost those that a mistake has ended
+        if not about_a_file and not isinstance(error, UserError):
+            if processes.claimed("error"):  # this process only lost those that a mistake has ended
                 sys.exit(2)
             raise
-        if parallel.claim("error"):
+        if processes.claim("error"):
             text = f"{error.filename}: {error.strerror}" if about_a_file else error
             print(f"error: {text}", file=sys.stderr)
         sys.exit(2)

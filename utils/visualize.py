@@ -3,12 +3,10 @@
 The frames come from utils/drawing.py; here they are laid out, encoded and written as files.
 """
 import multiprocessing
-import os
 import re
 import subprocess
 import unicodedata
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -31,6 +29,7 @@ from utils.drawing import (
     stamp,
 )
 from utils.errors import UserError
+from utils.files import atomic_write
 
 FOOTER, GAP = 28, 3             # of a gallery: pixels of its legend, and of a cell's edge
 PAUSE, STRETCH = 0.3, 4 / 3     # seconds of rest after each clip; how far a gallery may outlast its longest
@@ -48,7 +47,7 @@ def render_video(joints, path, skeleton, fps, caption="", size=(480, 540), azimu
         raise UserError(f"cannot write {path}: a video's name must end in .mp4 or .gif")
     size = _even(size)
     frames = render_frames(joints, skeleton, fps, caption, size, azimuth)
-    with _atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         _encode(frames, temporary, size, fps, _CODECS[path.suffix.lower()])
     return path
 
@@ -96,7 +95,7 @@ def contact_sheet(clips, path, skeleton, frames_per_clip=7, fps=None, cell=(200,
     for joints, caption in clips:
         rows += [draw_title(caption, width, 4 * 22, align="left"),
                  _strip(check_joints(joints, skeleton), skeleton, frames_per_clip, fps, cell, azimuth)]
-    with _atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(np.concatenate(rows)).save(temporary, format="png")
     return path
 
@@ -143,7 +142,7 @@ def gallery(clips, path, skeleton, fps, columns=3, size=(240, 280), seconds=8.0,
                         f"pixels; {LARGEST} is the most, so choose fewer clips or another number of columns")
     motions = [_resample(check_joints(joints, skeleton), fps, rate, seconds) for joints, _ in clips]
     frames = _gallery_frames(motions, [caption for _, caption in clips], skeleton, rate, columns, size)
-    with _atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         _GALLERY_WRITERS[path.suffix.lower()](frames, temporary, shape, rate)
     return path
 
@@ -301,20 +300,3 @@ _GALLERY_WRITERS = {
     ".webp": _write_webp,
     ".mp4": _ffmpeg_writer(_CODECS[".mp4"]),
 }
-
-
-@contextmanager
-def _atomic(path):
-    """A temporary name beside ``path``, which takes its place once the block has ended well."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

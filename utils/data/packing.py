@@ -1,0 +1,158 @@
+"""The clips of a split in one file, which opens at once and whose pages all processes and workers share.
+
+``<data set>/packed/<split>_<columns>.bin``: the float32 rows (columns) of all clips, one below the other; an
+index (JSON); the index's size in bytes (8, little endian); MAGIC. The index holds the captions too, why a
+clip is left out, and which files all this was read from (name, bytes, time of change): where they are others
+now, or the file is damaged, it is made anew. It is written under another name first, so that whoever reads
+it, or writes it at the same time, never sees half of one.
+Shapes: T frames, D columns.
+"""
+import json
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.arrays import UnreadableArray, load_array
+from utils.errors import UserError, is_first, say
+from utils.files import UnwritableFile, atomic_write
+
+MAGIC = b"CLIPS 1\n"
+CHUNK = 512  # clips that are in memory while the file is written
+
+
+class Packed(NamedTuple):
+    """``data`` (sum of T, D) of the clips that can be used, and, for every name asked for: ``lengths`` (T, or
+    0), ``reasons`` (why the clip cannot be used, or None), ``texts`` ([text, None], or [None, why there is
+    none])."""
+
+    data: np.ndarray
+    lengths: list
+    reasons: list
+    texts: list
+
+
+def open_packed(root, split, names, columns, num_workers=0):
+    """The Packed clips ``names`` of a split of the data set in ``root``, the first ``columns`` features of
+    each. The first use, and one after a change, reads all files; where nothing can be written, every use
+    does."""
+    root = Path(root)
+    path = root / "packed" / f"{split}_{columns}.bin"
+    sources = {"names": names, "motions": stamps(root / "new_joint_vecs", names, ".npy"),
+               "texts": stamps(root / "texts", names, ".txt")}
+    packed = read_packed(path, sources, columns)
+    if packed is not None:
+        return packed
+    make = partial(write_packed, root=root, sources=sources, columns=columns, num_workers=num_workers,
+                   what=f"{root.name}/{split}")
+    try:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            make(file)
+    except UnwritableFile as error:
+        say(f"warning: {error}, so the clips are read anew at every start")
+        return in_passing(make, sources, columns)
+    # the latter: changed in between
+    return read_packed(path, sources, columns) or in_passing(make, sources, columns)
+
+
+def stamps(folder, names, suffix):
+    """[[bytes, time of change in ns], or None where there is no file] of the files of ``names``."""
+    found = []
+    for name in names:
+        try:
+            stat = os.stat(f"{folder}/{name}{suffix}")
+            found.append([stat.st_size, stat.st_mtime_ns])
+        except OSError:
+            found.append(None)
+    return found
+
+
+def in_passing(make, sources, columns):
+    """The Packed clips from a file without a name, which is gone with the process."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            make(file)
+            file.flush()
+            return map_packed(file, sources, columns)
+    except OSError as error:
+        raise UserError(f"the clips need room in {tempfile.gettempdir()}, where nothing can be written "
+                        f"({error.strerror or error}); make room, or point TMPDIR elsewhere") from error
+
+
+def write_packed(file, root, sources, columns, num_workers, what):
+    """Read all clips and captions and write them to an open file."""
+    names, index = sources["names"], {"sources": sources, "columns": columns, "lengths": [], "reasons": [],
+                                      "texts": []}
+    with (ThreadPoolExecutor(max(1, num_workers)) as pool,  # threads: reading waits for the disk
+          tqdm(total=len(names), desc=f"packing {what}", unit="clip", leave=False, mininterval=1,
+               disable=not is_first()) as progress):
+        for first in range(0, len(names), CHUNK):
+            part = names[first : first + CHUNK]
+            for features, reason, text in pool.map(partial(read_clip, root, columns), part):
+                if features is not None:
+                    file.write(np.ascontiguousarray(features).data)
+                index["lengths"].append(0 if features is None else len(features))
+                index["reasons"].append(reason)
+                index["texts"].append(text)
+                progress.update()
+    content = json.dumps(index).encode()
+    file.write(content + len(content).to_bytes(8, "little") + MAGIC)
+
+
+def read_clip(root, columns, name):
+    return (*read_features(root / "new_joint_vecs" / f"{name}.npy", columns),
+            read_text(root / "texts" / f"{name}.txt"))
+
+
+def read_packed(path, sources, columns):
+    """The Packed clips of a file; None where there is none, or it was made from other sources, or is
+    damaged."""
+    try:
+        with open(path, "rb") as file:
+            return map_packed(file, sources, columns)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def map_packed(file, sources, columns):
+    """The Packed clips of an open file. ValueError where it does not hold those of ``sources``."""
+    end = file.seek(-len(MAGIC) - 8, os.SEEK_END)
+    size = int.from_bytes(file.read(8), "little")
+    if file.read() != MAGIC or size > end:
+        raise ValueError("not a file of clips")
+    file.seek(end - size)
+    index = json.loads(file.read(size))
+    rows = sum(index["lengths"])
+    if index["sources"] != sources or index["columns"] != columns or 4 * rows * columns != end - size:
+        raise ValueError("made from other files")
+    shape = (rows, columns)
+    # "c": what a caller writes into an array stays with him, neither torch nor the file minds
+    data = np.asarray(np.memmap(file, np.float32, "c", shape=shape)) if rows else np.zeros(shape, np.float32)
+    return Packed(data, index["lengths"], index["reasons"], index["texts"])
+
+
+def read_features(path, dim):
+    """Features (T, dim) float32 of one clip, and None; or None and the reason why the file cannot be used."""
+    try:
+        features = load_array(path)
+    except UnreadableArray as error:
+        return None, "file is missing" if error.missing else error.reason
+    if features.ndim != 2 or features.shape[1] < dim or len(features) == 0:
+        return None, f"has shape {features.shape}, expected (frames, {dim} or more)"
+    features = features[:, :dim].astype(np.float32)
+    return (features, None) if np.isfinite(features).all() else (None, "holds NaN or infinite values")
+
+
+def read_text(path):
+    """A text file's content, and None; or None and the reason why it cannot be used."""
+    try:
+        return path.read_text(encoding="utf-8-sig"), None
+    except FileNotFoundError:
+        return None, "has no text file"
+    except (UnicodeDecodeError, OSError) as error:
+        return None, f"has a text file that cannot be read ({error})"

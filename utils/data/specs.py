@@ -1,0 +1,108 @@
+"""What is known about each data set."""
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError, say
+from utils.motion.features import features_to_joints
+from utils.motion.skeletons import SKELETONS
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One data set. ``fps`` frames a second; clips of ``min_frames`` .. ``max_frames`` take part in
+    text-to-motion; ``distinct_retrieval``: many clips share a caption, so retrieval batches hold every
+    caption once at most; ``protocol``: how it is judged unless --protocol says otherwise (utils/judges.py);
+    ``metres_per_unit``: the length unit of its joints (KIT's are millimetres)."""
+
+    name: str
+    root: str
+    skeleton: str
+    fps: float
+    min_frames: int
+    max_frames: int
+    text_encoder: str
+    cfg: float = 4.5
+    unit_length: int = 4
+    distinct_retrieval: bool = False
+    protocol: str = "trained"
+    metres_per_unit: float = 1.0
+
+    @property
+    def joints(self):
+        return SKELETONS[self.skeleton].num_joints
+
+    @property
+    def feature_dim(self):
+        return SKELETONS[self.skeleton].essential_dim
+
+    def describe(self):
+        """What a checkpoint keeps of it (plain values, no paths)."""
+        return {key: value for key, value in asdict(self).items() if key != "root"}
+
+
+# Data sets whose folders do not describe themselves; all others carry a dataset.json.
+KNOWN = {
+    "t2m": dict(folder="HumanML3D", skeleton="t2m", fps=20.0, min_frames=40, max_frames=199,
+                text_encoder="clip", protocol="essential"),
+    "kit": dict(folder="KIT-ML", skeleton="kit", fps=12.5, min_frames=24, max_frames=199, text_encoder="clip",
+                cfg=2.5, protocol="essential", metres_per_unit=0.001),
+}
+
+
+def get_spec(name, dataset_dir="./datasets"):
+    """The DatasetSpec of ``name``. ``demo`` is made on first use. UserError when the folder or its
+    description is missing."""
+    known = dict(KNOWN.get(name, {}))
+    root = Path(dataset_dir) / known.pop("folder", name)
+    if name == "demo" and not root.exists():
+        from utils.demo.dataset import build_demo
+
+        say(f"making the data set 'demo' in {root} (once)")
+        build_demo(root)
+    if not root.is_dir():
+        raise UserError(f"no data set '{name}' at {root}; put it there, or make one with "
+                        "scripts/prepare_dataset.py")
+    if known:
+        return DatasetSpec(name=name, root=str(root), **known)
+    path = root / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{root} has no dataset.json; make the data set with scripts/prepare_dataset.py")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})") from error
+    if not isinstance(description, dict):
+        raise UserError(f"{path} must hold an object of JSON, {{...}}, not a {type(description).__name__}")
+    return spec_from_description(description | {"name": name}, root, path)
+
+
+def spec_from_description(description, root="", path="the checkpoint"):
+    """A DatasetSpec from a dict (dataset.json or a checkpoint's); keys that it does not know are left
+    alone."""
+    fields = {key: description[key] for key in DatasetSpec.__dataclass_fields__ if key in description}
+    missing = {"name", "skeleton", "fps", "min_frames", "max_frames", "text_encoder"} - set(fields)
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
+    if fields["skeleton"] not in SKELETONS:
+        raise UserError(f"{path}: unknown skeleton '{fields['skeleton']}'; one of {', '.join(SKELETONS)}")
+    return DatasetSpec(**(fields | {"root": str(root)}))
+
+
+def joints_in_metres(features, spec):
+    """Joints (T, J, 3) numpy, metres, of un-normalised features (T, D) of a data set."""
+    return features_to_joints(torch.as_tensor(features), spec.joints).numpy() * spec.metres_per_unit
+
+
+def spec_of_checkpoint(checkpoint, dataset_name):
+    """The DatasetSpec that a checkpoint carries; for released files, which carry none, what is known under
+    that name."""
+    if "dataset" in checkpoint:
+        return spec_from_description(checkpoint["dataset"])
+    if dataset_name not in KNOWN:
+        raise UserError(f"the checkpoint does not describe its data set, and '{dataset_name}' is none of "
+                        f"{', '.join(KNOWN)}")
+    known = {key: value for key, value in KNOWN[dataset_name].items() if key != "folder"}
+    return DatasetSpec(name=dataset_name, root="", **known)

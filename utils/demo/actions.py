@@ -1,0 +1,369 @@
+"""What the people of the demo data set can do: gestures, kicks, postures, and the table of all actions.
+
+An action takes the performer (where it stands, its body,
+                               its random generator), appends curves to the performance and
+returns the facts that captions may mention: "tempo" (slow, fast), "size" (big, small), "count".
+"""
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from utils.demo import steps
+from utils.demo.body import SIDES, solve
+from utils.demo.performer import OTHER, SIGN, curve, planar, pulse, ramp, tempo_of
+
+# ---- arms
+
+def lean_with(p, c, side, weight, amount=1.0):
+    sign = SIGN[side]
+    c["side"] += amount * sign * 3 * weight
+    c["twist"] -= amount * sign * 2 * weight
+    p.shift(c, sideways=-amount * sign * 0.015 * weight)
+
+
+def wave(p, sides):
+    count, period = p.count(*range(2, 6)), p.uniform(7.5, 12.5)
+    start, rise = p.uniform(3, 8), p.uniform(10, 16)
+    begin, end = start + rise - 3, start + rise + count * period
+    n = int(end + rise + p.uniform(3, 8))
+    c, frames = p.neutral(n), np.arange(n)
+    up = pulse(n, start, start + rise, end, end + rise)
+    swing = np.sin(2 * np.pi * (frames - begin) / period) * pulse(n, begin, begin + 6, end - 4, end + 4)
+    style, width = p.pick("low", "high", "front"), p.uniform(16, 30)
+    angles = {"low": {"spread": p.uniform(74, 92), "swing": p.uniform(0, 20), "roll": -90,
+                      "elbow": p.uniform(75, 95)},
+              "high": {"spread": p.uniform(125, 150), "swing": p.uniform(0, 15), "roll": -80,
+                       "elbow": p.uniform(25, 40)},
+              "front": {"spread": p.uniform(30, 45), "swing": p.uniform(54, 70), "roll": -25,
+                        "elbow": p.uniform(75, 95)}}[style]
+    for side in sides:
+        p.arm(c, side, up, **angles)
+        c[f"{side}_{'roll' if style == 'front' else 'elbow'}"] += width * swing
+        c[f"{side}_spread"] += (6 if style != "high" else 14) * swing
+    if len(sides) == 1:
+        lean_with(p, c, sides[0], -up)
+        c["head_roll"] += SIGN[sides[0]] * -3 * up
+    p.append(c)
+    return {"tempo": tempo_of(period, 12, 8.5),
+            "size": "big" if width > 26 else "small" if width < 19 else None}
+
+
+def raise_arms(p, sides):
+    start, rise, hold, fall = p.uniform(4, 10), p.uniform(12, 26), p.uniform(8, 24), p.uniform(12, 22)
+    stays = not p.followed and p.pick(True, False, False)
+    n = int(start + rise + hold + (0 if stays else fall) + p.uniform(3, 9))
+    c = p.neutral(n)
+    lower = start + rise + hold
+    up = ramp(n, start, start + rise) - (0 if stays else ramp(n, lower, lower + fall))
+    high = p.uniform(155, 176)
+    angles = p.pick({"swing": high, "spread": p.uniform(4, 14), "roll": 0},
+                    {"spread": high, "swing": 4, "roll": 0})
+    for side in sides:
+        p.arm(c, side, up, elbow=p.uniform(3, 16), **angles)
+    if len(sides) == 1:
+        lean_with(p, c, sides[0], -up, 1.3)
+    else:
+        c["bend"] -= 5 * up
+        c["head_pitch"] -= p.uniform(0, 14) * up
+    p.append(c)
+    return {"tempo": tempo_of(rise, 22, 15), "stays": stays}
+
+
+def clap(p):
+    count, period = p.count(*range(3, 7)), p.uniform(7, 12.5)
+    start, rise = p.uniform(3, 8), p.uniform(9, 14)
+    n = int(start + rise + count * period + rise + p.uniform(3, 7))
+    c, frames = p.neutral(n), np.arange(n)
+    end = start + rise + (count - 0.5) * period
+    up = pulse(n, start, start + rise, end + 2, end + 2 + rise)
+    open_hands = 0.5 - 0.5 * np.cos(2 * np.pi * (frames - start - rise - 0.5 * period) / period + np.pi)
+    open_hands = np.where(frames < start + rise, 1.0, np.where(frames > end, 0.25, open_hands))
+    open_hands = gaussian_filter1d(open_hands, 0.7)
+    swing, elbow, wide = p.uniform(22, 48), p.uniform(68, 88), p.uniform(18, 32)
+    closed = closing_roll(p, swing, elbow)
+    for side, _ in SIDES:
+        p.arm(c, side, up, swing=swing, spread=4, elbow=elbow, roll=closed)
+        c[f"{side}_roll"] -= up * wide * open_hands
+        c[f"{side}_spread"] += up * 6 * open_hands
+    c["head_pitch"] += 5 * up
+    p.append(c)
+    return {"count": count if count <= 4 else None, "tempo": tempo_of(period, 12, 8)}
+
+
+def closing_roll(p, swing, elbow):
+    """The inward roll of the upper arms that brings the wrists together (about 7 cm apart)."""
+    roll = np.arange(0.0, 80.0, 1.0)
+    c = p.neutral(len(roll))
+    for side, _ in SIDES:
+        c.update({f"{side}_swing": 0 * roll + swing, f"{side}_spread": 0 * roll + 4,
+                  f"{side}_elbow": 0 * roll + elbow,
+                  f"{side}_roll": roll})
+    wrists = solve(p.body, c)[:, [20, 21]]
+    apart = ((wrists[:, 0] - wrists[:, 1])[:, [0, 2]] * planar(c["yaw"], 1.0, 0.0)).sum(-1)
+    return float(roll[np.argmin(np.abs(apart - 0.07))])
+
+
+def punch(p, side):
+    count, period = p.count(1, 1, 2, 3, 4), p.uniform(14, 22)
+    start, rise = p.uniform(3, 7), p.uniform(8, 12)
+    begin = start + rise
+    n = int(begin + count * period + rise + p.uniform(4, 8))
+    c, sign = p.neutral(n), SIGN[side]
+    guard = pulse(n, start, start + rise, begin + count * period, begin + count * period + rise)
+    for own, _ in SIDES:
+        p.arm(c, own, guard, swing=30, spread=8, roll=22, elbow=p.uniform(115, 130))
+    c["height"] -= 0.04 * guard
+    c["bend"] += 6 * guard
+    hit = np.zeros(n)
+    for k in range(count):
+        t = begin + k * period
+        hit += curve(n, (t, 0), (t + 3, -0.18), (t + 6.5, 1), (t + 8.5, 1), (t + min(13.5, period), 0))
+    high = p.uniform(80, 98)
+    p.arm(c, side, hit, swing=high, spread=-4, roll=10, elbow=6)
+    c["twist"] -= sign * 24 * hit
+    c["pelvis_yaw"] -= sign * 8 * hit
+    p.shift(c, ahead=0.05 * hit, sideways=-sign * 0.01 * hit)
+    c["head_yaw"] += sign * 10 * hit
+    p.append(c)
+    return {"count": count, "tempo": tempo_of(period, 20.5, 15.5)}
+
+
+# ---- legs and whole body
+
+def kick(p, side):
+    count, sign = p.count(1, 1, 1, 2, 3), SIGN[side]
+    high, period = p.uniform(0.42, 0.95), p.uniform(24, 32)
+    start = p.uniform(6, 10)
+    n = int(start + count * period + p.uniform(8, 13))
+    c, end = p.neutral(n), start + count * period
+    weight = pulse(n, start - 6, start + 3, end - 4, end + 6)
+    stand = OTHER[side]
+    p.shift(c, sideways=-sign * 0.085 * weight)
+    c["height"] -= 0.02 * weight
+    back, hit = np.zeros(n), np.zeros(n)
+    for k in range(count):
+        t = start + k * period
+        back += curve(n, (t, 0), (t + 7, 1), (t + 11, 0))
+        hit += curve(n, (t + 6, 0), (t + 12, 1), (t + 13.5, 1), (t + period - 1, 0))
+    leg = p.body.length[4] + p.body.length[7]
+    # the leg is nearly straight at the top
+    far = 1.05 * np.sqrt(leg ** 2 - (p.body.standing - 0.14 - high) ** 2)
+    p.shift_foot(c, side, ahead=far * hit - 0.28 * back, sideways=-sign * 0.05 * hit)
+    c[f"{side}_lift"] += high * np.maximum(hit, 0) ** 0.8 + 0.14 * np.maximum(back, 0) ** 0.5
+    c[f"{side}_foot_pitch"] += 48 * back - 30 * hit
+    c["bend"] -= 7 * hit - 8 * back
+    c["pelvis_pitch"] -= 14 * hit * high - 4 * back
+    c["pelvis_yaw"] += sign * 8 * hit
+    c["head_pitch"] += 10 * hit
+    p.arm(c, stand, weight, swing=10, spread=32, elbow=30)
+    p.arm(c, side, weight, swing=-5, spread=38, elbow=25)
+    c[f"{stand}_swing"] += 38 * hit - 20 * back
+    c[f"{side}_swing"] += 16 * back - 28 * hit
+    p.append(c)
+    return {"count": count, "size": "big" if high > 0.78 else "small" if high < 0.54 else None}
+
+
+def squat(p):
+    count, period, depth = p.count(1, 1, 1, 2, 2, 3), p.uniform(28, 46), p.uniform(0.3, 0.47)
+    start, n_hold = p.uniform(3, 7), p.uniform(0, 8)
+    n = int(start + count * (period + n_hold) + p.uniform(4, 8))
+    c, down = p.neutral(n), np.zeros(n)
+    for k in range(count):
+        t = start + k * (period + n_hold)
+        down += pulse(n, t, t + 0.48 * period, t + 0.48 * period + n_hold, t + period + n_hold - 1)
+    lower_trunk(p, c, down, depth, pitch=p.uniform(26, 38), bend=p.uniform(8, 16))
+    style = p.pick("ahead", "ahead", "folded", "hanging")
+    angles = {"ahead": {"swing": p.uniform(85, 105), "spread": 6, "elbow": 8},
+              "folded": {"swing": 45, "spread": 5, "elbow": 110, "roll": 25},
+              "hanging": {"swing": 42, "spread": 10, "elbow": 15}}[style]
+    for side, _ in SIDES:
+        p.arm(c, side, down, **angles)
+    p.append(c)
+    return {"count": count, "tempo": tempo_of(period, 41, 33),
+            "size": "big" if depth > 0.42 else "small" if depth < 0.34 else None}
+
+
+def lower_trunk(p, c, down, depth, pitch, bend):
+    """Sink by ``depth`` with the knees apart, hips going back and the trunk ahead to stay over the feet."""
+    c["height"] -= depth * down
+    p.shift(c, ahead=-0.42 * depth * down)
+    c["pelvis_pitch"] += pitch * down
+    c["bend"] += bend * down
+    c["head_pitch"] -= 8 * down
+    for side, _ in SIDES:
+        c[f"{side}_splay"] += 14 * down
+
+
+def seat_curves(p, c, down, lean):
+    """``down`` 0 (standing) to 1 (on the chair); the trunk leans ahead in between, hands end on the
+    thighs."""
+    seat = p.seat
+    c["height"] += (seat["height"] - p.body.standing - p.ease["height"]) * down
+    p.shift(c, ahead=-seat["back"] * down ** 0.9)
+    c["pelvis_pitch"] += lean * 26 - 6 * down
+    c["bend"] += lean * 16 + 4 * down
+    c["head_pitch"] -= 12 * lean
+    for side, _ in SIDES:
+        p.arm(c, side, down, swing=seat["swing"], spread=seat["spread"], elbow=seat["elbow"], roll=20)
+        c[f"{side}_swing"] += 22 * lean
+        c[f"{side}_splay"] += seat["splay"] * down
+
+
+def choose_seat(p):
+    thigh = p.body.length[4]
+    p.seat = {"height": p.uniform(0.47, 0.56), "back": thigh * p.uniform(0.80, 0.92),
+              "swing": p.uniform(22, 34),
+              "spread": p.uniform(6, 14), "elbow": p.uniform(45, 65), "splay": p.uniform(0, 9)}
+
+
+def sit_down(p):
+    choose_seat(p)
+    start, sink, stay = p.uniform(5, 11), p.uniform(20, 34), p.uniform(10, 26)
+    n = int(start + sink + stay)
+    c = p.neutral(n)
+    seat_curves(p, c, ramp(n, start, start + sink),
+                pulse(n, start - 3, start + 0.55 * sink, start + 0.55 * sink, start + sink + 5))
+    p.parts.append(c)               # not append(): the place to stand up at stays where the feet are
+    p.posture = "sitting"
+    return {"tempo": tempo_of(sink, 30, 24)}
+
+
+def stand_up(p):
+    if p.posture != "sitting":
+        choose_seat(p)
+    start, rise, stay = p.uniform(5, 12), p.uniform(20, 32), p.uniform(8, 18)
+    n = int(start + rise + stay)
+    c = p.neutral(n)
+    seat_curves(p, c, 1 - ramp(n, start, start + rise),
+                pulse(n, start - 4, start + 0.4 * rise, start + 0.4 * rise, start + rise + 3))
+    p.append(c)
+    p.posture = "standing"
+    return {"tempo": tempo_of(rise, 29, 23)}
+
+
+def bow(p):
+    start, down_time, hold, rise = p.uniform(4, 8), p.uniform(13, 24), p.uniform(5, 16), p.uniform(14, 24)
+    deep, count = p.uniform(45, 88), p.count(1, 1, 1, 2)
+    cycle = down_time + hold + rise + 2
+    n = int(start + count * cycle + p.uniform(4, 9))
+    c, down = p.neutral(n), np.zeros(n)
+    for k in range(count):
+        t = start + k * cycle
+        down += pulse(n, t, t + down_time, t + down_time + hold, t + down_time + hold + rise)
+    c["pelvis_pitch"] += 0.58 * deep * down
+    c["bend"] += 0.42 * deep * down
+    c["head_pitch"] += 0.58 * deep * down
+    p.shift(c, ahead=-0.0016 * deep * down)
+    c["height"] -= 0.0004 * deep * down
+    style = p.pick("sides", "hanging", "thighs")
+    lift = {"sides": 0.1, "hanging": 0.75, "thighs": 0.45}[style] * deep
+    for side, _ in SIDES:
+        c[f"{side}_swing"] += lift * down
+        if style == "thighs":
+            p.arm(c, side, down, roll=35, elbow=35)
+    p.append(c)
+    return {"count": count, "size": "big" if deep > 73 else "small" if deep < 53 else None,
+            "tempo": tempo_of(down_time, 21, 15.5)}
+
+
+def kneel(p):
+    """Step back with one foot, go down on that knee, on both or on one; often stand up again."""
+    side, both, rises = p.lead, p.pick(True, False), p.followed or p.pick(True, False, False)
+    other = OTHER[side]
+    start, down_time, hold = p.uniform(4, 8), p.uniform(22, 32), p.uniform(10, 22)
+    low, up_time = start + down_time, p.uniform(22, 30)
+    second = 16 if both else 0
+    bottom = low + second
+    n = int(bottom + hold + (up_time + second + 6 if rises else 0))
+    c, body = p.neutral(n), p.body
+    leave = bottom + hold if rises else 2 * n                    # never, when it stays down
+    stop = (leave, leave + second, leave + second + up_time)
+
+    def there_and_back(a, b, back_a, back_b):
+        return ramp(n, a, b) - ramp(n, back_a, back_b)
+
+    behind = body.length[7] * 1.02
+    half = behind * 0.62           # where the pelvis ends between the feet on one knee
+    sink = body.standing - (body.length[4] * 0.985 + 0.055 - body.offsets[1, 1])
+    step_back = there_and_back(start, start + 0.45 * down_time, stop[2] - 0.42 * up_time, stop[2])
+    down = there_and_back(start + 0.2 * down_time, low, stop[1], stop[1] + 0.75 * up_time)
+    arc = 4 * step_back * (1 - step_back)
+    p.shift_foot(c, side, ahead=-(behind + half) * step_back)
+    c[f"{side}_lift"] += 0.06 * arc
+    c[f"{side}_foot_pitch"] += 62 * down + 22 * step_back * (1 - down)
+    c["height"] -= sink * down
+    p.shift(c, ahead=-half * there_and_back(start, low, stop[1], stop[2]))
+    if both:
+        drag = there_and_back(low, bottom, stop[0], stop[1])
+        p.shift_foot(c, other, ahead=-(behind + half) * drag)
+        c[f"{other}_lift"] += 0.03 * 4 * drag * (1 - drag)
+        c[f"{other}_foot_pitch"] += 84 * drag
+    c["pelvis_pitch"] += 14 * 4 * down * (1 - down)
+    c["bend"] += 10 * 4 * down * (1 - down) + 4 * down
+    p.arm(c, other, down * 0.7, swing=35 if not both else 18, elbow=55)
+    p.arm(c, side, down * 0.6, swing=15, elbow=35)
+    for own, _ in SIDES:
+        c[f"{own}_spread"] += 12 * 4 * down * (1 - down)
+    p.append(c)
+    return {"knees": "both" if both else side, "rises": rises, "tempo": tempo_of(down_time, 29, 24)}
+
+
+def sway(p):
+    count, period = p.count(*range(2, 4)), p.uniform(25, 40)
+    start, width = p.uniform(2, 6), p.uniform(0.06, 0.1)
+    n = int(start + count * period + p.uniform(3, 7))
+    c, frames = p.neutral(n), np.arange(n)
+    inside = pulse(n, start, start + 0.4 * period, start + (count - 0.4) * period, start + count * period)
+    swing = p.pick(1, -1) * np.sin(2 * np.pi * (frames - start) / period) * inside
+    p.shift(c, sideways=width * swing)
+    c["height"] -= 0.02 * inside
+    c["pelvis_roll"] += 5 * swing
+    c["side"] += p.uniform(6, 12) * -swing
+    c["head_roll"] += 4 * swing
+    for side, sign in SIDES:
+        c[f"{side}_spread"] += 7 * inside + sign * 7 * swing
+        c[f"{side}_swing"] += sign * 5 * swing
+        c[f"{side}_elbow"] += 8 * inside
+    p.append(c)
+    return {"tempo": tempo_of(period, 36, 29)}
+
+
+ACTIONS = {
+    "walk_forward": steps.walk_forward,
+    "walk_slow": steps.walk_slow,
+    "walk_fast": steps.walk_fast,
+    "walk_backward": steps.walk_backward,
+    "walk_left": lambda p: steps.sidestep(p, 1),
+    "walk_right": lambda p: steps.sidestep(p, -1),
+    "walk_curve_left": lambda p: steps.walk_curve(p, 1),
+    "walk_curve_right": lambda p: steps.walk_curve(p, -1),
+    "walk_circle_left": lambda p: steps.walk_circle(p, 1),
+    "walk_circle_right": lambda p: steps.walk_circle(p, -1),
+    "run_forward": steps.run_forward,
+    "turn_left_90": lambda p: steps.turn_on_spot(p, 1, 90),
+    "turn_left_180": lambda p: steps.turn_on_spot(p, 1, 180),
+    "turn_left_360": lambda p: steps.turn_on_spot(p, 1, 360),
+    "turn_right_90": lambda p: steps.turn_on_spot(p, -1, 90),
+    "turn_right_180": lambda p: steps.turn_on_spot(p, -1, 180),
+    "turn_right_360": lambda p: steps.turn_on_spot(p, -1, 360),
+    "jump": steps.jump,
+    "jump_forward": steps.jump_forward,
+    "hop": steps.hop,
+    "wave_left": lambda p: wave(p, "l"),
+    "wave_right": lambda p: wave(p, "r"),
+    "wave_both": lambda p: wave(p, "lr"),
+    "raise_left": lambda p: raise_arms(p, "l"),
+    "raise_right": lambda p: raise_arms(p, "r"),
+    "raise_both": lambda p: raise_arms(p, "lr"),
+    "clap": clap,
+    "punch_left": lambda p: punch(p, "l"),
+    "punch_right": lambda p: punch(p, "r"),
+    "kick_left": lambda p: kick(p, "l"),
+    "kick_right": lambda p: kick(p, "r"),
+    "squat": squat,
+    "sit_down": sit_down,
+    "stand_up": stand_up,
+    "bow": bow,
+    "kneel": kneel,
+    "jumping_jacks": steps.jumping_jacks,
+    "sway": sway,
+}
