@@ -106,8 +106,8 @@ def test_a_damaged_clip_is_left_out_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize("content, reason", [
-    (np.array(["walk"]), "no numbers"), (np.ones(3, complex), "no numbers"),
-    (np.zeros(2, "M8[s]"), "no numbers"),
+    (np.array(["walk"]), "not numbers"), (np.ones(3, complex), "not numbers"),
+    (np.zeros(2, "M8[s]"), "not numbers"),
 ])
 def test_arrays_of_no_numbers(tmp_path, content, reason):
     np.save(tmp_path / "a.npy", content)
@@ -147,9 +147,9 @@ def test_damaged_checkpoints(tmp_path, as_zip, capsys):
 def test_files_that_are_no_checkpoints(tmp_path, content):
     path = tmp_path / "latest.tar"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="latest.tar (is no checkpoint, or damaged|holds more than)"):
+    with pytest.raises(UserError, match="latest.tar (is not a checkpoint, or is damaged|holds more than)"):
         read_checkpoint(path)
-    with pytest.raises(UserError, match="is no checkpoint, or damaged|holds more than"):
+    with pytest.raises(UserError, match="is not a checkpoint, or is damaged|holds more than"):
         evaluators.read_checkpoint(path, ())
 
 
