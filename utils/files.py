@@ -29,9 +29,9 @@ class UnwritableFile(UserError):
 
 @contextmanager
 def atomic_write(path, one_writer=False):
-    """Yields a temporary path to write to, which is renamed to ``path`` when the block succeeds: a crash never
-    leaves half a file. Safe for concurrent writers; ``one_writer``: there is only one, so the temporary file
-    of a killed process is overwritten. Raises UnwritableFile."""
+    """Yields a temporary path to write to, which is renamed to ``path`` when the block succeeds: a crash
+    never leaves half a file. Safe for concurrent writers; ``one_writer``: there is only one, so the temporary
+    file of a killed process is overwritten. Raises UnwritableFile."""
     path = Path(path)
     mark = "partial" if one_writer else uuid.uuid4().hex[:12]
     temporary = path.with_name(f".{mark}.{path.name}")
@@ -192,8 +192,9 @@ def read_tensor(record, archive, folder):
 
 
 class RunFolder:
-    """checkpoints/<dataset>/<name>/: train.log, and in ``model/`` latest.tar, best.tar and TensorBoard events.
-    best.tar is also there under its published name, net_best_fid.tar, the only one that released runs have."""
+    """checkpoints/<dataset>/<name>/: train.log, and in ``model/`` latest.tar, best.tar and TensorBoard
+    events. best.tar is also there under its published name, net_best_fid.tar, the only one that released runs
+    have."""
 
     PUBLISHED = "net_best_fid.tar"
 
