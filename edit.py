@@ -27,12 +27,10 @@ from models.pipeline import clip_seed
 from models.TextEncoder import load_text_encoder
 from utils import options
 from utils.arrays import load_array
-from utils.clips import checkpoint_paths, read_wanted, write_clips
-from utils.data.conditions import Conditions
-from utils.data.datasets import load_statistics
+from utils.clips import SHORTEST, checkpoint_paths, read_wanted, write_clips
+from utils.data.datasets import MAX_LENGTH, load_statistics
 from utils.data.specs import get_spec, spec_of_checkpoint
 from utils.errors import UserError, run
-from utils.lengths import MAX_LENGTH, SHORTEST
 from utils.motion.features import LARGEST, essential, features_to_joints, joints_to_features
 from utils.motion.inbetweening import sections_of, stitch
 from utils.motion.skeletons import SKELETONS
@@ -164,9 +162,8 @@ def main():
     joints, features = read_source(args.source_motion, spec)
     edited = parse_sections(args.mask_edit_section, len(joints))
     mode = pipeline.generator.cond_mode
-    wanted, cond = read_wanted(args, Conditions(
-        mode, lambda texts: load_text_encoder(spec.text_encoder).encode(texts),
-        actions=checkpoint.get("actions") or ()))
+    wanted, cond = read_wanted(args, mode, checkpoint, lambda texts: load_text_encoder(
+        spec.text_encoder).encode(texts))
     settings = options.sampler_settings(args, spec, mode)
     jobs = [(row, prompt, repeat) for row, (prompt, _) in enumerate(wanted)
             for repeat in range(args.repeat_times)]

@@ -23,12 +23,10 @@ from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import load_text_encoder
 from utils import options
 from utils.clips import checkpoint_paths, read_wanted, write_clips
-from utils.data.conditions import Conditions
-from utils.data.datasets import load_statistics
+from utils.data.datasets import MAX_LENGTH, load_statistics
 from utils.data.specs import get_spec, joints_in_metres, spec_of_checkpoint
 from utils.errors import UserError, run
 from utils.files import RunFolder
-from utils.lengths import MAX_LENGTH
 from utils.training.settings import pick_device
 from utils.visualize import safe_filename
 
@@ -81,9 +79,9 @@ def main():
         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
     spec = spec_of_checkpoint(checkpoint, args.dataset_name)
     mode = pipeline.generator.cond_mode
-    conditions = Conditions(mode, lambda texts: load_text_encoder(spec.text_encoder).encode(texts),
-                            actions=checkpoint.get("actions") or ())
-    wanted, cond = read_wanted(args, conditions, args.motion_length)
+    wanted, cond = read_wanted(args, mode, checkpoint, lambda texts: load_text_encoder(
+        spec.text_encoder).encode(texts),
+                               args.motion_length)
     settings = options.sampler_settings(args, spec, mode)
     jobs = [(row, prompt, repeat, frames) for row, (prompt, frames) in enumerate(wanted)
             for repeat in range(args.repeat_times)]

@@ -1,5 +1,6 @@
-"""Reading .npy files."""
+"""Arrays: reading .npy files, one-hot rows."""
 import numpy as np
+import torch
 
 from utils.errors import UserError
 
@@ -26,3 +27,8 @@ def load_array(path, mmap_mode=None):
     if array.dtype.kind not in "fiub":
         raise UnreadableArray(path, f"it contains {array.dtype}, not numbers")
     return array
+
+
+def one_hot(names, known):
+    """Rows of zeros with a 1 at each name's place in ``known``: (N, number of known names)."""
+    return torch.eye(len(known))[[known.index(name) for name in names]]

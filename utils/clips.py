@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.arrays import load_array
+from utils.arrays import load_array, one_hot
 from utils.errors import UserError
 from utils.files import RunFolder, atomic_write, read_checkpoint
 from utils.lengths import MAX_LENGTH, SHORTEST
@@ -17,11 +17,10 @@ CLIPS_PER_PROCESS = 4  # at least, when several processes draw videos: each take
 # ---- prompts -----------------------------------------------------------------------------------------------
 
 
-def read_wanted(args, conditions, motion_length=0):
-    """What a command line asks a generator for: [(prompt or action, frames or 0)], and their conditions
-    (N, C), None for an unconditional generator. ``conditions``: the generator's Conditions
-    (utils/data/conditions.py). UserError where the flags do not fit the generator."""
-    mode, actions = conditions.mode, conditions.actions
+def read_wanted(args, mode, checkpoint, encode, motion_length=0):
+    """What a command line asks a generator for: [(prompt or action, frames or 0)], and their conditions (N,
+    C), None for an unconditional generator. mode: its cond_mode; checkpoint: its dict, with the names of its
+    actions; encode: list of str -> (N, C). UserError where the flags do not fit the generator."""
     trained = {"text": "on texts", "action": "on actions", "uncond": "without conditions"}[mode]
     if mode != "text" and (args.text_prompt is not None or args.text_path is not None):
         raise UserError(f"--text_prompt, --text_path: this generator was trained {trained}"
@@ -30,17 +29,18 @@ def read_wanted(args, conditions, motion_length=0):
         raise UserError(f"--action: this generator was trained {trained}")
     if mode == "text":
         prompts = read_prompts(args.text_prompt, args.text_path, motion_length)
-        return prompts, conditions.encode([prompt for prompt, _ in prompts])
+        return prompts, encode([prompt for prompt, _ in prompts])
     if motion_length:
         check_length(motion_length, "--motion_length")
     if mode == "uncond":
         return [("unconditional", motion_length)], None
+    actions = checkpoint.get("actions") or []
     names = actions if args.action == ["all"] else args.action or []
     unknown = [name for name in names if name not in actions]
     if unknown or not names:
         problem = f"--action {unknown[0]}: unknown" if unknown else "pass --action NAME ..., or --action all"
         raise UserError(f"{problem}; the generator's actions are {', '.join(actions)}")
-    return [(name, motion_length) for name in names], conditions.of_actions(names)
+    return [(name, motion_length) for name in names], one_hot(names, actions)
 
 
 def read_prompts(text_prompt, text_path, motion_length=0):

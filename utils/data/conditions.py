@@ -7,6 +7,7 @@ C width of a condition, A actions.
 """
 import torch
 
+from utils.arrays import one_hot
 from utils.data.datasets import all_captions, read_labels, read_split
 from utils.errors import UserError
 from utils.lengths import MAX_LENGTH
@@ -60,7 +61,7 @@ class Conditions:
 
     def of_actions(self, names):
         """One-hot (N, A)."""
-        return torch.eye(len(self.actions))[[self.actions.index(name) for name in names]]
+        return one_hot(names, self.actions)
 
     def _one_hot(self, store, entries):
         return self.of_actions([self.action_of[store.ids[entry.clip]] for entry in entries])
