@@ -14,19 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from utils import options
-from utils.curves import (
-    FORMATS,
-    STYLE,
-    add_curves,
-    curve,
-    draw_curves,
-    find_runs,
-    plt,
-    read_runs,
-    read_scalars,
-    save_figure,
-)
-from utils.errors import UserError, run
+from utils.curves import FORMATS, STYLE, add_curves, curve, draw_curves, plt, read_runs, save_figure
+from utils.errors import run
 
 
 def parse_args(argv=None):
@@ -69,15 +58,7 @@ def plot_all(runs, smooth, log_scale, folder):
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.all and args.log_dir:
-        found = find_runs(args.log_dir)
-        if args.names and len(args.names) != len(found):
-            raise UserError(f"--names gives {len(args.names)} names for {len(found)} runs: "
-                            f"{', '.join(sorted(found))}")
-        names = args.names or list(found)
-        runs = {name: read_scalars(files, args.log_dir) for name, files in zip(names, found.values())}
-    else:
-        runs = read_runs(args.log_dirs or [args.log_dir], args.names)
+    runs = read_runs(args.log_dirs or [args.log_dir], args.names, several=args.all and args.log_dir)
     if args.all:
         plot_all(runs, args.smooth, args.log_scale, args.output_dir)
     else:

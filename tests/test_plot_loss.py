@@ -128,6 +128,8 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
     (["--log_dir", "A", "--metric", "Val/nothing"], "it has: Train/loss, Train/lr, Val/FID, Val/R3"),
     (["--log_dirs", "A", "B", "--names", "one"], "--names gives 1 names for 2 runs"),
     (["--log_dirs", "A", "A"], "two runs are called 'A'"),
+    (["--log_dir", ".", "--all", "--names", "same", "same"], "two runs are called 'same'"),
+    (["--log_dir", ".", "--all", "--names", "one"], "--names gives 1 names for 2 runs \\(A, B\\)"),
     (["--log_dir", "A", "--output", "curve.txt"], "must end in .png"),
     (["--log_dir", "A", "--output", "A/model/events.out.tfevents.1000.host/x.png"], "cannot write"),
 ])

@@ -6,8 +6,7 @@ from utils.errors import UserError
 
 
 class UnreadableArray(UserError):
-    """A file without a readable array of numbers. ``reason``: the message without the path; ``missing``: no
-    such file."""
+    """No readable array of numbers. ``reason``: the message without the path; ``missing``: no such file."""
 
     def __init__(self, path, why, missing=False):
         self.missing, self.reason = missing, f"cannot be read ({why})"

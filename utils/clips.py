@@ -1,6 +1,7 @@
 """What the scripts that make clips share: prompts in, files out."""
 import itertools
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,10 @@ from utils.visualize import render_many
 CLIPS_PER_PROCESS = 4  # at least, when several processes draw videos: each takes seconds to start
 
 
-# ---- prompts -----------------------------------------------------------------------------------------------
-
-
 def read_wanted(args, mode, checkpoint, encode, motion_length=0):
-    """What a command line asks a generator for: [(prompt or action, frames or 0)], and their conditions (N,
-    C), None for an unconditional generator. mode: its cond_mode; checkpoint: its dict, with the names of its
-    actions; encode: list of str -> (N, C). UserError where the flags do not fit the generator."""
+    """What a command line asks for: [(prompt or action, frames or 0)], and their conditions (N, C) or None.
+    mode, checkpoint: the generator's cond_mode, and dict with its actions; encode: list of str -> (N, C).
+    UserError if the flags do not fit the generator."""
     trained = {"text": "on texts", "action": "on actions", "uncond": "without conditions"}[mode]
     if mode != "text" and (args.text_prompt is not None or args.text_path is not None):
         raise UserError(f"--text_prompt, --text_path: this generator was trained {trained}"
@@ -96,12 +94,8 @@ def check_length(frames, place):
         raise UserError(f"{place}: a length of {frames} frames is outside {SHORTEST}..{MAX_LENGTH}")
 
 
-# ---- checkpoints and results -------------------------------------------------------------------------------
-
-
 def checkpoint_paths(args, which="best"):
-    """Paths of the generator's and the autoencoder's checkpoint; without --ae_name the generator's checkpoint
-    names its autoencoder."""
+    """Paths of the checkpoints of the generator and of its autoencoder (--ae_name, or as it was trained)."""
     generator = RunFolder(args.checkpoints_dir, args.dataset_name, args.name).checkpoint(which)
     ae_name = args.ae_name or read_checkpoint(generator).get("trained_on", {}).get("name")
     if ae_name is None:
@@ -110,25 +104,19 @@ def checkpoint_paths(args, which="best"):
 
 
 def free_path(folder, stem, joints):
-    """The first of FOLDER/STEM.npy, STEM-2.npy, STEM-3.npy ... that does not exist, or contains exactly these
-    joints."""
+    """The first of STEM.npy, STEM-2.npy, STEM-3.npy ... that does not exist or has exactly these joints."""
     for number in itertools.count(1):
         path = folder / (f"{stem}.npy" if number == 1 else f"{stem}-{number}.npy")
-        if not path.exists() or holds(path, joints):
+        if not path.exists():
             return path
-
-
-def holds(path, joints):
-    try:
-        return np.array_equal(load_array(path), joints)
-    except UserError:
-        return False  # not a clip: leave it alone
+        with suppress(UserError):  # a file that is not a clip is left alone
+            if np.array_equal(load_array(path), joints):
+                return path
 
 
 def write_clips(clips, spec, folder, no_video):
     """Write the .npy of every clip (file stem, joints (T, J, 3), caption), then, unless ``no_video``, the
-    videos. Files of other clips (other seed or settings) are kept: the new one gets a number. UserError for
-    joints that are not finite."""
+    videos; never over a file of another clip. UserError for joints that are not finite."""
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
     for stem, joints, caption in clips:

@@ -39,22 +39,27 @@ def run_folder(folder):
     return folder.parent if folder.name == "model" else folder
 
 
-def read_runs(log_dirs, names=None):
-    """{name: {tag: (steps (N,) int64, values (N,) float64)}} of the runs in log_dirs, one per folder.
-    UserError for a folder with no events or several runs, and where names do not match the folders."""
-    if names is not None and len(names) != len(log_dirs):
-        raise UserError(f"--names gives {len(names)} names for {len(log_dirs)} runs; give one per run")
-    runs = {}
-    for i, log_dir in enumerate(log_dirs):
-        found = find_runs(log_dir)
-        if len(found) > 1:
-            raise UserError(f"{log_dir} contains {len(found)} runs ({', '.join(sorted(found))}); name one of "
+def read_runs(log_dirs, names=None, several=False):
+    """{name: {tag: (steps (N,) int64, values (N,) float64)}} of the runs in log_dirs: one per folder, or
+    ``several``. UserError for a folder with no events or too many runs, and for names that do not fit."""
+    found = []
+    for log_dir in log_dirs:
+        runs = find_runs(log_dir)
+        if len(runs) > 1 and not several:
+            raise UserError(f"{log_dir} contains {len(runs)} runs ({', '.join(sorted(runs))}); name one of "
                             "them, or several with --log_dirs")
-        name = names[i] if names else run_folder(Path(log_dir).resolve()).name
-        if name in runs:
+        found += [(name if several else run_folder(Path(log_dir).resolve()).name, files, log_dir)
+                  for name, files in runs.items()]
+    own = [name for name, *_ in found]
+    if names is not None and len(names) != len(found):
+        raise UserError(f"--names gives {len(names)} names for {len(found)} runs ({', '.join(own)}); give "
+                        "one per run")
+    read = {}
+    for name, (_, files, log_dir) in zip(names or own, found):
+        if name in read:
             raise UserError(f"two runs are called {name!r}; tell them apart with --names")
-        runs[name] = read_scalars(next(iter(found.values())), log_dir)
-    return runs
+        read[name] = read_scalars(files, log_dir)
+    return read
 
 
 def find_runs(log_dir):

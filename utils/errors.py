@@ -41,8 +41,8 @@ def say(*lines):
 
 
 def run(main):
-    """Call ``main()``. A UserError, or an OSError about a file (no permission, disk full), ends in ``error:
-    ...`` and exit code 2, Ctrl-C in 130; any other exception is a bug and keeps its traceback."""
+    """Call ``main()``. A UserError, or an OSError about a file (no permission, disk full), becomes one
+    line and exit code 2, Ctrl-C 130; any other exception is a bug and keeps its traceback."""
     try:
         main()
         processes.leave()

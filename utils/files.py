@@ -29,9 +29,9 @@ class UnwritableFile(UserError):
 
 @contextmanager
 def atomic_write(path, one_writer=False):
-    """Yields a temporary path to write to, which is renamed to ``path`` when the block succeeds: a crash
-    never leaves half a file. Safe for concurrent writers; ``one_writer``: there is only one, so the temporary
-    file of a killed process is overwritten. Raises UnwritableFile."""
+    """Yields a temporary path, which is renamed to ``path`` if the block succeeds. Safe for concurrent
+    writers; ``one_writer``: there is only one, so the leftover of a killed one is overwritten.
+    UnwritableFile."""
     path = Path(path)
     mark = "partial" if one_writer else uuid.uuid4().hex[:12]
     temporary = path.with_name(f".{mark}.{path.name}")
@@ -59,17 +59,6 @@ def write_checkpoint(path, content, one_writer=True):
             torch.save(content, temporary)
         except RuntimeError as error:  # torch's way to report a full disk
             raise UnwritableFile(f"cannot write {path}: {first_line(error)}") from error
-
-
-def publish(path, name):
-    """Give a file a second name in its folder: a hard link where the file system has them, else a copy."""
-    path = Path(path)
-    with atomic_write(path.with_name(name), one_writer=True) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:
-            temporary.write_bytes(path.read_bytes())
 
 
 def file_hash(path):
@@ -192,11 +181,8 @@ def read_tensor(record, archive, folder):
 
 
 class RunFolder:
-    """checkpoints/<dataset>/<name>/: train.log, and in ``model/`` latest.tar, best.tar and TensorBoard
-    events. best.tar is also there under its published name, net_best_fid.tar, the only one that released runs
-    have."""
-
-    PUBLISHED = "net_best_fid.tar"
+    """checkpoints/<dataset>/<name>/: train.log, and model/ with latest.tar, best.tar and TensorBoard events.
+    best.tar also has its published name, net_best_fid.tar, the only one that released runs have."""
 
     def __init__(self, checkpoints_dir, dataset, name):
         if name in ("", ".", "..") or Path(name).name != name:
@@ -204,7 +190,7 @@ class RunFolder:
         self.root = Path(checkpoints_dir) / dataset / name
         self.model_dir = self.root / "model"
         self.latest, self.best = self.model_dir / "latest.tar", self.model_dir / "best.tar"
-        self.published = self.model_dir / self.PUBLISHED
+        self.published = self.model_dir / "net_best_fid.tar"
         self.finest = self.model_dir / "finest.tar"  # a released evaluator
 
     def prepare(self, is_continue):
@@ -218,9 +204,15 @@ class RunFolder:
         self.model_dir.mkdir(parents=True, exist_ok=True)
 
     def save_best(self, content):
-        """Write the best checkpoint under both of its names."""
+        """Write the best checkpoint under both names: a hard link, or a copy where there are no hard
+        links."""
         write_checkpoint(self.best, content)
-        publish(self.best, self.PUBLISHED)
+        with atomic_write(self.published, one_writer=True) as temporary:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(self.best, temporary)
+            except OSError:
+                temporary.write_bytes(self.best.read_bytes())
 
     def checkpoint(self, which="best"):
         """The path of the checkpoint to use: "best" is best.tar, else net_best_fid.tar, else the latest; the

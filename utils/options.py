@@ -67,24 +67,19 @@ def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, mile
     add("--lr", type=positive_float, default=lr, help="learning rate after warm-up")
     add("--weight_decay", type=non_negative_float, default=weight_decay, help="AdamW weight decay")
     add("--warm_up_iter", type=non_negative_int, default=warm_up_iter, help="steps of linear warm-up")
-    add("--milestones", type=non_negative_int, nargs="+", default=milestones,
-        help="steps at which the learning rate drops")
-    add("--lr_decay", type=positive_float, default=0.1, help="factor of the learning rate at each milestone")
+    add("--milestones", type=non_negative_int, nargs="+", default=milestones, help="steps where the lr drops")
+    add("--lr_decay", type=positive_float, default=0.1, help="factor of the lr at each milestone")
     add("--log_every", type=positive_int, default=log_every, help="steps between two log entries")
-    add("--clip_grad", type=non_negative_float, default=0.0,
-        help="gradients are clipped to this norm; 0 = no clipping")
+    add("--clip_grad", type=non_negative_float, default=0.0, help="largest gradient norm; 0 = no clipping")
     add("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32",
-        help="of matrix products in training; auto = bf16 where the hardware has it, else fp32; quantizers "
-             "always compute in fp32")
+        help="of matrix products; auto = bf16 where the hardware has it, else fp32 (quantizers: always fp32)")
     add("--is_continue", action="store_true", help="resume the run from its latest.tar")
     add_workers(parser)
 
 
 def add_trained(parser, zoo, what):
-    """Flags of the scripts that analyse a trained model. zoo: table of models; what: "autoencoder" or
-    "generator"."""
-    parser.add_argument("--model", choices=list(zoo), default=None,
-                        help=f"{what} of the zoo; default: the one that was trained")
+    """Flags of scripts that analyse a trained model of the table ``zoo``, an "autoencoder" or "generator"."""
+    parser.add_argument("--model", choices=list(zoo), default=None, help=f"{what}; default: as trained")
     metric = "MPJPE" if what == "autoencoder" else "FID, or loss if trained without --need_evaluation"
     parser.add_argument("--which", choices=["best", "latest"], default="best",
                         help=f"best.tar (lowest validation {metric}) or latest.tar")
@@ -107,9 +102,8 @@ def add_generator(parser, ae_models, generators):
     """Flags of every script that makes clips from prompts; the zoos are tables of models."""
     add = parser.add_argument
     add("--ae_name", default=None, help="--name of the autoencoder; default: the one used in training")
-    add("--ae_model", choices=list(ae_models), default=None, help="its zoo name; default: as trained")
-    add("--model", choices=list(generators), default=None,
-        help="zoo name of the generator; default: as trained")
+    add("--ae_model", choices=list(ae_models), default=None, help="autoencoder; default: as trained")
+    add("--model", choices=list(generators), default=None, help="generator; default: as trained")
     add("--text_prompt", default=None, help="a single prompt")
     add("--text_path", default=None,
         help="file with one prompt per line: prompt, prompt#frames or prompt#NA (NA = estimate the length)")
@@ -130,8 +124,8 @@ def add_sampler(parser, time_steps=18):
     add("--temperature", type=non_negative_float, default=1.0,
         help="factor of the initial noise (SiT head) or of every step's noise (DDPM head)")
     add("--solver", choices=["adams", "euler", "midpoint", "heun", "dopri5"], default="adams",
-        help="ODE solver of the SiT head; midpoint and heun evaluate the network twice per step; dopri5, "
-             "which chooses its own steps, is the published one")
+        help="ODE solver of the SiT head; midpoint and heun evaluate it twice per step; dopri5, which "
+             "chooses its own steps, is the published one")
     add("--ode_steps", type=positive_int, default=16, help="steps of the other solvers")
     add("--sampler", choices=["fast", "reference"], default="fast",
         help="fast: the head runs for a token when it is unmasked; reference: for all masked tokens")

@@ -23,8 +23,7 @@ def markdown_table(header, rows):
 
 
 def write_results(folder, name, results, table):
-    """Print a table, append it to FOLDER/eval.log, and write the dict to FOLDER/NAME.json; once for all
-    processes."""
+    """Print a table, append it to FOLDER/eval.log, write FOLDER/NAME.json; in the first process only."""
     if not is_first():
         return
     folder = Path(folder)

@@ -48,8 +48,7 @@ class Conditions:
         return torch.zeros(len(rows), 0) if self.mode == "uncond" else self._one_hot(store, rows)
 
     def lookup(self, store, entries):
-        """A function (indices of entries, a caption for each) -> conditions (N, C), or None if
-        unconditional."""
+        """A function (indices of entries, a caption for each) -> conditions (N, C) or None."""
         if self.mode == "uncond":
             return lambda indices, captions: None
         if self.mode == "action":
@@ -82,8 +81,8 @@ class Conditions:
 
 
 def load_conditions(mode, spec, encode, actions=None):
-    """The Conditions of a data set. ``actions``: those of a trained generator; None: all that some training
-    clip shows alone. UserError if "action" lacks labels."""
+    """The Conditions of a data set. ``actions``: of a trained generator; None: all that a training clip shows
+    alone. UserError if "action" lacks labels."""
     if mode != "action":
         return Conditions(mode, encode)
     labels = read_labels(spec)

@@ -67,8 +67,7 @@ def load_statistics(spec):
 
 
 def read_labels(spec):
-    """{id: [action]} of the data set's labels.json ({id: {"actions": [...]}}), or None. UserError if
-    damaged."""
+    """{id: [action]} of labels.json ({id: {"actions": [...]}}); None without one, UserError if damaged."""
     path = Path(spec.root) / "labels.json"
     if not path.is_file():
         return None
@@ -150,9 +149,8 @@ def read_captions(path):
 
 
 def text_clips(store):
-    """The text-to-motion clips of a store by the published rules: clips of min..max frames; a caption with
-    start and end tags becomes a clip of its own, under the same length rule. Returns [TextClip], {id: why
-    left out}."""
+    """The text-to-motion clips of a store, [TextClip], and {id: why left out}, by the published rules: clips
+    of min..max frames; a caption with start and end tags is a clip of its own, under the same length rule."""
     spec, entries, dropped = store.spec, [], {}
     for clip, name in enumerate(store.ids):
         length = int(store.lengths[clip])
@@ -274,8 +272,7 @@ class TextMotionDataset(Dataset):
 
 
 def load_text_motion(spec, split, conditions, num_workers=0, max_length=MAX_LENGTH):
-    """The TextMotionDataset of a split, with the clips that ``conditions`` (utils/data/conditions.py)
-    selects."""
+    """The TextMotionDataset of a split, of the clips that ``conditions`` selects."""
     store = MotionStore(spec, split, num_workers)
     entries, dropped = conditions.select(store, *text_clips(store))
     report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")

@@ -36,9 +36,8 @@ class Packed(NamedTuple):
 
 
 def open_packed(root, split, names, columns, num_workers=0):
-    """The Packed clips ``names`` of a split of the data set in ``root``, with their first ``columns``
-    features. Reads the source files on first use and after changes, or every time where nothing can be
-    written."""
+    """The Packed clips ``names`` of a split of the data set in ``root``, with ``columns`` features. Reads the
+    source files on first use and after changes, or every time where nothing can be written."""
     root = Path(root)
     path = root / "packed" / f"{split}_{columns}.bin"
     sources = {"names": names, "motions": stamps(root / "new_joint_vecs", names, ".npy"),

@@ -58,8 +58,7 @@ KNOWN = {
 
 
 def get_spec(name, dataset_dir="./datasets"):
-    """The DatasetSpec of ``name``; makes ``demo`` on first use. UserError if its folder or description is
-    missing."""
+    """The DatasetSpec of ``name``; makes ``demo`` on first use. UserError if missing or not described."""
     known = dict(KNOWN.get(name, {}))
     root = Path(dataset_dir) / known.pop("folder", name)
     if name == "demo" and not root.exists():
@@ -96,8 +95,7 @@ def spec_from_description(description, root="", path="the checkpoint"):
 
 
 def spec_of_checkpoint(checkpoint, dataset_name):
-    """The DatasetSpec in a checkpoint, or, for released files, which have none, that of the known data
-    set."""
+    """The DatasetSpec in a checkpoint; for released files, which have none, that of the known data set."""
     if "dataset" in checkpoint:
         return spec_from_description(checkpoint["dataset"])
     if dataset_name not in KNOWN:

@@ -5,8 +5,7 @@ import numpy as np
 
 
 def average_std(std, skeleton):
-    """Standard deviations (D,) -> their means within each group of columns (D,), so that normalising keeps
-    the proportions within a group."""
+    """Standard deviations (D,) -> (D,), averaged within groups of columns, to keep a group's proportions."""
     std = np.array(std, np.float64)
     for group in skeleton.feature_groups:
         std[group] = std[group].mean()
@@ -14,8 +13,8 @@ def average_std(std, skeleton):
 
 
 def make_data_folder(folder):
-    """Make the empty folders of a data set, in place of what a killed run left. FileExistsError if something
-    else is there."""
+    """Make a data set's empty folders, over those of a killed run. FileExistsError if it is something
+    else."""
     subfolders = [folder / name for name in ("new_joint_vecs", "texts")]
     if folder.exists() and not any(path.is_dir() for path in subfolders):
         raise FileExistsError(f"{folder} exists and is not an unfinished data set; move it away")

@@ -19,8 +19,7 @@ FIXED_CONTENT = {"model_name": "--model", "model_kwargs": "size or kind of model
 
 
 def same_value(one, other):
-    """Whether two checkpoints agree in a value: a tensor, the record of an autoencoder (by its hash), or
-    plain."""
+    """Whether two values agree: tensors, records of an autoencoder (by their hashes), or plain values."""
     if isinstance(one, torch.Tensor):
         return one.shape == other.shape and torch.equal(one, other)
     if isinstance(one, dict) and "hash" in one:

@@ -36,8 +36,7 @@ class Group(errors.OneProcess):
         return self.store.add(what, 0) > 0
 
     def leave(self):
-        """Leave the group at the end of a script, all together: closing a connection early can lose
-        messages."""
+        """Leave the group, all together: closing a connection early can lose messages."""
         try:
             if self.store.add("ready to leave", 1) == self.size:
                 self.store.set("all are ready to leave", "")
@@ -49,8 +48,8 @@ class Group(errors.OneProcess):
 
 
 def join(device):
-    """Join the process group if torchrun started several processes. Returns this process' torch.device, given
-    the requested ``device``."""
+    """Join the process group, if torchrun made one. Returns this process' device, of the type of
+    ``device``."""
     count, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if count == 1:
         return device
@@ -113,9 +112,6 @@ def mean_of(values):
     return dict(zip(values, (row / size()).tolist()))
 
 
-# ---- training ----------------------------------------------------------------------------------------------
-
-
 class _WithLoss(nn.Module):
     """Model and loss function as one module, as DistributedDataParallel works through ``forward``."""
 
@@ -169,12 +165,8 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather(x):
-    """Concatenate (b, ...) of all processes -> (B, ...), in batch order. Differentiable: gradients of all
-    processes are summed."""
+    """(b, ...) of each process -> (B, ...). Differentiable: gradients of all processes are summed."""
     return x if size() == 1 else _AllGather.apply(x)
-
-
-# ---- evaluation --------------------------------------------------------------------------------------------
 
 
 def turns(items):
@@ -183,8 +175,7 @@ def turns(items):
 
 
 def gather_turns(found):
-    """Merge lists in which each process filled some places and left None in the others; all get the full
-    list."""
+    """Merge lists in which each process filled some places and left the others None; returned in all."""
     if size() == 1:
         return found
     parts = [None] * size()

@@ -28,8 +28,8 @@ def step_seed(seed, step):
 
 
 def learning_rate(step, base, warm_up=0, milestones=(), decay=0.1):
-    """Learning rate of ``step`` (from 0): linear warm-up over ``warm_up`` steps, then ``base``, multiplied by
-    ``decay`` at every milestone."""
+    """Learning rate of ``step`` (from 0): linear warm-up, then ``base``, times ``decay`` at each
+    milestone."""
     if step < warm_up:
         return base * (step + 1) / warm_up
     return base * decay ** sum(step >= milestone for milestone in milestones)
@@ -63,8 +63,7 @@ def allow_tf32(allowed):
 
 
 def pick_device(name="auto", precision="fp32"):
-    """The torch.device of a --device flag ("auto": CUDA if available). Sets whether CUDA may use TF32 from
-    now on: with ``precision`` "tf32" alone."""
+    """The device of a --device flag. From now on, CUDA may use TF32 if, and only if, precision is "tf32"."""
     allow_tf32(precision == "tf32")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

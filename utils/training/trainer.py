@@ -32,13 +32,13 @@ def split_batch(batch, parts):
     """[(part, fraction of the samples)] of a batch: a tensor, or a dict of tensors and lists."""
     if parts == 1:
         return [(batch, 1.0)]
-    columns = batch if isinstance(batch, dict) else {"": batch}
-    size = len(next(iter(columns.values())))
+    size = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
     step = -(-size // parts)
     pieces = []
     for first in range(0, size, step):
-        part = {name: column[first : first + step] for name, column in columns.items()}
-        pieces.append((part if isinstance(batch, dict) else part[""], min(step, size - first) / size))
+        rows = slice(first, first + step)
+        part = {key: value[rows] for key, value in batch.items()} if isinstance(batch, dict) else batch[rows]
+        pieces.append((part, min(step, size - first) / size))
     return pieces
 
 
