@@ -428,7 +428,7 @@ def test_mistakes_get_one_line(work, capsys, script, flags, message):
     ([1, 2], "holds a list"), (torch.zeros(3), "holds a Tensor"),
     ({"mardm": torch.zeros(3)}, "not a network's weights"),
     ({"mardm": {}, "model_name": "FSQ-MARDM-SiT-S", "model_kwargs": {"wings": 2}}, "cannot be built"),
-    (b"text", "no checkpoint, or damaged"),
+    (b"text", "not a checkpoint, or is damaged"),
 ])
 def test_files_that_are_no_checkpoints(work, capsys, content, message):
     path = work / "checkpoints/demo/strange/model/latest.tar"
