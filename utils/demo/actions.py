@@ -1,15 +1,16 @@
 """What the people of the demo data set can do: gestures, kicks, postures, and the table of all actions.
 
-An action takes the performer (where it stands, its body,
-                               its random generator), appends curves to the performance and
-returns the facts that captions may mention: "tempo" (slow, fast), "size" (big, small), "count".
+An action takes the performer (place, body, random generator), appends curves to the performance and returns
+the facts that captions may mention: "tempo" (slow, fast), "size" (big, small), "count".
 """
+from functools import partial
+
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from utils.demo import steps
 from utils.demo.body import SIDES, solve
-from utils.demo.performer import OTHER, SIGN, curve, planar, pulse, ramp, tempo_of
+from utils.demo.performer import OTHER, SIGN, curve, planar, pulse, ramp, size_of, tempo_of
 
 # ---- arms
 
@@ -43,8 +44,7 @@ def wave(p, sides):
         lean_with(p, c, sides[0], -up)
         c["head_roll"] += SIGN[sides[0]] * -3 * up
     p.append(c)
-    return {"tempo": tempo_of(period, 12, 8.5),
-            "size": "big" if width > 26 else "small" if width < 19 else None}
+    return {"tempo": tempo_of(period, 12, 8.5), "size": size_of(width, 19, 26)}
 
 
 def raise_arms(p, sides):
@@ -65,7 +65,7 @@ def raise_arms(p, sides):
         c["bend"] -= 5 * up
         c["head_pitch"] -= p.uniform(0, 14) * up
     p.append(c)
-    return {"tempo": tempo_of(rise, 22, 15), "stays": stays}
+    return {"tempo": tempo_of(rise, 22, 15)}
 
 
 def clap(p):
@@ -95,8 +95,7 @@ def closing_roll(p, swing, elbow):
     c = p.neutral(len(roll))
     for side, _ in SIDES:
         c.update({f"{side}_swing": 0 * roll + swing, f"{side}_spread": 0 * roll + 4,
-                  f"{side}_elbow": 0 * roll + elbow,
-                  f"{side}_roll": roll})
+                  f"{side}_elbow": 0 * roll + elbow, f"{side}_roll": roll})
     wrists = solve(p.body, c)[:, [20, 21]]
     apart = ((wrists[:, 0] - wrists[:, 1])[:, [0, 2]] * planar(c["yaw"], 1.0, 0.0)).sum(-1)
     return float(roll[np.argmin(np.abs(apart - 0.07))])
@@ -159,7 +158,7 @@ def kick(p, side):
     c[f"{stand}_swing"] += 38 * hit - 20 * back
     c[f"{side}_swing"] += 16 * back - 28 * hit
     p.append(c)
-    return {"count": count, "size": "big" if high > 0.78 else "small" if high < 0.54 else None}
+    return {"count": count, "size": size_of(high, 0.54, 0.78)}
 
 
 def squat(p):
@@ -178,8 +177,7 @@ def squat(p):
     for side, _ in SIDES:
         p.arm(c, side, down, **angles)
     p.append(c)
-    return {"count": count, "tempo": tempo_of(period, 41, 33),
-            "size": "big" if depth > 0.42 else "small" if depth < 0.34 else None}
+    return {"count": count, "tempo": tempo_of(period, 41, 33), "size": size_of(depth, 0.34, 0.42)}
 
 
 def lower_trunk(p, c, down, depth, pitch, bend):
@@ -194,8 +192,8 @@ def lower_trunk(p, c, down, depth, pitch, bend):
 
 
 def seat_curves(p, c, down, lean):
-    """``down`` 0 (standing) to 1 (on the chair); the trunk leans ahead in between, hands end on the
-    thighs."""
+    """Sit by ``down`` (n,), 0 standing to 1 on the chair, hands on the thighs; ``lean`` (n,): the trunk goes
+    ahead in between."""
     seat = p.seat
     c["height"] += (seat["height"] - p.body.standing - p.ease["height"]) * down
     p.shift(c, ahead=-seat["back"] * down ** 0.9)
@@ -211,8 +209,8 @@ def seat_curves(p, c, down, lean):
 def choose_seat(p):
     thigh = p.body.length[4]
     p.seat = {"height": p.uniform(0.47, 0.56), "back": thigh * p.uniform(0.80, 0.92),
-              "swing": p.uniform(22, 34),
-              "spread": p.uniform(6, 14), "elbow": p.uniform(45, 65), "splay": p.uniform(0, 9)}
+              "swing": p.uniform(22, 34), "spread": p.uniform(6, 14),
+              "elbow": p.uniform(45, 65), "splay": p.uniform(0, 9)}
 
 
 def sit_down(p):
@@ -222,13 +220,12 @@ def sit_down(p):
     c = p.neutral(n)
     seat_curves(p, c, ramp(n, start, start + sink),
                 pulse(n, start - 3, start + 0.55 * sink, start + 0.55 * sink, start + sink + 5))
-    p.parts.append(c)               # not append(): the place to stand up at stays where the feet are
-    p.posture = "sitting"
+    p.parts.append(c)  # not append(): the place to stand up at stays where the feet are
     return {"tempo": tempo_of(sink, 30, 24)}
 
 
 def stand_up(p):
-    if p.posture != "sitting":
+    if p.seat is None:
         choose_seat(p)
     start, rise, stay = p.uniform(5, 12), p.uniform(20, 32), p.uniform(8, 18)
     n = int(start + rise + stay)
@@ -236,7 +233,6 @@ def stand_up(p):
     seat_curves(p, c, 1 - ramp(n, start, start + rise),
                 pulse(n, start - 4, start + 0.4 * rise, start + 0.4 * rise, start + rise + 3))
     p.append(c)
-    p.posture = "standing"
     return {"tempo": tempo_of(rise, 29, 23)}
 
 
@@ -261,12 +257,11 @@ def bow(p):
         if style == "thighs":
             p.arm(c, side, down, roll=35, elbow=35)
     p.append(c)
-    return {"count": count, "size": "big" if deep > 73 else "small" if deep < 53 else None,
-            "tempo": tempo_of(down_time, 21, 15.5)}
+    return {"count": count, "size": size_of(deep, 53, 73), "tempo": tempo_of(down_time, 21, 15.5)}
 
 
 def kneel(p):
-    """Step back with one foot, go down on that knee, on both or on one; often stand up again."""
+    """Step back with one foot and go down on that knee or on both; sometimes stand up again."""
     side, both, rises = p.lead, p.pick(True, False), p.followed or p.pick(True, False, False)
     other = OTHER[side]
     start, down_time, hold = p.uniform(4, 8), p.uniform(22, 32), p.uniform(10, 22)
@@ -275,14 +270,14 @@ def kneel(p):
     bottom = low + second
     n = int(bottom + hold + (up_time + second + 6 if rises else 0))
     c, body = p.neutral(n), p.body
-    leave = bottom + hold if rises else 2 * n                    # never, when it stays down
+    leave = bottom + hold if rises else 2 * n  # never, when it stays down
     stop = (leave, leave + second, leave + second + up_time)
 
     def there_and_back(a, b, back_a, back_b):
         return ramp(n, a, b) - ramp(n, back_a, back_b)
 
     behind = body.length[7] * 1.02
-    half = behind * 0.62           # where the pelvis ends between the feet on one knee
+    half = behind * 0.62  # where the pelvis ends between the feet on one knee
     sink = body.standing - (body.length[4] * 0.985 + 0.055 - body.offsets[1, 1])
     step_back = there_and_back(start, start + 0.45 * down_time, stop[2] - 0.42 * up_time, stop[2])
     down = there_and_back(start + 0.2 * down_time, low, stop[1], stop[1] + 0.75 * up_time)
@@ -304,7 +299,7 @@ def kneel(p):
     for own, _ in SIDES:
         c[f"{own}_spread"] += 12 * 4 * down * (1 - down)
     p.append(c)
-    return {"knees": "both" if both else side, "rises": rises, "tempo": tempo_of(down_time, 29, 24)}
+    return {"tempo": tempo_of(down_time, 29, 24)}
 
 
 def sway(p):
@@ -328,42 +323,23 @@ def sway(p):
 
 
 ACTIONS = {
-    "walk_forward": steps.walk_forward,
-    "walk_slow": steps.walk_slow,
-    "walk_fast": steps.walk_fast,
+    "walk_forward": steps.walk_forward, "walk_slow": steps.walk_slow, "walk_fast": steps.walk_fast,
     "walk_backward": steps.walk_backward,
-    "walk_left": lambda p: steps.sidestep(p, 1),
-    "walk_right": lambda p: steps.sidestep(p, -1),
+    "walk_left": lambda p: steps.sidestep(p, 1), "walk_right": lambda p: steps.sidestep(p, -1),
     "walk_curve_left": lambda p: steps.walk_curve(p, 1),
     "walk_curve_right": lambda p: steps.walk_curve(p, -1),
     "walk_circle_left": lambda p: steps.walk_circle(p, 1),
     "walk_circle_right": lambda p: steps.walk_circle(p, -1),
     "run_forward": steps.run_forward,
-    "turn_left_90": lambda p: steps.turn_on_spot(p, 1, 90),
-    "turn_left_180": lambda p: steps.turn_on_spot(p, 1, 180),
-    "turn_left_360": lambda p: steps.turn_on_spot(p, 1, 360),
-    "turn_right_90": lambda p: steps.turn_on_spot(p, -1, 90),
-    "turn_right_180": lambda p: steps.turn_on_spot(p, -1, 180),
-    "turn_right_360": lambda p: steps.turn_on_spot(p, -1, 360),
-    "jump": steps.jump,
-    "jump_forward": steps.jump_forward,
-    "hop": steps.hop,
-    "wave_left": lambda p: wave(p, "l"),
-    "wave_right": lambda p: wave(p, "r"),
+    **{f"turn_{side}_{degrees}": partial(steps.turn_on_spot, sign=sign, degrees=degrees)
+       for side, sign in (("left", 1), ("right", -1)) for degrees in (90, 180, 360)},
+    "jump": steps.jump, "jump_forward": steps.jump_forward, "hop": steps.hop,
+    "wave_left": lambda p: wave(p, "l"), "wave_right": lambda p: wave(p, "r"),
     "wave_both": lambda p: wave(p, "lr"),
-    "raise_left": lambda p: raise_arms(p, "l"),
-    "raise_right": lambda p: raise_arms(p, "r"),
-    "raise_both": lambda p: raise_arms(p, "lr"),
-    "clap": clap,
-    "punch_left": lambda p: punch(p, "l"),
-    "punch_right": lambda p: punch(p, "r"),
-    "kick_left": lambda p: kick(p, "l"),
-    "kick_right": lambda p: kick(p, "r"),
-    "squat": squat,
-    "sit_down": sit_down,
-    "stand_up": stand_up,
-    "bow": bow,
-    "kneel": kneel,
-    "jumping_jacks": steps.jumping_jacks,
-    "sway": sway,
+    "raise_left": lambda p: raise_arms(p, "l"), "raise_right": lambda p: raise_arms(p, "r"),
+    "raise_both": lambda p: raise_arms(p, "lr"), "clap": clap,
+    "punch_left": lambda p: punch(p, "l"), "punch_right": lambda p: punch(p, "r"),
+    "kick_left": lambda p: kick(p, "l"), "kick_right": lambda p: kick(p, "r"),
+    "squat": squat, "sit_down": sit_down, "stand_up": stand_up, "bow": bow, "kneel": kneel,
+    "jumping_jacks": steps.jumping_jacks, "sway": sway,
 }

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from utils.demo.body import SIDES
-from utils.demo.performer import FPS, OTHER, SIGN, curve, planar, pulse, ramp, tempo_of
+from utils.demo.performer import FPS, OTHER, SIGN, curve, planar, pulse, ramp, size_of, tempo_of
 
 GRAVITY = 9.81 / FPS ** 2  # metres per frame squared
 
@@ -32,8 +32,8 @@ class Gait:
 
 
 def travel(p, position, yaw, start, steps, step, lead, gait):
-    """Follow a path of the pelvis, position (n, 2) and yaw (n,), from frame ``start`` on in ``steps`` steps of
-    ``step`` frames; a foot lands where the pelvis will be in the middle of its stance."""
+    """Follow a path of the pelvis, position (n, 2) and yaw (n,), in ``steps`` steps of ``step`` frames from
+    frame ``start`` on; a foot lands where the pelvis will be in the middle of its stance."""
     n = len(yaw)
     c, frames = p.neutral(n), np.arange(n)
     c["x"], c["z"], c["yaw"] = position[:, 0], position[:, 1], yaw
@@ -166,7 +166,7 @@ def walk_circle(p, sign):
     speed, radius, arc = p.uniform(0.9, 1.25), p.uniform(0.7, 1.05), p.uniform(345, 378)
     distance = min(np.radians(arc) * radius, 8.2 * speed)
     walk(p, speed, distance=distance, arc=sign * arc, gait=walking_gait(p))
-    return {"size": "small" if radius < 0.78 else "big" if radius > 0.97 else None}
+    return {"size": size_of(radius, 0.78, 0.97)}
 
 
 def run_forward(p):
@@ -226,8 +226,8 @@ def flight_plan(p, flights, depth, first, last):
 
 def leap(p, flights, depth, reach=0.0, foot=None, swing_arms=95, first=9, last=10):
     """Jumps in a row on both feet or on one ``foot``: to the heights ``flights``, ``reach`` ahead each,
-    crouching by ``depth`` before (metres). Crouching takes ``first`` frames, rising at the end ``last``. Returns
-    the curves and [(take-off, landing)]."""
+    crouching by ``depth`` before (metres). Crouching takes ``first`` frames, rising at the end ``last``.
+    Returns the curves and [(take-off, landing)]."""
     keys, windows, end = flight_plan(p, flights, depth, first, last)
     n = int(np.ceil(end)) + int(p.uniform(2, 5))
     c, frames = p.neutral(n), np.arange(n)
@@ -269,7 +269,7 @@ def jump(p):
     c, _ = leap(p, [high * p.uniform(0.92, 1.08) for _ in range(count)], depth=0.12 + 0.4 * high,
                 swing_arms=p.pick(p.uniform(35, 60), p.uniform(80, 140)))
     p.append(c)
-    return {"count": count, "size": "big" if high > 0.29 else "small" if high < 0.19 else None}
+    return {"count": count, "size": size_of(high, 0.19, 0.29)}
 
 
 def jump_forward(p):
@@ -277,7 +277,7 @@ def jump_forward(p):
     c, _ = leap(p, [0.13 + 0.14 * far * p.uniform(0.9, 1.1)] * count, depth=0.16 + 0.08 * far, reach=far,
                 swing_arms=p.uniform(60, 110))
     p.append(c)
-    return {"count": count, "size": "big" if far > 1.05 else "small" if far < 0.7 else None}
+    return {"count": count, "size": size_of(far, 0.7, 1.05)}
 
 
 def hop(p):
@@ -302,7 +302,7 @@ def hop(p):
     for side, _ in SIDES:
         p.arm(c, side, on_one * 0.8, spread=p.uniform(28, 50), elbow=p.uniform(30, 60))
     p.append(c)
-    return {"count": count, "foot": stand}
+    return {"count": count}
 
 
 def jumping_jacks(p):
