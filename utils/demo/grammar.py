@@ -203,7 +203,7 @@ sway
     <move> POSS {hips|body} from side to side{| while standing}
 """
 
-# What may be added when it is true of the clip: {action prefix: {fact: phrases}}.
+# What may be added when it is true of the clip. SIZES: {prefix of the action id: {size: phrases}}.
 TEMPO = {"slow": "{slowly|slowly|at a slow speed|in slow motion|unhurriedly}",
          "fast": "{quickly|quickly|rapidly|fast|swiftly}"}
 TIMES = {1: "{once|one time|a single time}", 2: "{twice|two times}", 3: "{three times|thrice}"}
