@@ -15,14 +15,14 @@ DOUBLED = {"step", "run", "jog", "hop", "clap", "squat", "spin", "sit", "skip", 
 
 def phrases_of(text):
     """{action id: [(phrase, side)]} of the grammar text; ``side`` is empty where the id has none."""
-    table, current = {}, []
+    table = {}
     for line in text.strip().splitlines():
         if not line.startswith(" "):
-            sides = ("left", "right") if "*" in line else ("",)
-            current = [(line.replace("*", side), side) for side in sides]
-            continue
-        for action, side in current:
-            table.setdefault(action, []).extend((phrase.strip(), side) for phrase in line.split(";"))
+            name, _, line = line.partition(":")
+            sides = ("left", "right") if "*" in name else ("",)
+        phrases = [phrase.strip() for phrase in line.split(";") if phrase.strip()]
+        for side in sides:
+            table.setdefault(name.replace("*", side), []).extend((phrase, side) for phrase in phrases)
     return table
 
 

@@ -78,7 +78,7 @@ def measure_path(m, joints, heading):
     ahead, left = local(step, heading[:-1])
     m["along"], m["aside"] = ahead.sum(), left.sum()  # path in the facing direction, and to its left
     moved = joints[:, PELVIS] - joints[0, PELVIS]
-    m["ahead"] = local(moved[-1:], heading[:1])[0][0]  # from start to end, in the facing direction at the start
+    m["ahead"] = local(moved[-1:], heading[:1])[0][0]  # from start to end, in the first facing direction
     m["reach"] = np.hypot(*moved[:, [0, 2]].T).max()
 
 
@@ -99,7 +99,8 @@ def measure_feet(m, joints, heading):
     lowest = {side: (joints[:, [ANKLE[side], TOE[side]], 1] - [0.07, 0.0]).min(1) for side in SIDES}
     both = np.minimum(lowest[LEFT], lowest[RIGHT])  # height of the lower foot's lowest point
     apart = joints[:, ANKLE[LEFT], 1] - joints[:, ANKLE[RIGHT], 1]
-    m["jumps"] = sum(both[a:b].max() > 0.07 and np.abs(apart[a:b]).mean() < 0.12 for a, b in runs(both > 0.03))
+    m["jumps"] = sum(both[a:b].max() > 0.07 and np.abs(apart[a:b]).mean() < 0.12
+                     for a, b in runs(both > 0.03))
     m["jump_height"] = both.max()
     m["one_foot"] = np.mean(np.abs(apart) > 0.13) * m["seconds"]
     m["hops"] = sum(both[a:b].max() > 0.04 and np.abs(apart[a:b]).min() > 0.1 for a, b in runs(both > 0.02))
@@ -220,20 +221,8 @@ def straight(m):
     return abs(m["turn"]) < 40
 
 
-def walk_forward(m):
-    return walks(m, 0.62, 1.45, 0.8) and straight(m) and m["hops"] < 2 and no_kick(m)
-
-
-def walk_slow(m):
-    return walks(m, 0.15, 0.72, 0.5) and straight(m) and m["hops"] < 2 and no_kick(m)
-
-
-def walk_fast(m):
-    return walks(m, 1.35, 2.15, 1.5) and straight(m)
-
-
-def run_forward(m):
-    return walks(m, 1.95, 6.0, 2.0) and straight(m)
+def strolls(m, slowest, fastest, shortest):
+    return walks(m, slowest, fastest, shortest) and straight(m) and m["hops"] < 2 and no_kick(m)
 
 
 def walk_backward(m):
@@ -244,14 +233,6 @@ def walk_backward(m):
 def walk_aside(m, sign):
     return (m["path"] > 0.5 and sign * m["aside"] > 0.8 * m["path"] and straight(m) and grounded(m)
             and upright(m) and hands_down(m))
-
-
-def walk_curve(m, sign):
-    return walks(m, 0.4, 1.9, 0.9) and 50 < sign * m["turn"] < 170
-
-
-def walk_circle(m, sign):
-    return walks(m, 0.4, 1.9, 2.5) and 280 < sign * m["turn"] < 450
 
 
 def turns(m, sign, degrees, tolerance):
@@ -267,10 +248,6 @@ def jump(m):
 def jump_forward(m):
     return (m["jumps"] >= 1 and m["jump_height"] > 0.09 and m["ahead"] > 0.4 and m["along"] > 0.8 * m["path"]
             and m["path"] < 1.8 * m["jumps"] and straight(m))
-
-
-def hop(m):
-    return m["hops"] >= 2 and m["one_foot"] > 0.6 and no_kick(m) and m["speed"] < 1.5
 
 
 def waves(m, sides):
@@ -318,14 +295,6 @@ def squat(m):
     return low(m) and m["pelvis_start"] > 0.84 and m["pelvis_end"] > 0.84 and hands_overhead(m) < 0.3
 
 
-def sit_down(m):
-    return low(m) and m["pelvis_start"] > 0.84 and m["pelvis_end"] < 0.68
-
-
-def stand_up(m):
-    return low(m) and m["pelvis_start"] < 0.68 and m["pelvis_end"] > 0.84
-
-
 def bow(m):
     return (legs_at_rest(m) and m["pelvis_min"] > 0.8 and m["lean"] > 18 and m["lean_end"] < 13
             and hands_down(m))
@@ -346,22 +315,29 @@ def sway(m):
 
 
 RULES = {
-    "walk_forward": walk_forward, "walk_slow": walk_slow, "walk_fast": walk_fast,
-    "walk_backward": walk_backward, "walk_left": lambda m: walk_aside(m, 1),
-    "walk_right": lambda m: walk_aside(m, -1), "walk_curve_left": lambda m: walk_curve(m, 1),
-    "walk_curve_right": lambda m: walk_curve(m, -1), "walk_circle_left": lambda m: walk_circle(m, 1),
-    "walk_circle_right": lambda m: walk_circle(m, -1), "run_forward": run_forward,
+    "walk_forward": lambda m: strolls(m, 0.62, 1.45, 0.8),
+    "walk_slow": lambda m: strolls(m, 0.15, 0.72, 0.5),
+    "walk_fast": lambda m: walks(m, 1.35, 2.15, 1.5) and straight(m),
+    "walk_backward": walk_backward,
+    "walk_left": lambda m: walk_aside(m, 1), "walk_right": lambda m: walk_aside(m, -1),
+    "walk_curve_left": lambda m: walks(m, 0.4, 1.9, 0.9) and 50 < m["turn"] < 170,
+    "walk_curve_right": lambda m: walks(m, 0.4, 1.9, 0.9) and -170 < m["turn"] < -50,
+    "walk_circle_left": lambda m: walks(m, 0.4, 1.9, 2.5) and 280 < m["turn"] < 450,
+    "walk_circle_right": lambda m: walks(m, 0.4, 1.9, 2.5) and -450 < m["turn"] < -280,
+    "run_forward": lambda m: walks(m, 1.95, 6.0, 2.0) and straight(m),
     "turn_left_90": lambda m: turns(m, 1, 90, 38), "turn_left_180": lambda m: turns(m, 1, 180, 45),
     "turn_left_360": lambda m: turns(m, 1, 360, 70), "turn_right_90": lambda m: turns(m, -1, 90, 38),
     "turn_right_180": lambda m: turns(m, -1, 180, 45), "turn_right_360": lambda m: turns(m, -1, 360, 70),
-    "jump": jump, "jump_forward": jump_forward, "hop": hop,
+    "jump": jump, "jump_forward": jump_forward,
+    "hop": lambda m: m["hops"] >= 2 and m["one_foot"] > 0.6 and no_kick(m) and m["speed"] < 1.5,
     "wave_left": lambda m: waves(m, (LEFT,)), "wave_right": lambda m: waves(m, (RIGHT,)),
     "wave_both": lambda m: waves(m, SIDES), "raise_left": lambda m: raises(m, (LEFT,)),
     "raise_right": lambda m: raises(m, (RIGHT,)), "raise_both": lambda m: raises(m, SIDES), "clap": clap,
     "punch_left": lambda m: punches(m, LEFT), "punch_right": lambda m: punches(m, RIGHT),
-    "kick_left": lambda m: kicks(m, LEFT), "kick_right": lambda m: kicks(m, RIGHT),
-    "squat": squat, "sit_down": sit_down, "stand_up": stand_up, "bow": bow, "kneel": kneel,
-    "jumping_jacks": jumping_jacks, "sway": sway,
+    "kick_left": lambda m: kicks(m, LEFT), "kick_right": lambda m: kicks(m, RIGHT), "squat": squat,
+    "sit_down": lambda m: low(m) and m["pelvis_start"] > 0.84 and m["pelvis_end"] < 0.68,
+    "stand_up": lambda m: low(m) and m["pelvis_start"] < 0.68 and m["pelvis_end"] > 0.84,
+    "bow": bow, "kneel": kneel, "jumping_jacks": jumping_jacks, "sway": sway,
 }
 
 
