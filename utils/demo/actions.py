@@ -10,14 +10,13 @@ from scipy.ndimage import gaussian_filter1d
 
 from utils.demo import steps
 from utils.demo.body import SIDES, solve
-from utils.demo.performer import OTHER, SIGN, curve, planar, pulse, ramp, size_of, tempo_of
+from utils.demo.performer import OTHER, SIGN, add, curve, planar, pulse, ramp, size_of, tempo_of
 
 # ---- arms
 
 def lean_with(p, c, side, weight, amount=1.0):
     sign = SIGN[side]
-    c["side"] += amount * sign * 3 * weight
-    c["twist"] -= amount * sign * 2 * weight
+    add(c, side=amount * sign * 3 * weight, twist=-amount * sign * 2 * weight)
     p.shift(c, sideways=-amount * sign * 0.015 * weight)
 
 
@@ -38,11 +37,11 @@ def wave(p, sides):
                         "elbow": p.uniform(75, 95)}}[style]
     for side in sides:
         p.arm(c, side, up, **angles)
-        c[f"{side}_{'roll' if style == 'front' else 'elbow'}"] += width * swing
-        c[f"{side}_spread"] += (6 if style != "high" else 14) * swing
+        add(c, side, **{"roll" if style == "front" else "elbow": width * swing},
+            spread=(6 if style != "high" else 14) * swing)
     if len(sides) == 1:
         lean_with(p, c, sides[0], -up)
-        c["head_roll"] += SIGN[sides[0]] * -3 * up
+        add(c, head_roll=SIGN[sides[0]] * -3 * up)
     p.append(c)
     return {"tempo": tempo_of(period, 12, 8.5), "size": size_of(width, 19, 26)}
 
@@ -62,8 +61,7 @@ def raise_arms(p, sides):
     if len(sides) == 1:
         lean_with(p, c, sides[0], -up, 1.3)
     else:
-        c["bend"] -= 5 * up
-        c["head_pitch"] -= p.uniform(0, 14) * up
+        add(c, bend=-5 * up, head_pitch=-p.uniform(0, 14) * up)
     p.append(c)
     return {"tempo": tempo_of(rise, 22, 15)}
 
@@ -82,9 +80,8 @@ def clap(p):
     closed = closing_roll(p, swing, elbow)
     for side, _ in SIDES:
         p.arm(c, side, up, swing=swing, spread=4, elbow=elbow, roll=closed)
-        c[f"{side}_roll"] -= up * wide * open_hands
-        c[f"{side}_spread"] += up * 6 * open_hands
-    c["head_pitch"] += 5 * up
+        add(c, side, roll=-up * wide * open_hands, spread=up * 6 * open_hands)
+    add(c, head_pitch=5 * up)
     p.append(c)
     return {"count": count if count <= 4 else None, "tempo": tempo_of(period, 12, 8)}
 
@@ -110,18 +107,15 @@ def punch(p, side):
     guard = pulse(n, start, start + rise, begin + count * period, begin + count * period + rise)
     for own, _ in SIDES:
         p.arm(c, own, guard, swing=30, spread=8, roll=22, elbow=p.uniform(115, 130))
-    c["height"] -= 0.04 * guard
-    c["bend"] += 6 * guard
+    add(c, height=-0.04 * guard, bend=6 * guard)
     hit = np.zeros(n)
     for k in range(count):
         t = begin + k * period
         hit += curve(n, (t, 0), (t + 3, -0.18), (t + 6.5, 1), (t + 8.5, 1), (t + min(13.5, period), 0))
     high = p.uniform(80, 98)
     p.arm(c, side, hit, swing=high, spread=-4, roll=10, elbow=6)
-    c["twist"] -= sign * 24 * hit
-    c["pelvis_yaw"] -= sign * 8 * hit
+    add(c, twist=-sign * 24 * hit, pelvis_yaw=-sign * 8 * hit, head_yaw=sign * 10 * hit)
     p.shift(c, ahead=0.05 * hit, sideways=-sign * 0.01 * hit)
-    c["head_yaw"] += sign * 10 * hit
     p.append(c)
     return {"count": count, "tempo": tempo_of(period, 20.5, 15.5)}
 
@@ -137,26 +131,23 @@ def kick(p, side):
     weight = pulse(n, start - 6, start + 3, end - 4, end + 6)
     stand = OTHER[side]
     p.shift(c, sideways=-sign * 0.085 * weight)
-    c["height"] -= 0.02 * weight
+    add(c, height=-0.02 * weight)
     back, hit = np.zeros(n), np.zeros(n)
     for k in range(count):
         t = start + k * period
         back += curve(n, (t, 0), (t + 7, 1), (t + 11, 0))
         hit += curve(n, (t + 6, 0), (t + 12, 1), (t + 13.5, 1), (t + period - 1, 0))
-    leg = p.body.length[4] + p.body.length[7]
-    # the leg is nearly straight at the top
+    leg = p.body.length[4] + p.body.length[7]  # nearly straight at the top
     far = 1.05 * np.sqrt(leg ** 2 - (p.body.standing - 0.14 - high) ** 2)
     p.shift_foot(c, side, ahead=far * hit - 0.28 * back, sideways=-sign * 0.05 * hit)
-    c[f"{side}_lift"] += high * np.maximum(hit, 0) ** 0.8 + 0.14 * np.maximum(back, 0) ** 0.5
-    c[f"{side}_foot_pitch"] += 48 * back - 30 * hit
-    c["bend"] -= 7 * hit - 8 * back
-    c["pelvis_pitch"] -= 14 * hit * high - 4 * back
-    c["pelvis_yaw"] += sign * 8 * hit
-    c["head_pitch"] += 10 * hit
+    add(c, side, lift=high * np.maximum(hit, 0) ** 0.8 + 0.14 * np.maximum(back, 0) ** 0.5,
+        foot_pitch=48 * back - 30 * hit)
+    add(c, bend=8 * back - 7 * hit, pelvis_pitch=4 * back - 14 * hit * high, pelvis_yaw=sign * 8 * hit,
+        head_pitch=10 * hit)
     p.arm(c, stand, weight, swing=10, spread=32, elbow=30)
     p.arm(c, side, weight, swing=-5, spread=38, elbow=25)
-    c[f"{stand}_swing"] += 38 * hit - 20 * back
-    c[f"{side}_swing"] += 16 * back - 28 * hit
+    add(c, stand, swing=38 * hit - 20 * back)
+    add(c, side, swing=16 * back - 28 * hit)
     p.append(c)
     return {"count": count, "size": size_of(high, 0.54, 0.78)}
 
@@ -182,28 +173,21 @@ def squat(p):
 
 def lower_trunk(p, c, down, depth, pitch, bend):
     """Sink by ``depth`` with the knees apart, hips going back and the trunk ahead to stay over the feet."""
-    c["height"] -= depth * down
+    add(c, height=-depth * down, pelvis_pitch=pitch * down, bend=bend * down, head_pitch=-8 * down,
+        l_splay=14 * down, r_splay=14 * down)
     p.shift(c, ahead=-0.42 * depth * down)
-    c["pelvis_pitch"] += pitch * down
-    c["bend"] += bend * down
-    c["head_pitch"] -= 8 * down
-    for side, _ in SIDES:
-        c[f"{side}_splay"] += 14 * down
 
 
 def seat_curves(p, c, down, lean):
     """Sit by ``down`` (n,), 0 standing to 1 on the chair, hands on the thighs; ``lean`` (n,): the trunk goes
     ahead in between."""
     seat = p.seat
-    c["height"] += (seat["height"] - p.body.standing - p.ease["height"]) * down
+    add(c, height=(seat["height"] - p.body.standing - p.ease["height"]) * down,
+        pelvis_pitch=lean * 26 - 6 * down, bend=lean * 16 + 4 * down, head_pitch=-12 * lean)
     p.shift(c, ahead=-seat["back"] * down ** 0.9)
-    c["pelvis_pitch"] += lean * 26 - 6 * down
-    c["bend"] += lean * 16 + 4 * down
-    c["head_pitch"] -= 12 * lean
     for side, _ in SIDES:
         p.arm(c, side, down, swing=seat["swing"], spread=seat["spread"], elbow=seat["elbow"], roll=20)
-        c[f"{side}_swing"] += 22 * lean
-        c[f"{side}_splay"] += seat["splay"] * down
+        add(c, side, swing=22 * lean, splay=seat["splay"] * down)
 
 
 def choose_seat(p):
@@ -245,15 +229,13 @@ def bow(p):
     for k in range(count):
         t = start + k * cycle
         down += pulse(n, t, t + down_time, t + down_time + hold, t + down_time + hold + rise)
-    c["pelvis_pitch"] += 0.58 * deep * down
-    c["bend"] += 0.42 * deep * down
-    c["head_pitch"] += 0.58 * deep * down
+    add(c, pelvis_pitch=0.58 * deep * down, bend=0.42 * deep * down, head_pitch=0.58 * deep * down,
+        height=-0.0004 * deep * down)
     p.shift(c, ahead=-0.0016 * deep * down)
-    c["height"] -= 0.0004 * deep * down
     style = p.pick("sides", "hanging", "thighs")
     lift = {"sides": 0.1, "hanging": 0.75, "thighs": 0.45}[style] * deep
     for side, _ in SIDES:
-        c[f"{side}_swing"] += lift * down
+        add(c, side, swing=lift * down)
         if style == "thighs":
             p.arm(c, side, down, roll=35, elbow=35)
     p.append(c)
@@ -283,21 +265,18 @@ def kneel(p):
     down = there_and_back(start + 0.2 * down_time, low, stop[1], stop[1] + 0.75 * up_time)
     arc = 4 * step_back * (1 - step_back)
     p.shift_foot(c, side, ahead=-(behind + half) * step_back)
-    c[f"{side}_lift"] += 0.06 * arc
-    c[f"{side}_foot_pitch"] += 62 * down + 22 * step_back * (1 - down)
-    c["height"] -= sink * down
+    add(c, side, lift=0.06 * arc, foot_pitch=62 * down + 22 * step_back * (1 - down))
+    add(c, height=-sink * down, pelvis_pitch=14 * 4 * down * (1 - down),
+        bend=10 * 4 * down * (1 - down) + 4 * down)
     p.shift(c, ahead=-half * there_and_back(start, low, stop[1], stop[2]))
     if both:
         drag = there_and_back(low, bottom, stop[0], stop[1])
         p.shift_foot(c, other, ahead=-(behind + half) * drag)
-        c[f"{other}_lift"] += 0.03 * 4 * drag * (1 - drag)
-        c[f"{other}_foot_pitch"] += 84 * drag
-    c["pelvis_pitch"] += 14 * 4 * down * (1 - down)
-    c["bend"] += 10 * 4 * down * (1 - down) + 4 * down
+        add(c, other, lift=0.03 * 4 * drag * (1 - drag), foot_pitch=84 * drag)
     p.arm(c, other, down * 0.7, swing=35 if not both else 18, elbow=55)
     p.arm(c, side, down * 0.6, swing=15, elbow=35)
     for own, _ in SIDES:
-        c[f"{own}_spread"] += 12 * 4 * down * (1 - down)
+        add(c, own, spread=12 * 4 * down * (1 - down))
     p.append(c)
     return {"tempo": tempo_of(down_time, 29, 24)}
 
@@ -310,20 +289,17 @@ def sway(p):
     inside = pulse(n, start, start + 0.4 * period, start + (count - 0.4) * period, start + count * period)
     swing = p.pick(1, -1) * np.sin(2 * np.pi * (frames - start) / period) * inside
     p.shift(c, sideways=width * swing)
-    c["height"] -= 0.02 * inside
-    c["pelvis_roll"] += 5 * swing
-    c["side"] += p.uniform(6, 12) * -swing
-    c["head_roll"] += 4 * swing
+    add(c, height=-0.02 * inside, pelvis_roll=5 * swing, side=p.uniform(6, 12) * -swing, head_roll=4 * swing)
     for side, sign in SIDES:
-        c[f"{side}_spread"] += 7 * inside + sign * 7 * swing
-        c[f"{side}_swing"] += sign * 5 * swing
-        c[f"{side}_elbow"] += 8 * inside
+        add(c, side, spread=7 * inside + sign * 7 * swing, swing=sign * 5 * swing, elbow=8 * inside)
     p.append(c)
     return {"tempo": tempo_of(period, 36, 29)}
 
 
 ACTIONS = {
-    "walk_forward": steps.walk_forward, "walk_slow": steps.walk_slow, "walk_fast": steps.walk_fast,
+    "walk_forward": lambda p: steps.walk_ahead(p, (0.85, 1.22), (1.8, 3.9)),
+    "walk_slow": lambda p: steps.walk_ahead(p, (0.40, 0.58), (2.2, 3.5), lift=(0.04, 0.06)),
+    "walk_fast": lambda p: steps.walk_ahead(p, (1.58, 1.95), (1.9, 3.3), elbow=(25, 55), lean=(4, 9)),
     "walk_backward": steps.walk_backward,
     "walk_left": lambda p: steps.sidestep(p, 1), "walk_right": lambda p: steps.sidestep(p, -1),
     "walk_curve_left": lambda p: steps.walk_curve(p, 1),

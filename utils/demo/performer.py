@@ -75,12 +75,9 @@ class Performer:
 
     def neutral(self, n):
         c = {name: np.full(n, float(self.ease.get(name, 0.0))) for name in CHANNELS}
-        c["x"] += self.position[0]
-        c["z"] += self.position[1]
-        c["yaw"] += self.yaw
-        for side, foot in self.feet.items():
-            for name, value in zip(("x", "z", "yaw"), foot):
-                c[f"{side}_foot_{name}"] += value
+        add(c, x=self.position[0], z=self.position[1], yaw=self.yaw)
+        for side, (x, z, yaw) in self.feet.items():
+            add(c, side, foot_x=x, foot_z=z, foot_yaw=yaw)
         return c
 
     def append(self, c):
@@ -102,18 +99,16 @@ class Performer:
     def shift(self, c, ahead=0.0, sideways=0.0):
         """Move the pelvis by curves given in the body's own directions (left is positive)."""
         move = planar(c["yaw"], sideways, ahead)
-        c["x"], c["z"] = c["x"] + move[..., 0], c["z"] + move[..., 1]
+        add(c, x=move[..., 0], z=move[..., 1])
 
     def shift_foot(self, c, side, ahead=0.0, sideways=0.0):
         move = planar(c["yaw"], sideways, ahead)
-        c[f"{side}_foot_x"] = c[f"{side}_foot_x"] + move[..., 0]
-        c[f"{side}_foot_z"] = c[f"{side}_foot_z"] + move[..., 1]
+        add(c, side, foot_x=move[..., 0], foot_z=move[..., 1])
 
     def arm(self, c, side, weight, **angles):
         """Blend one arm from where it is towards the given angles by ``weight`` (n,)."""
         for name, angle in angles.items():
-            key = f"{side}_{name}"
-            c[key] = c[key] + weight * (angle - c[key])
+            add(c, side, **{name: weight * (angle - c[f"{side}_{name}"])})
 
     def finish(self):
         """Joints (T, 22, 3) of all parts, with the small movements of somebody who is alive."""
@@ -123,9 +118,15 @@ class Performer:
                 "x": 0.004, "z": 0.004, "pelvis_roll": 0.4, "pelvis_pitch": 0.4}
         size.update({f"{side}_{name}": amount for side, _ in SIDES for name, amount in
                      (("swing", 1.5), ("spread", 1.0), ("elbow", 2.0), ("roll", 2.0))})
-        for name, amount in size.items():
-            c[name] = c[name] + amount * drift(n, self.rng)
+        add(c, **{name: amount * drift(n, self.rng) for name, amount in size.items()})
         return solve(self.body, c)
+
+
+def add(c, limb="", /, **changes):
+    """Add to curves by name; where ``limb`` ("l", "r") is given, to those of this arm and leg."""
+    for name, change in changes.items():
+        key = f"{limb}_{name}" if limb else name
+        c[key] = c[key] + change
 
 
 def planar(yaw, sideways, ahead):

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from utils.demo.body import SIDES
-from utils.demo.performer import FPS, OTHER, SIGN, curve, planar, pulse, ramp, size_of, tempo_of
+from utils.demo.performer import FPS, OTHER, SIGN, add, curve, planar, pulse, ramp, size_of, tempo_of
 
 GRAVITY = 9.81 / FPS ** 2  # metres per frame squared
 
@@ -56,12 +56,11 @@ def travel(p, position, yaw, start, steps, step, lead, gait):
         move = np.clip((u - 0.05) / 0.9, 0, 1)  # up first, then ahead: the toes do not scrape
         move = move * move * (3 - 2 * move)
         stride = np.hypot(*(target - place[side])[:2])
-        for name, new, old in zip(("foot_x", "foot_z", "foot_yaw"), target, place[side]):
-            c[f"{side}_{name}"] = c[f"{side}_{name}"] + move * (new - old)
-        c[f"{side}_lift"] += gait.lift * min(1, 0.6 + 0.4 * stride) * np.sin(np.pi * u ** 0.85) ** 1.5
-        c[f"{side}_foot_pitch"] += min(1, stride / 0.9) * curve(
-            n, (off - 0.45 * step, 0), (off, gait.push), (off + 0.25 * (on - off), 1.1 * gait.push),
-            (on - 0.15 * (on - off), -gait.strike), (on, -gait.strike), (on + 0.22 * step, 0))
+        x, z, heading = move * (target - place[side])[:, None]
+        pitch = curve(n, (off - 0.45 * step, 0), (off, gait.push), (off + 0.25 * (on - off), 1.1 * gait.push),
+                      (on - 0.15 * (on - off), -gait.strike), (on, -gait.strike), (on + 0.22 * step, 0))
+        add(c, side, foot_x=x, foot_z=z, foot_yaw=heading, foot_pitch=min(1, stride / 0.9) * pitch,
+            lift=gait.lift * min(1, 0.6 + 0.4 * stride) * np.sin(np.pi * u ** 0.85) ** 1.5)
         place[side], side = target, OTHER[side]
     carry_body(p, c, active, start, step, gait)
     p.append(c)
@@ -75,16 +74,13 @@ def carry_body(p, c, active, start, step, gait):
     weight = gaussian_filter1d(airborne[1] - airborne[0], 2.0) * active  # 1: all on the left leg
     p.shift(c, sideways=0.022 * weight)
     phase = 2 * np.pi * (np.arange(len(active)) - start - 0.5 * step) / step
-    c["height"] += active * (gait.bounce * np.cos(phase) - gait.crouch)
-    c["pelvis_roll"] += 2.5 * weight
-    c["pelvis_yaw"] -= 9 * ahead
-    c["twist"] += 16 * ahead
-    c["pelvis_pitch"] += 0.3 * gait.lean * active
-    c["bend"] += 0.7 * gait.lean * active
+    add(c, height=active * (gait.bounce * np.cos(phase) - gait.crouch), pelvis_roll=2.5 * weight,
+        pelvis_yaw=-9 * ahead, twist=16 * ahead, pelvis_pitch=0.3 * gait.lean * active,
+        bend=0.7 * gait.lean * active)
     for side, sign in SIDES:
         reach = -sign * gait.arms * ahead
-        c[f"{side}_swing"] += reach + 2 * active
-        c[f"{side}_elbow"] += active * (gait.elbow - c[f"{side}_elbow"]) + 0.35 * np.maximum(reach, 0)
+        add(c, side, swing=reach + 2 * active,
+            elbow=active * (gait.elbow - c[f"{side}_elbow"]) + 0.35 * np.maximum(reach, 0))
 
 
 def progress(n, start, stop, soft):
@@ -123,20 +119,10 @@ def walking_gait(p, **changes):
     return replace(gait, **changes)
 
 
-def walk_forward(p):
-    walk(p, p.uniform(0.85, 1.22), seconds=p.uniform(1.8, 3.9), gait=walking_gait(p))
-    return {}
-
-
-def walk_slow(p):
-    walk(p, p.uniform(0.40, 0.58), seconds=p.uniform(2.2, 3.5),
-         gait=walking_gait(p, lift=p.uniform(0.04, 0.06)))
-    return {}
-
-
-def walk_fast(p):
-    walk(p, p.uniform(1.58, 1.95), seconds=p.uniform(1.9, 3.3),
-         gait=walking_gait(p, elbow=p.uniform(25, 55), lean=p.uniform(4, 9)))
+def walk_ahead(p, speed, seconds, **gait):
+    """Walk with speed, duration and given parts of the gait drawn from ranges (low, high)."""
+    walk(p, p.uniform(*speed), seconds=p.uniform(*seconds),
+         gait=walking_gait(p, **{name: p.uniform(*bounds) for name, bounds in gait.items()}))
     return {}
 
 
@@ -192,11 +178,9 @@ def turn_on_spot(p, sign, degrees):
     spot = p.position + planar(p.yaw, 0 * moved, moved)
     travel(p, spot, yaw, start, steps, step, "l" if sign > 0 else "r",
            Gait(lift=p.uniform(0.035, 0.06), strike=0, push=12, arms=25, elbow=20, bounce=0.004))
-    c = p.parts[-1]
     look = np.interp(np.arange(n) + 5, np.arange(n), yaw) - yaw
-    c["head_yaw"] += 0.7 * np.clip(look, -45, 45)
-    for side, _ in SIDES:
-        c[f"{side}_spread"] += 6 * pulse(n, start, start + 6, start + duration - 6, start + duration)
+    apart = 6 * pulse(n, start, start + 6, start + duration - 6, start + duration)
+    add(p.parts[-1], head_yaw=0.7 * np.clip(look, -45, 45), l_spread=apart, r_spread=apart)
     return {"tempo": tempo_of((rate - low) / (high - low), 0.25, 0.75) if degrees < 360 else None}
 
 
@@ -231,18 +215,16 @@ def leap(p, flights, depth, reach=0.0, foot=None, swing_arms=95, first=9, last=1
     keys, windows, end = flight_plan(p, flights, depth, first, last)
     n = int(np.ceil(end)) + int(p.uniform(2, 5))
     c, frames = p.neutral(n), np.arange(n)
-    c["height"] += curve(n, *keys)
+    add(c, height=curve(n, *keys))
     trunk = np.clip(-c["height"], 0, 1) / max(depth, 1e-6)
-    c["bend"] += 20 * trunk * min(1, depth / 0.2)
-    c["pelvis_pitch"] += 16 * trunk * min(1, depth / 0.2)
-    c["head_pitch"] -= 8 * trunk
+    add(c, bend=20 * trunk * min(1, depth / 0.2), pelvis_pitch=16 * trunk * min(1, depth / 0.2),
+        head_pitch=-8 * trunk)
     moved = np.zeros(n)
     for (off, on), high in zip(windows, flights):
         u = np.clip((frames - off) / (on - off), 0, 1)
         toes = curve(n, (off - 3, 0), (off, 32), (off + 0.5 * (on - off), 30), (on - 0.8, 12), (on + 2, 0))
         for side in foot or "lr":
-            c[f"{side}_lift"] += 4 * u * (1 - u) * high * 1.05
-            c[f"{side}_foot_pitch"] += toes
+            add(c, side, lift=4 * u * (1 - u) * high * 1.05, foot_pitch=toes)
             p.shift_foot(c, side, ahead=reach * u)
         moved += reach * ramp(n, off - 4, on + 4)
     p.shift(c, ahead=moved - 0.12 * np.clip(-c["height"], 0, 1))
@@ -260,8 +242,7 @@ def swing_arms_with(c, windows, degrees, first):
             swing = np.where(np.arange(n) > following[0] - first - 3,
                              swing * (1 - ramp(n, on, following[0] - 4)), swing)
         for side, _ in SIDES:
-            c[f"{side}_swing"] += swing * min(1, abs(degrees) / 40)
-            c[f"{side}_elbow"] += 0.3 * np.abs(swing)
+            add(c, side, swing=swing * min(1, abs(degrees) / 40), elbow=0.3 * np.abs(swing))
 
 
 def jump(p):
@@ -289,16 +270,12 @@ def hop(p):
                       first=14, last=12)
     n = len(c["x"])
     on_one = pulse(n, 1, 9, windows[-1][1] + 3, n - 2)
-    c["height"] += -0.02 * on_one
+    add(c, height=-0.02 * on_one, side=-sign * 3 * on_one)
     p.shift(c, sideways=sign * 0.085 * on_one)
-    for axis in "xz":
-        own = c[f"{stand}_foot_{axis}"]
-        c[f"{free}_foot_{axis}"] = c[f"{free}_foot_{axis}"] + (own - own[0])
-    held = on_one ** 0.7
-    c[f"{free}_lift"] += (0.26 + 0.1 * p.uniform(0, 1)) * held + np.maximum(c["height"], 0) * 0.8 * held
+    x, z, held = c[f"{stand}_foot_x"], c[f"{stand}_foot_z"], on_one ** 0.7
+    raised = (0.26 + 0.1 * p.uniform(0, 1)) * held + np.maximum(c["height"], 0) * 0.8 * held
+    add(c, free, foot_x=x - x[0], foot_z=z - z[0], lift=raised, foot_pitch=55 * held)
     p.shift_foot(c, free, ahead=-0.22 * held, sideways=sign * 0.02 * held)
-    c[f"{free}_foot_pitch"] += 55 * held
-    c["side"] -= sign * 3 * on_one
     for side, _ in SIDES:
         p.arm(c, side, on_one * 0.8, spread=p.uniform(28, 50), elbow=p.uniform(30, 60))
     p.append(c)
@@ -310,7 +287,7 @@ def jumping_jacks(p):
     start, wide, high = p.uniform(3, 7), p.uniform(0.17, 0.27), p.uniform(150, 172)
     n = int(start + count * period + p.uniform(5, 9))
     c, frames = p.neutral(n), np.arange(n)
-    c["height"] += -0.04 * pulse(n, start - 4, start + 3, start + count * period - 2, n - 2)
+    add(c, height=-0.04 * pulse(n, start - 4, start + 3, start + count * period - 2, n - 2))
     opened = np.zeros(n)
     for k in range(2 * count):
         middle, sign = start + (k + 0.5) * period / 2, 1 if k % 2 == 0 else -1
@@ -319,10 +296,10 @@ def jumping_jacks(p):
         opened += sign * ramp(n, off - 1.5, on + 1.5)
         for side, own in SIDES:
             p.shift_foot(c, side, sideways=own * sign * wide * u * u * (3 - 2 * u))
-            c[f"{side}_lift"] += 0.06 * np.sin(np.pi * u) ** 2
-            c[f"{side}_foot_pitch"] += curve(n, (off - 2.5, 0), (off, 22), (on, 12), (on + 2.5, 0))
-        c["height"] += 0.10 * 4 * u * (1 - u) - 0.05 * curve(n, (on - 1, 0), (on + 1.5, 1), (on + 4, 0))
-    c["height"] -= 0.05 * opened
+            add(c, side, lift=0.06 * np.sin(np.pi * u) ** 2,
+                foot_pitch=curve(n, (off - 2.5, 0), (off, 22), (on, 12), (on + 2.5, 0)))
+        add(c, height=0.10 * 4 * u * (1 - u) - 0.05 * curve(n, (on - 1, 0), (on + 1.5, 1), (on + 4, 0)))
+    add(c, height=-0.05 * opened)
     for side, _ in SIDES:
         p.arm(c, side, opened, spread=high, roll=-20, elbow=p.uniform(10, 25), swing=5)
     p.append(c)
