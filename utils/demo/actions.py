@@ -12,6 +12,11 @@ from utils.demo import steps
 from utils.demo.body import SIDES, solve
 from utils.demo.performer import OTHER, SIGN, add, curve, planar, pulse, ramp, size_of, tempo_of
 
+
+def times(start, count, period):
+    return [start + k * period for k in range(count)]
+
+
 # ---- arms
 
 def lean_with(p, c, side, weight, amount=1.0):
@@ -108,10 +113,8 @@ def punch(p, side):
     for own, _ in SIDES:
         p.arm(c, own, guard, swing=30, spread=8, roll=22, elbow=p.uniform(115, 130))
     add(c, height=-0.04 * guard, bend=6 * guard)
-    hit = np.zeros(n)
-    for k in range(count):
-        t = begin + k * period
-        hit += curve(n, (t, 0), (t + 3, -0.18), (t + 6.5, 1), (t + 8.5, 1), (t + min(13.5, period), 0))
+    hit = sum(curve(n, (t, 0), (t + 3, -0.18), (t + 6.5, 1), (t + 8.5, 1), (t + min(13.5, period), 0))
+              for t in times(begin, count, period))
     high = p.uniform(80, 98)
     p.arm(c, side, hit, swing=high, spread=-4, roll=10, elbow=6)
     add(c, twist=-sign * 24 * hit, pelvis_yaw=-sign * 8 * hit, head_yaw=sign * 10 * hit)
@@ -132,11 +135,9 @@ def kick(p, side):
     stand = OTHER[side]
     p.shift(c, sideways=-sign * 0.085 * weight)
     add(c, height=-0.02 * weight)
-    back, hit = np.zeros(n), np.zeros(n)
-    for k in range(count):
-        t = start + k * period
-        back += curve(n, (t, 0), (t + 7, 1), (t + 11, 0))
-        hit += curve(n, (t + 6, 0), (t + 12, 1), (t + 13.5, 1), (t + period - 1, 0))
+    begins = times(start, count, period)
+    back = sum(curve(n, (t, 0), (t + 7, 1), (t + 11, 0)) for t in begins)
+    hit = sum(curve(n, (t + 6, 0), (t + 12, 1), (t + 13.5, 1), (t + period - 1, 0)) for t in begins)
     leg = p.body.length[4] + p.body.length[7]  # nearly straight at the top
     far = 1.05 * np.sqrt(leg ** 2 - (p.body.standing - 0.14 - high) ** 2)
     p.shift_foot(c, side, ahead=far * hit - 0.28 * back, sideways=-sign * 0.05 * hit)
@@ -156,11 +157,12 @@ def squat(p):
     count, period, depth = p.count(1, 1, 1, 2, 2, 3), p.uniform(28, 46), p.uniform(0.3, 0.47)
     start, n_hold = p.uniform(3, 7), p.uniform(0, 8)
     n = int(start + count * (period + n_hold) + p.uniform(4, 8))
-    c, down = p.neutral(n), np.zeros(n)
-    for k in range(count):
-        t = start + k * (period + n_hold)
-        down += pulse(n, t, t + 0.48 * period, t + 0.48 * period + n_hold, t + period + n_hold - 1)
-    lower_trunk(p, c, down, depth, pitch=p.uniform(26, 38), bend=p.uniform(8, 16))
+    c = p.neutral(n)
+    down = sum(pulse(n, t, t + 0.48 * period, t + 0.48 * period + n_hold, t + period + n_hold - 1)
+               for t in times(start, count, period + n_hold))
+    add(c, height=-depth * down, pelvis_pitch=p.uniform(26, 38) * down, bend=p.uniform(8, 16) * down,
+        head_pitch=-8 * down, l_splay=14 * down, r_splay=14 * down)
+    p.shift(c, ahead=-0.42 * depth * down)  # the hips go back, the trunk ahead to stay over the feet
     style = p.pick("ahead", "ahead", "folded", "hanging")
     angles = {"ahead": {"swing": p.uniform(85, 105), "spread": 6, "elbow": 8},
               "folded": {"swing": 45, "spread": 5, "elbow": 110, "roll": 25},
@@ -169,13 +171,6 @@ def squat(p):
         p.arm(c, side, down, **angles)
     p.append(c)
     return {"count": count, "tempo": tempo_of(period, 41, 33), "size": size_of(depth, 0.34, 0.42)}
-
-
-def lower_trunk(p, c, down, depth, pitch, bend):
-    """Sink by ``depth`` with the knees apart, hips going back and the trunk ahead to stay over the feet."""
-    add(c, height=-depth * down, pelvis_pitch=pitch * down, bend=bend * down, head_pitch=-8 * down,
-        l_splay=14 * down, r_splay=14 * down)
-    p.shift(c, ahead=-0.42 * depth * down)
 
 
 def seat_curves(p, c, down, lean):
@@ -225,10 +220,9 @@ def bow(p):
     deep, count = p.uniform(45, 88), p.count(1, 1, 1, 2)
     cycle = down_time + hold + rise + 2
     n = int(start + count * cycle + p.uniform(4, 9))
-    c, down = p.neutral(n), np.zeros(n)
-    for k in range(count):
-        t = start + k * cycle
-        down += pulse(n, t, t + down_time, t + down_time + hold, t + down_time + hold + rise)
+    c = p.neutral(n)
+    down = sum(pulse(n, t, t + down_time, t + down_time + hold, t + down_time + hold + rise)
+               for t in times(start, count, cycle))
     add(c, pelvis_pitch=0.58 * deep * down, bend=0.42 * deep * down, head_pitch=0.58 * deep * down,
         height=-0.0004 * deep * down)
     p.shift(c, ahead=-0.0016 * deep * down)
@@ -254,23 +248,19 @@ def kneel(p):
     c, body = p.neutral(n), p.body
     leave = bottom + hold if rises else 2 * n  # never, when it stays down
     stop = (leave, leave + second, leave + second + up_time)
-
-    def there_and_back(a, b, back_a, back_b):
-        return ramp(n, a, b) - ramp(n, back_a, back_b)
-
     behind = body.length[7] * 1.02
     half = behind * 0.62  # where the pelvis ends between the feet on one knee
     sink = body.standing - (body.length[4] * 0.985 + 0.055 - body.offsets[1, 1])
-    step_back = there_and_back(start, start + 0.45 * down_time, stop[2] - 0.42 * up_time, stop[2])
-    down = there_and_back(start + 0.2 * down_time, low, stop[1], stop[1] + 0.75 * up_time)
+    step_back = pulse(n, start, start + 0.45 * down_time, stop[2] - 0.42 * up_time, stop[2])
+    down = pulse(n, start + 0.2 * down_time, low, stop[1], stop[1] + 0.75 * up_time)
     arc = 4 * step_back * (1 - step_back)
     p.shift_foot(c, side, ahead=-(behind + half) * step_back)
     add(c, side, lift=0.06 * arc, foot_pitch=62 * down + 22 * step_back * (1 - down))
     add(c, height=-sink * down, pelvis_pitch=14 * 4 * down * (1 - down),
         bend=10 * 4 * down * (1 - down) + 4 * down)
-    p.shift(c, ahead=-half * there_and_back(start, low, stop[1], stop[2]))
+    p.shift(c, ahead=-half * pulse(n, start, low, stop[1], stop[2]))
     if both:
-        drag = there_and_back(low, bottom, stop[0], stop[1])
+        drag = pulse(n, low, bottom, stop[0], stop[1])
         p.shift_foot(c, other, ahead=-(behind + half) * drag)
         add(c, other, lift=0.03 * 4 * drag * (1 - drag), foot_pitch=84 * drag)
     p.arm(c, other, down * 0.7, swing=35 if not both else 18, elbow=55)
