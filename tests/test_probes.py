@@ -17,6 +17,10 @@ def figure(frames=60):
     return np.tile(STANDING, (frames, 1, 1))
 
 
+def measure(joints, fps=20.0):
+    return probes.measure(probes.prepare(joints, fps))
+
+
 def turned(joints, degrees):
     """Turn to the left about the vertical axis, by one angle per frame."""
     s, c = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
@@ -92,7 +96,7 @@ def test_who_walks_may_raise_or_swing_a_hand_only_briefly(side):
               for frames in (3, 4, 6, 8)]
     swung = [(waving(figure(), (side,), frames, 0.1), 0, count) for frames, count in ((19, 3), (24, 4))]
     for joints, overhead, waves in raised + swung:
-        m = probes.measure(joints + walk)
+        m = measure(joints + walk)
         assert m[f"overhead_{side}"] == pytest.approx(overhead) and m[f"waves_{side}"] == waves
         assert probes.RULES["walk_forward"](m) == probes.hands_down(m) == (overhead < 0.25 and waves < 4)
 
@@ -120,7 +124,7 @@ def test_kicks(side):
 def test_jumps():
     height = np.maximum(0, 0.25 * np.sin(np.arange(60) * 2 * np.pi / 20))
     joints = figure() + height[:, None, None] * [0, 1, 0]
-    assert probes.measure(joints)["jumps"] == 3
+    assert measure(joints)["jumps"] == 3
     assert passing(joints) == {"jump"}
     assert passing(joints + np.linspace(0, 2.5, 60)[:, None, None] * [0, 0, 1]) == {"jump_forward"}
     joints[:, [8, 11]] = figure()[:, [8, 11]] + [0, 0.35, -0.2]
@@ -179,7 +183,7 @@ def test_sequences_need_their_order():
 def test_other_frame_rates_mean_the_same():
     joints = figure(90) + np.linspace(0, 3, 90)[:, None, None] * [0, 0, 1]  # 3 m in 3 s at 30 fps
     assert passing(joints, 30.0) == {"walk_forward"}
-    assert probes.measure(joints, 30.0)["speed"] == pytest.approx(1.0, rel=0.05)
+    assert measure(joints, 30.0)["speed"] == pytest.approx(1.0, rel=0.05)
 
 
 def test_wrong_inputs_are_named():
@@ -215,7 +219,7 @@ def demo_clips():
     rng = np.random.default_rng(11)
     clips = [(action, make_clip([action], np.random.default_rng([seed, i])))
              for i, action in enumerate(probes.RULES) for seed in range(2)]
-    return [(action, probes.measure(joints + 0.007 * rng.standard_normal(joints.shape)))
+    return [(action, measure(joints + 0.007 * rng.standard_normal(joints.shape)))
             for action, joints in clips]
 
 

@@ -2,13 +2,15 @@
 data set; no network is involved.
 
 ``check(actions, joints)`` says whether a motion performs one action, or several in a row: then the first
-one's rule must hold on a beginning of the clip and the others' on the rest. Thresholds lie midway between the
-actions and are generous (centimetres, tens of degrees, tenths of a second), so that slightly noisy motions
-pass. Shapes: T frames, J = 22 joints of HumanML3D; metres, Y up, +Z ahead and +X left when the body faces +Z.
+one's rule must hold on a beginning of the clip and the others' on the rest. Thresholds lie between the
+actions, not close to any of them, by centimetres, tens of degrees, tenths of a second, so that slightly noisy
+motions pass. Shapes: T frames, 22 joints of HumanML3D; metres, Y up, a body that faces +Z has its left at +X.
 """
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
+
+from utils.motion.inbetweening import sections_of
 
 LEFT, RIGHT = "left", "right"
 SIDES = (LEFT, RIGHT)
@@ -38,12 +40,8 @@ def prepare(joints, fps):
     return joints - [0, np.percentile(lowest, 10), 0]
 
 
-def measure(joints, fps=20.0):
-    """What the rules test, from joints (T, 22, 3): {name: number} in seconds, metres and degrees."""
-    return measure_prepared(prepare(joints, fps))
-
-
-def measure_prepared(joints):
+def measure(joints):
+    """What the rules test, from prepared joints (T, 22, 3): {name: number} in seconds, metres and degrees."""
     m, heading = {"seconds": len(joints) / 20}, facing(joints)
     measure_path(m, joints, heading)
     measure_trunk(m, joints, heading)
@@ -100,15 +98,15 @@ def measure_feet(m, joints, heading):
     both = np.minimum(lowest[LEFT], lowest[RIGHT])  # height of the lower foot's lowest point
     apart = joints[:, ANKLE[LEFT], 1] - joints[:, ANKLE[RIGHT], 1]
     m["jumps"] = sum(both[a:b].max() > 0.07 and np.abs(apart[a:b]).mean() < 0.12
-                     for a, b in runs(both > 0.03))
+                     for a, b in sections_of(both > 0.03))
     m["jump_height"] = both.max()
     m["one_foot"] = np.mean(np.abs(apart) > 0.13) * m["seconds"]
-    m["hops"] = sum(both[a:b].max() > 0.04 and np.abs(apart[a:b]).min() > 0.1 for a, b in runs(both > 0.02))
+    m["hops"] = sum(both[a:b].max() > 0.04 and np.abs(apart[a:b]).min() > 0.1 for a, b in sections_of(both > 0.02))
     left = {}
     for side in SIDES:
         ahead, left[side] = local(joints[:, ANKLE[side]] - joints[:, PELVIS], heading)
         kicking = (ahead > 0.25) & (lowest[side] > 0.2) & (lowest[side] - lowest[OTHER[side]] > 0.2)
-        m[f"kicks_{side}"] = len(runs(kicking))
+        m[f"kicks_{side}"] = len(sections_of(kicking))
     m["straddles"] = swings(left[LEFT] - left[RIGHT], 0.2)
     feet = joints[:, [ANKLE[LEFT], ANKLE[RIGHT]]][..., [0, 2]]
     m["feet_travel"] = np.linalg.norm(feet - feet[0], axis=-1).max()
@@ -123,11 +121,12 @@ def measure_arm(m, joints, heading, side):
     forearm = wrist - elbow
     forearm = forearm / np.maximum(np.linalg.norm(forearm, axis=-1), 1e-6)[:, None]
     up = (forearm[:, 1] > 0.25) & (wrist[:, 1] > shoulder[:, 1] - 0.15)
-    m[f"waves_{side}"] = max((oscillations(forearm[a:b], heading[a:b]) for a, b in runs(up) if b - a >= 8),
+    m[f"waves_{side}"] = max((oscillations(forearm[a:b], heading[a:b]) for a, b in sections_of(up) if b - a >= 8),
                              default=0)
     ahead, _ = local(wrist - shoulder, heading)
     level = np.abs(wrist[:, 1] - shoulder[:, 1]) < 0.25
-    m[f"thrusts_{side}"] = thrusts(np.where(level, ahead, np.minimum(ahead, 0.25)))
+    reach = np.where(level, ahead, np.minimum(ahead, 0.25))  # thrusts: out and back within 0.6 s each
+    m[f"thrusts_{side}"] = len(find_peaks(reach, height=0.36, prominence=0.1, wlen=25)[0])
     m[f"thrust_{side}"] = np.max(np.where(level, ahead, 0))
     bent = (np.linalg.norm(wrist - shoulder, axis=-1) < 0.36) & (wrist[:, 1] > shoulder[:, 1] - 0.3)
     m[f"bent_{side}"] = np.mean(bent) * m["seconds"]
@@ -140,12 +139,6 @@ def oscillations(forearm, heading):
     moves = gaussian_filter1d(moves, 1, axis=0) - gaussian_filter1d(moves, 7, axis=0)
     direction = np.linalg.svd(moves - moves.mean(0), full_matrices=False)[2][0]
     return swings(moves @ direction, 0.2)
-
-
-def thrusts(ahead):
-    """How often the wrist, ``ahead`` (T,) of the shoulder, shoots out and comes back, each within 0.6
-    seconds."""
-    return len(find_peaks(ahead, height=0.36, prominence=0.1, wlen=25)[0])
 
 
 def measure_hands(m, joints):
@@ -174,12 +167,6 @@ def swings(signal, size):
     return count
 
 
-def runs(condition):
-    """[(start, stop)] of the runs of frames in which a condition (T,) holds."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], condition, [False]]).astype(int)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
-
-
 # ---- rules
 
 def stays(m, far=0.55):
@@ -195,8 +182,7 @@ def upright(m):
 
 
 def hands_down(m):
-    """No hand is overhead for a quarter of a second, or waves (four half-swings of a raised forearm); arms
-    may swing or strike."""
+    """No hand is overhead for 0.25 s or waves (4 half-swings); arms may swing, and strike."""
     return all(m[f"overhead_{side}"] < 0.25 and m[f"waves_{side}"] < 4 for side in SIDES)
 
 
@@ -211,8 +197,7 @@ def no_kick(m):
 
 
 def walks(m, slowest, fastest, shortest):
-    """Steps in the facing direction, at ``slowest`` to ``fastest`` m/s, over more than ``shortest``
-    metres."""
+    """Steps ahead, at ``slowest`` to ``fastest`` m/s and over more than ``shortest`` metres; hands down."""
     return (slowest < m["speed"] < fastest and m["path"] > shortest and m["along"] > 0.8 * m["path"]
             and m["jump_height"] < 0.14 and m["pelvis_min"] > 0.6 and hands_down(m))
 
@@ -225,14 +210,10 @@ def strolls(m, slowest, fastest, shortest):
     return walks(m, slowest, fastest, shortest) and straight(m) and m["hops"] < 2 and no_kick(m)
 
 
-def walk_backward(m):
-    return (m["path"] > 0.6 and m["along"] < -0.8 * m["path"] and straight(m) and grounded(m) and upright(m)
+def walks_off(m, moved, shortest):
+    """Steps with ``moved`` metres of the path along one direction of the body, other than ahead."""
+    return (m["path"] > shortest and moved > 0.8 * m["path"] and straight(m) and grounded(m) and upright(m)
             and hands_down(m))
-
-
-def walk_aside(m, sign):
-    return (m["path"] > 0.5 and sign * m["aside"] > 0.8 * m["path"] and straight(m) and grounded(m)
-            and upright(m) and hands_down(m))
 
 
 def turns(m, sign, degrees, tolerance):
@@ -318,8 +299,9 @@ RULES = {
     "walk_forward": lambda m: strolls(m, 0.62, 1.45, 0.8),
     "walk_slow": lambda m: strolls(m, 0.15, 0.72, 0.5),
     "walk_fast": lambda m: walks(m, 1.35, 2.15, 1.5) and straight(m),
-    "walk_backward": walk_backward,
-    "walk_left": lambda m: walk_aside(m, 1), "walk_right": lambda m: walk_aside(m, -1),
+    "walk_backward": lambda m: walks_off(m, -m["along"], 0.6),
+    "walk_left": lambda m: walks_off(m, m["aside"], 0.5),
+    "walk_right": lambda m: walks_off(m, -m["aside"], 0.5),
     "walk_curve_left": lambda m: walks(m, 0.4, 1.9, 0.9) and 50 < m["turn"] < 170,
     "walk_curve_right": lambda m: walks(m, 0.4, 1.9, 0.9) and -170 < m["turn"] < -50,
     "walk_circle_left": lambda m: walks(m, 0.4, 1.9, 2.5) and 280 < m["turn"] < 450,
@@ -359,9 +341,9 @@ def check(actions, joints, fps=20.0):
 def performs(actions, joints):
     """Whether prepared joints perform the first action in some beginning and the others in the rest."""
     if len(actions) == 1:
-        return bool(RULES[actions[0]](measure_prepared(joints)))
+        return bool(RULES[actions[0]](measure(joints)))
     last = len(joints) - SHORTEST_PART * (len(actions) - 1)
-    return any(RULES[actions[0]](measure_prepared(joints[:split])) and performs(actions[1:], joints[split:])
+    return any(RULES[actions[0]](measure(joints[:split])) and performs(actions[1:], joints[split:])
                for split in range(SHORTEST_PART, last + 1, SPLIT_STEP))
 
 
