@@ -79,10 +79,6 @@ def verb_phrase(action, facts, rng):
     return " ".join([expand(text, side, rng)] + details(action, facts, rng))
 
 
-def pronoun_of(subject):
-    return next((p for p, nouns in grammar.PRONOUNS.items() if subject.split()[-1] in nouns), "they")
-
-
 def render(phrase, form, possessive):
     return VERB.sub(lambda m: conjugate(m[1], form), phrase).replace("#", possessive)
 
@@ -90,7 +86,7 @@ def render(phrase, form, possessive):
 def sentence(actions, facts, rng):
     """One caption of a clip: ``actions`` (one or two ids, in order) and the facts of each."""
     subject = pick(grammar.SUBJECTS, rng)
-    pronoun = pronoun_of(subject)
+    pronoun = next((p for p, nouns in grammar.PRONOUNS.items() if subject.split()[-1] in nouns), "they")
     finite = "base" if subject == "they" else "s"
     slots = {"s": subject, "p": pronoun, "is_": "are" if subject == "they" else "is"}
     for number, action, fact in zip(("", "2"), actions, facts):

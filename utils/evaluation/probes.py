@@ -101,7 +101,8 @@ def measure_feet(m, joints, heading):
                      for a, b in sections_of(both > 0.03))
     m["jump_height"] = both.max()
     m["one_foot"] = np.mean(np.abs(apart) > 0.13) * m["seconds"]
-    m["hops"] = sum(both[a:b].max() > 0.04 and np.abs(apart[a:b]).min() > 0.1 for a, b in sections_of(both > 0.02))
+    m["hops"] = sum(both[a:b].max() > 0.04 and np.abs(apart[a:b]).min() > 0.1
+                    for a, b in sections_of(both > 0.02))
     left = {}
     for side in SIDES:
         ahead, left[side] = local(joints[:, ANKLE[side]] - joints[:, PELVIS], heading)
@@ -121,8 +122,8 @@ def measure_arm(m, joints, heading, side):
     forearm = wrist - elbow
     forearm = forearm / np.maximum(np.linalg.norm(forearm, axis=-1), 1e-6)[:, None]
     up = (forearm[:, 1] > 0.25) & (wrist[:, 1] > shoulder[:, 1] - 0.15)
-    m[f"waves_{side}"] = max((oscillations(forearm[a:b], heading[a:b]) for a, b in sections_of(up) if b - a >= 8),
-                             default=0)
+    m[f"waves_{side}"] = max((oscillations(forearm[a:b], heading[a:b])
+                              for a, b in sections_of(up) if b - a >= 8), default=0)
     ahead, _ = local(wrist - shoulder, heading)
     level = np.abs(wrist[:, 1] - shoulder[:, 1]) < 0.25
     reach = np.where(level, ahead, np.minimum(ahead, 0.25))  # thrusts: out and back within 0.6 s each
