@@ -91,7 +91,7 @@ def progress(n, start, stop, soft):
     return (total - total[0]) / (total[-1] - total[0]), total[-1] - total[0]
 
 
-def walk(p, speed, distance=None, seconds=None, heading=0.0, step=None, arc=0.0, lead=None, gait=None):
+def walk(p, speed, *, gait, distance=None, seconds=None, heading=0.0, step=None, arc=0.0, lead=None):
     """Walk ``distance`` metres, or for ``seconds``, at ``speed`` (m/s) in steps of ``step`` metres, in the
     direction ``heading`` relative to the face, while turning to the left by ``arc`` degrees."""
     reach = speed * seconds if distance is None else distance
