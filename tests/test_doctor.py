@@ -295,7 +295,7 @@ def test_bad_checkpoints(capsys):
     assert level_of(findings, "strange/model/latest.tar are those of another model") == "damaged"
     assert level_of(findings, "unknown/latest.tar: it holds no model") == "damaged"
     assert level_of(findings, "code/model/latest.tar is damaged, or holds more than tensors") == "damaged"
-    assert level_of(findings, "cut/model/latest.tar is no checkpoint, or damaged") == "damaged"
+    assert level_of(findings, "cut/model/latest.tar is not a checkpoint, or is damaged") == "damaged"
     assert level_of(findings, "begun has no latest.tar") == "warning"
     assert level_of(findings, "ae/latest.tar: autoencoder") == "ok"
 
