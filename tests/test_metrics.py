@@ -84,7 +84,7 @@ def test_retrieval_scores_by_hand():
     text = np.array([[1.0], [16], [18], [-1]])  # right, second, right, last of its batch
     scores = retrieval_scores(text, motion, [np.array([2, 0, 3, 1])])
     assert scores == {"R1": 0.5, "R2": 0.75, "R3": 0.75, "matching": (1 + 6 + 2 + 31) / 4}
-    assert retrieval_scores(text, motion, [np.array([0, 1]), np.array([3, 2])])["R1"] == 0.5
+    assert retrieval_scores(text, motion, [np.array([0, 1]), np.array([3, 2])])["R1"] == 0.75
 
 
 def test_fid_offsets_the_diagonals_where_the_root_is_not_finite(monkeypatch):
