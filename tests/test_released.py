@@ -14,7 +14,6 @@ import torch
 from test_scripts import call
 
 import edit
-import evaluation_MARDM
 import sample
 from models import TextEncoder
 from models.AE import AE
@@ -26,9 +25,8 @@ from models.TextEncoder import clip_tokenizer
 from utils.data.specs import KNOWN, get_spec
 from utils.data.writing import write_statistics
 from utils.errors import UserError
-from utils.evaluation import evaluators
+from utils.evaluation import evaluators, scoring
 from utils.evaluation.protocols import TextClips, compare_results
-from utils.evaluation.scoring import evaluate
 from utils.evaluation.suites import EvaluatorSuite, load_suite, rebuild
 from utils.motion.features import joints_to_features
 from utils.motion.skeletons import SKELETONS
@@ -168,7 +166,7 @@ def result(name, run, script, protocol):
 @pytest.mark.parametrize("protocol", ("essential", "standard"))
 @pytest.mark.parametrize("name", KNOWN)
 def test_evaluation_of_a_generator(here, monkeypatch, capsys, name, protocol):
-    monkeypatch.setattr(evaluation_MARDM, "MULTIMODAL_TEXTS", 2)  # of 96
+    monkeypatch.setattr(scoring, "MULTIMODAL_TEXTS", 2)  # of 96
     mm = ["--cal_mm"] if (name, protocol) == ("t2m", "essential") else []
     assert call("evaluation_MARDM", *MODEL, *ON[name], *FAST, "--protocol", protocol,
                 *mm) == 0, capsys.readouterr().err
@@ -359,7 +357,7 @@ def judged(name, protocol, tail):
         made = [(clip[:, :dim], torch.cat([clip[:, :dim], after])) for clip in drawn.real]
         return made if suite.published_tail else [clip for clip, _ in made]
 
-    return evaluate(suite, lambda repeat: clips.draw(1, repeat), generate, 2, 1)
+    return scoring.evaluate(suite, lambda repeat: clips.draw(1, repeat), generate, 2, 1)
 
 
 @pytest.mark.parametrize("name", KNOWN)

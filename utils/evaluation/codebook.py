@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.evaluation.reconstruction import padded_batches
+from utils.evaluation.reconstruction import store_batches
 from utils.motion.features import facing_joints
 from utils.training import distributed
 
@@ -45,7 +45,7 @@ def usage_rows(usage, note=""):
 
 
 def axis_statistics(digits, axis_sizes):
-    """Digits (N, A) -> a dict per axis: size, used, entropy_bits, ceiling_bits = log2 size, counts (size,)."""
+    """Digits (N, A) -> a dict per axis: size, used, entropy_bits, ceiling_bits (log2 size), counts (size)."""
     rows = []
     for column, size in zip(np.asarray(digits).T, axis_sizes):
         counts = np.bincount(column, minlength=size)
@@ -66,15 +66,13 @@ def axes_summary(axes):
 def collect_indices(ae, store, device="cpu"):
     """Indices (N,) or (N, A), int64 on the CPU, of all tokens of a store. ``ae`` has a quantizer."""
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
-    lengths = store.lengths // FRAMES * FRAMES
-    count, batches = padded_batches(store, lengths, device, batch_size=32)
-    if count == 0:
+    lengths, batches = store_batches(store, 32, device)
+    if not len(lengths):
         raise UserError(f"no clip of the split has {FRAMES} frames")
-    found = [None] * count
-    for first, clips, batch, frames in batches:
-        indices = ae.quantize((batch - mean) / std, frames).indices.cpu()
-        found[first : first + len(clips)] = [row[: length // FRAMES]
-                                             for row, length in zip(indices, lengths[clips])]
+    found = [None] * len(lengths)
+    for rows, batch, frames in batches:
+        for row, indices in zip(rows, ae.quantize((batch - mean) / std, frames).indices.cpu()):
+            found[row] = indices[: lengths[row] // FRAMES]
     return torch.cat(distributed.gather_turns(found))
 
 
@@ -85,9 +83,6 @@ def code_usage(ae, store, device="cpu"):
     indices = collect_indices(ae, store, device)
     axes = axis_statistics(ae.quantizer.to_digits(indices), ae.quantizer.axis_sizes)
     return usage_statistics(indices, ae.codebook_size) | axes_summary(axes)
-
-
-# ---- topology ----------------------------------------------------------------------------------------------
 
 
 def draw_windows(store, samples, rng):

@@ -366,16 +366,24 @@ def make_motion_clip(state):
     return MotionCLIP(inputs, width, layers, state["textTransEncoder.layers.0.linear1.weight"].shape[0])
 
 
-def embed_all(evaluator, motions, batch_size=64, tail=0):
-    """Embeddings (N, E) float64 of un-normalised motions (T_i, D), in batches of similar length.
-    ``tail``: frames that each motion has after its clip's end (``MatchingEvaluator.embed_motion``)."""
-    order = sorted(range(len(motions)), key=lambda i: len(motions[i]))
-    out, options = [None] * len(motions), {"tail": tail} if tail else {}
+def padded_batches(read, lengths, batch_size, device="cpu"):
+    """This process' batches of motions, sorted by length: (rows, motions (B, T, D) zero-padded, frames (B,)).
+    read: function(row) -> (T, D); lengths: (N,) frames."""
+    order = np.argsort(lengths, kind="stable")
     for first in distributed.turns(range(0, len(order), batch_size)):
         rows = order[first : first + batch_size]
-        batch = nn.utils.rnn.pad_sequence([torch.as_tensor(motions[row]) for row in rows], batch_first=True)
-        lengths = torch.tensor([len(motions[row]) - tail for row in rows])
-        embeddings = evaluator.embed_motion(batch, lengths, **options).double().cpu().numpy()
+        motions = [torch.as_tensor(read(row)) for row in rows]
+        yield (rows, nn.utils.rnn.pad_sequence(motions, batch_first=True).to(device),
+               torch.as_tensor(lengths[rows], device=device))
+
+
+def embed_all(evaluator, motions, batch_size=64, tail=0):
+    """Embeddings (N, E) float64 of un-normalised motions (T_i, D).
+    ``tail``: frames that each motion has after its clip's end (``MatchingEvaluator.embed_motion``)."""
+    lengths, options = np.array([len(motion) for motion in motions]), {"tail": tail} if tail else {}
+    out = [None] * len(motions)
+    for rows, batch, frames in padded_batches(motions.__getitem__, lengths, batch_size):
+        embeddings = evaluator.embed_motion(batch, frames - tail, **options).double().cpu().numpy()
         for row, embedding in zip(rows, embeddings):
             out[row] = embedding
     return np.stack(distributed.gather_turns(out))

@@ -11,9 +11,6 @@ CONTACT_HEIGHT = 0.04  # metres above that lowest height
 CONTACT_SPEED = 0.2  # metres per second, vertical
 
 
-# ---- retrieval ---------------------------------------------------------------------------------------------
-
-
 def euclidean_distance_matrix(matrix1, matrix2):
     """(..., N, E), (..., M, E) -> distances (..., N, M) between every two rows."""
     a, b = np.asarray(matrix1, np.float64), np.asarray(matrix2, np.float64)
@@ -50,9 +47,6 @@ def retrieval_batches(groups, batch_size, rng):
             full.append(np.array(list(batch.values())))
             open_batches = [b for b in open_batches if b is not batch]
     return full
-
-
-# ---- distributions -----------------------------------------------------------------------------------------
 
 
 def calculate_activation_statistics(activations):
@@ -92,31 +86,23 @@ def _trace_of_root(sigma1, sigma2):
 
 
 def calculate_diversity(activation, diversity_times):
-    """Mean distance of ``diversity_times`` random pairs of (N, E)."""
-    return _mean_pair_distance(activation, diversity_times, "(N, E)", 2)
+    """Mean distance of random pairs of rows of (..., N, E), the same pairs for all leading axes."""
+    activation = np.asarray(activation, np.float64)
+    if activation.ndim < 2 or activation.shape[-2] < diversity_times:
+        raise ValueError(f"{diversity_times} random pairs need as many embeddings, got {activation.shape}")
+    first, second = (np.random.choice(activation.shape[-2], diversity_times, replace=False) for _ in range(2))
+    return float(np.linalg.norm(activation[..., first, :] - activation[..., second, :], axis=-1).mean())
 
 
 def calculate_multimodality(activation, multimodality_times):
-    """Mean distance of ``multimodality_times`` random pairs of samples of one text: (texts, samples, E)."""
-    return _mean_pair_distance(activation, multimodality_times, "(texts, samples, E)", 3)
-
-
-def _mean_pair_distance(activation, times, shape, dimensions):
-    """Over ``times`` random pairs of rows (the last axis but one). ValueError for fewer rows."""
-    activation = np.asarray(activation, np.float64)
-    if activation.ndim != dimensions or activation.shape[-2] < times:
-        raise ValueError(f"{times} random pairs need as many embeddings {shape}, got {activation.shape}")
-    first, second = (np.random.choice(activation.shape[-2], times, replace=False) for _ in range(2))
-    return float(np.linalg.norm(activation[..., first, :] - activation[..., second, :], axis=-1).mean())
+    """Mean distance of random pairs of samples of one text: (texts, samples, E)."""
+    return calculate_diversity(activation, multimodality_times)
 
 
 def confidence_interval(values):
     """Half-width of the 95% interval of the mean of repeats: 1.96 std / sqrt(n), along the first axis."""
     values = np.asarray(values, np.float64)
     return 1.96 * values.std(axis=0) / np.sqrt(len(values))
-
-
-# ---- joints ------------------------------------------------------------------------------------------------
 
 
 def calculate_mpjpe(gt_joints, pred_joints):

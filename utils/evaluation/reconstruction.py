@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from utils.errors import UserError
-from utils.evaluation.evaluators import embed_all, padding_mask
+from utils.evaluation.evaluators import embed_all, padded_batches, padding_mask
 from utils.evaluation.metrics import acceleration_error, calculate_mpjpe, of_one_length
 from utils.evaluation.scoring import fid_score
 from utils.motion.features import facing_joints, features_to_joints, recover_root
@@ -25,36 +25,26 @@ def heading_error(motion, target, metres_per_unit=1.0):
     return heading + path * metres_per_unit
 
 
-def padded_batches(store, lengths, device, batch_size):
-    """Batches of the first ``lengths`` frames of a store's clips, sorted by length; 0 leaves a clip out.
-
-    Returns the number of clips, and this process' batches: (first place in the sorted order, clip numbers,
-    un-normalised motion (B, T, D) zero-padded, frames (B,)), the latter two on ``device``."""
-    usable = [clip for clip in np.argsort(lengths, kind="stable") if lengths[clip] > 0]
-
-    def batches():
-        for first in distributed.turns(range(0, len(usable), batch_size)):
-            clips = usable[first : first + batch_size]
-            motions = [torch.from_numpy(store.frames(clip, 0, lengths[clip])) for clip in clips]
-            batch = pad_sequence(motions, batch_first=True).to(device)
-            yield first, clips, batch, torch.as_tensor(lengths[clips], device=device)
-
-    return len(usable), batches()
+def store_batches(store, batch_size, device, max_frames=np.inf):
+    """A store's clips of at least 4 frames, cut to a multiple of 4 and to ``max_frames``: their lengths (N,),
+    and their ``padded_batches``."""
+    frames = (np.minimum(store.lengths, max_frames) // 4 * 4).astype(int)
+    clips = np.flatnonzero(frames)
+    return frames[clips], padded_batches(lambda row: store.frames(clips[row], 0, frames[clips[row]]),
+                                         frames[clips], batch_size, device)
 
 
 @torch.no_grad()
 def reconstruct(ae, store, device="cpu", batch_size=32, max_frames=400):
-    """[(original (T, D), reconstruction (T, D))], un-normalised, of a store's clips in their order, cut to a
-    multiple of 4 frames and to ``max_frames``. Clips of less than 4 frames are left out."""
+    """[(original, reconstruction)], un-normalised (T, D), of ``store_batches``, in the store's order."""
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
-    lengths = np.minimum(store.lengths, max_frames) // 4 * 4
-    count, batches = padded_batches(store, lengths, device, batch_size)
-    pairs, places = [None] * count, np.cumsum(lengths > 0) - 1
-    for _, clips, batch, frames in batches:
+    lengths, batches = store_batches(store, batch_size, device, max_frames)
+    pairs = [None] * len(lengths)
+    for rows, batch, frames in batches:
         _, targets = ae.encode_targets((batch - mean) / std, frames)
         made = (ae.decode_targets(targets, frames) * std + mean).cpu()
-        for clip, real, motion in zip(clips, batch.cpu(), made):
-            pairs[places[clip]] = (real[: lengths[clip]], motion[: lengths[clip]])
+        for row, real, motion in zip(rows, batch.cpu(), made):
+            pairs[row] = real[: lengths[row]], motion[: lengths[row]]
     return distributed.gather_turns(pairs)
 
 
