@@ -185,8 +185,7 @@ class ContrastiveEvaluator(nn.Module):
 
     def loss(self, motion, lengths, text_features, same=None):
         """Symmetric InfoNCE of B pairs. ``same`` (B, B) bool: captions that mean the same are not negatives.
-        Under torchrun each process passes its own pairs and the ``same`` of all pairs, which are all
-        compared."""
+        Under torchrun a process passes its own pairs, and the ``same`` of all, which are all compared."""
         own = torch.cat([self.encode_motion(motion, lengths), self.encode_text(text_features)], dim=-1)
         motion, text = (F.normalize(x, dim=-1) for x in distributed.all_gather(own).chunk(2, dim=-1))
         logits = self.logit_scale.clamp(max=math.log(100.0)).exp() * text @ motion.T  # (B, B)
@@ -197,9 +196,6 @@ class ContrastiveEvaluator(nn.Module):
         rows = distributed.rows_of(len(own))
         return (F.cross_entropy(logits[rows], target[rows])
                 + F.cross_entropy(logits.T[rows], target[rows])) / 2
-
-
-# ---- evaluators --------------------------------------------------------------------------------------------
 
 
 class Evaluator:
@@ -328,9 +324,6 @@ class TrainedEvaluator(UnitEvaluator):
 
     def text_inputs(self, captions):
         return self.text_features([caption.text for caption in captions])
-
-
-# ---- files -------------------------------------------------------------------------------------------------
 
 
 def build(make, state, path):

@@ -29,19 +29,15 @@ def top_k_hits(distances, top_k):
 
 
 def retrieval_batches(groups, batch_size, rng):
-    """Random batches of row numbers in which no group appears twice; incomplete batches are dropped.
-
-    groups: (N,), rows of one group share a caption, so they are equally right answers and must not compete.
-    rng: ``numpy.random.Generator``. Returns a list of int arrays (batch_size,).
-    """
+    """Random full batches of row numbers, a list of int arrays (batch_size,), with no group twice: rows of
+    one of the ``groups`` (N,) share a caption, so they are equally right and must not compete."""
     groups = np.asarray(groups)
     full, open_batches = [], []  # an open batch is {group: row}
     for row in rng.permutation(len(groups)):
         group = groups[row].item()
         batch = next((b for b in open_batches if group not in b), None)
         if batch is None:
-            batch = {}
-            open_batches.append(batch)
+            open_batches.append(batch := {})
         batch[group] = int(row)
         if len(batch) == batch_size:
             full.append(np.array(list(batch.values())))

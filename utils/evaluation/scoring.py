@@ -46,12 +46,13 @@ def diversity_score(made, rng):
     return metrics.calculate_diversity(made, pairs)
 
 
-def both_sides(text, real, made, rows, batches, rng):
-    """Metrics of generated clips, and of real ones, from embeddings (N, E): FID and diversity over ``rows``,
-    retrieval over ``batches``."""
+def both_sides(prefix, text, real, made, rows, batches, rng):
+    """{prefix + "generated", prefix + "real": {metric: value}} of embeddings (N, E): FID and diversity over
+    ``rows``, retrieval over ``batches``."""
     generated = retrieval_scores(text, made, batches) | {"FID": fid_score(real[rows], made[rows])}
     generated["diversity"] = diversity_score(made[rows], rng)
-    return generated, retrieval_scores(text, real, batches) | {"diversity": diversity_score(real[rows], rng)}
+    return {f"{prefix}generated": generated, f"{prefix}real": retrieval_scores(text, real, batches)
+            | {"diversity": diversity_score(real[rows], rng)}}
 
 
 def draw_batches(count, rng, groups=None):
@@ -91,9 +92,7 @@ def evaluate(suite, draw, generate, repeats, seed, groups=None, multimodal=None)
         if drawn is not before:
             known = suite.text(drawn.captions), *suite.real(drawn.real)
         made = generate(repeat, drawn)
-        row = score_repeat(suite, known, suite.made(made), batches, rng)
-        if suite.contrast is not None:
-            add_clip_scores(row, suite, drawn, suite.clips_of(made), np.concatenate(batches))
+        row = score_repeat(suite, known, drawn, made, batches, rng)
         if multimodal is not None:
             samples = np.stack([suite.made(clips)[0] for clips in multimodal(repeat, drawn)])
             np.random.seed(int(rng.integers(2**31)))
@@ -109,25 +108,21 @@ def evaluate(suite, draw, generate, repeats, seed, groups=None, multimodal=None)
             "scored": sum(map(len, batches)) if suite.released else len(made), "clips": suite.clips_of(made)}
 
 
-def score_repeat(suite, known, made, batches, rng):
-    """{"generated", "real": {metric: value}} of one repeat, and "better_generated", "better_real" by a
-    released protocol. known: embeddings of texts, of real clips as published, and of real clips treated like
-    generated ones; made: embeddings of generated clips as published, and without a tail."""
-    text, real, real_alike = known
-    everything, scores = np.arange(len(text)), {}
+def score_repeat(suite, known, drawn, made, batches, rng):
+    """``both_sides`` of one repeat, and those of ``better`` by a released protocol, with CLIP-scores. known:
+    embeddings of texts, of real clips as published, and of real clips treated like generated ones."""
+    (text, real, real_alike), (published, alone) = known, suite.made(made)
+    everything = np.arange(len(text))
     kept = np.concatenate(batches) if suite.released else everything
-    scores["generated"], scores["real"] = both_sides(text, real, made[0], kept, batches, rng)
+    scores = both_sides("", text, real, published, kept, batches, rng)
     if suite.released:
-        scores["better_generated"], scores["better_real"] = both_sides(text, real_alike, made[1], everything,
-                                                                       [everything], rng)
+        scores |= both_sides("better_", text, real_alike, alone, everything, [everything], rng)
+    if suite.contrast is not None:
+        for side, motions in (("generated", suite.clips_of(made)), ("real", drawn.real)):
+            cosines = suite.clip_scores(drawn.captions, motions)
+            scores[side]["clip_score"] = cosines[kept].mean()
+            scores[f"better_{side}"]["clip_score"] = cosines.mean()
     return scores
-
-
-def add_clip_scores(row, suite, drawn, clips, kept):
-    """Add the CLIP-score of both sides to a repeat, over the clips ``kept`` and over all."""
-    for side, motions in (("generated", clips), ("real", drawn.real)):
-        cosines = suite.clip_scores(drawn.captions, motions)
-        row[side]["clip_score"], row[f"better_{side}"]["clip_score"] = cosines[kept].mean(), cosines.mean()
 
 
 def summarise(rows):

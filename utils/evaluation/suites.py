@@ -1,4 +1,4 @@
-"""The evaluators of a data set, by one of three protocols, whose metrics cannot be compared with each other:
+"""The evaluators of a data set, by one of three protocols. Metrics of two protocols cannot be compared.
 
     essential   67 (KIT 64) features; the evaluators released with MARDM: matching networks, and MotionCLIP
                 for the CLIP-score
