@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import golden, relative_error
 
+from utils.errors import UserError
 from utils.evaluation import metrics
-from utils.evaluation.scoring import retrieval_scores
+from utils.evaluation.scoring import evaluate, retrieval_scores
 from utils.report import write_json
 
 FEET = SimpleNamespace(left_feet=(7, 10), right_feet=(8, 11))
@@ -147,6 +148,12 @@ def test_retrieval_batches_hold_a_group_once():
     again = metrics.retrieval_batches(groups, 32, np.random.default_rng(3))
     assert all(np.array_equal(x, y) for x, y in zip(batches, again))
     assert metrics.retrieval_batches(groups[:40], 32, rng) == []
+
+
+def test_too_few_clips_are_named_before_any_is_generated():
+    drawn = SimpleNamespace(captions=["walk"] * 31)
+    with pytest.raises(UserError, match="needs 32 clips; the split of 31 clips has too few"):
+        evaluate(None, lambda _repeat: drawn, None, 1, 0)
 
 
 def test_retrieval_batches_drop_only_the_last_of_distinct_captions():
