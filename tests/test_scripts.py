@@ -15,7 +15,8 @@ from utils.errors import run
 SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE",
            "evaluation_MARDM", "sample", "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset",
            "scripts.doctor", "scripts.demo", "scripts.compare_evaluations", "scripts.analyze_codes",
-           "scripts.quantizer_bench", "scripts.ablation", "benchmarks.run", "benchmarks.solver_steps"]
+           "scripts.quantizer_bench", "scripts.ablation", "scripts.gallery",
+           "benchmarks.run", "benchmarks.solver_steps"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]
