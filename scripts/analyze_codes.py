@@ -20,7 +20,7 @@ from utils.errors import UserError, run
 from utils.evaluation.codebook import (
     FRAMES,
     axes_summary,
-    axis_statistics,
+    code_axes,
     collect_indices,
     topology,
     usage_rows,
@@ -132,7 +132,7 @@ def main():
         raise UserError(f"{path} holds a continuous autoencoder, which has no codes")
     ae, store = ae.to(device), MotionStore(spec, args.split, args.num_workers)
     indices = collect_indices(ae, store, device)
-    axes = axis_statistics(ae.quantizer.to_digits(indices), ae.quantizer.axis_sizes)
+    axes = code_axes(ae, indices)
     codes, tokens = usage_statistics(indices, ae.codebook_size) | axes_summary(axes), spec.fps / FRAMES
     results = {
         "kind": "codes", "dataset": spec.name, "split": args.split,
