@@ -1,4 +1,4 @@
-"""Arrays from .npy files, and one line for those that are damaged."""
+"""Arrays from .npy files, with one line for those that are damaged, and tensors on their way to a device."""
 import numpy as np
 
 from utils.errors import UserError
@@ -30,3 +30,8 @@ def load_array(path, mmap_mode=None):
     if array.dtype.kind not in "fiub":
         raise UnreadableArray(path, f"it holds {array.dtype}, no numbers")
     return array
+
+
+def upload(x, device):
+    """A tensor of the CPU on ``device``, without waiting for what a GPU still has to do."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
