@@ -205,5 +205,5 @@ def test_demo_clips_pass_their_own_rule_and_hardly_another(demo_clips):
 
 
 def test_rules_and_demo_actions_are_the_same():
-    actions = pytest.importorskip("utils.demo_actions").ACTIONS
+    actions = pytest.importorskip("utils.demo.actions").ACTIONS
     assert set(actions) == set(probes.RULES)
