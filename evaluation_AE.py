@@ -17,12 +17,17 @@ from models.TextEncoder import cached_text_features
 from utils import options
 from utils.data.datasets import MotionStore, read_labels
 from utils.data.specs import get_spec, joints_in_metres
-from utils.errors import UserError, is_first, run
+from utils.errors import UserError, is_first, only_check, run
 from utils.evaluation.codebook import code_usage, usage_rows
 from utils.evaluation.probes import check, knows, probe_report
 from utils.evaluation.protocols import TextClips, score_rows
-from utils.evaluation.reconstruction import reconstruct, reconstruct_with_tail, reconstruction_errors, reconstruction_fid
-from utils.evaluation.scoring import evaluate
+from utils.evaluation.reconstruction import (
+    reconstruct,
+    reconstruct_with_tail,
+    reconstruction_errors,
+    reconstruction_fid,
+)
+from utils.evaluation.scoring import check_evaluation, evaluate
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder
 from utils.report import format_table, write_results
@@ -56,13 +61,19 @@ def find_suite(args, spec, device):
         return None
 
 
+def load_text_clips(suite, spec, args):
+    """The TextClips of a released protocol. UserError if they cannot be evaluated."""
+    clips = TextClips(spec, args.split, args.num_workers, suite.columns)
+    check_evaluation(suite, clips.captions, count=len(clips))
+    return clips
+
+
 def judge(suite, ae, pairs, spec, args, device):
     """{"FID"} by an evaluator of our own, on every clip, and None; by a released one the FID and all scores
     of its protocol."""
     if not suite.released:
         return {"FID": reconstruction_fid(suite.matching, pairs)}, None
-    clips = TextClips(spec, args.split, args.num_workers, suite.columns)
-    suite.check_captions(clips.captions)
+    clips = load_text_clips(suite, spec, args)
 
     def generate(_repeat, drawn):
         pairs = reconstruct_with_tail(ae, drawn.real, clips.store.mean, clips.store.std, device)
@@ -114,6 +125,12 @@ def main():
         ae = ae.to(device)
         store = MotionStore(spec, args.split, args.num_workers)
 
+    if only_check():
+        suite = find_suite(args, spec, device)
+        if suite is not None and suite.released:
+            load_text_clips(suite, spec, args)
+    if options.checked():
+        return
     pairs = reconstruct(ae, store, device)
     figures = reconstruction_errors(pairs, spec)
     suite, scores = find_suite(args, spec, device), None

@@ -27,10 +27,17 @@ from utils.clips import checkpoint_paths
 from utils.data.conditions import load_conditions
 from utils.data.datasets import MAX_LENGTH, load_statistics, read_labels
 from utils.data.specs import get_spec, joints_in_metres
-from utils.errors import UserError, is_first, run
+from utils.errors import UserError, is_first, only_check, run
 from utils.evaluation.probes import PROMPTS, RULES, check, knows, probe_report
 from utils.evaluation.protocols import TextClips, score_rows
-from utils.evaluation.scoring import MULTIMODAL_SAMPLES, MULTIMODAL_TEXTS, evaluate, mean_foot_skating, without_text
+from utils.evaluation.scoring import (
+    MULTIMODAL_SAMPLES,
+    MULTIMODAL_TEXTS,
+    check_evaluation,
+    evaluate,
+    mean_foot_skating,
+    without_text,
+)
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder
 from utils.report import format_table, write_results
@@ -189,8 +196,14 @@ def main():
         suite.check_captions(clips.captions)
         maker = Maker(pipeline, clips, conditions, settings, args.seed,
                       pipeline.decode_with_tail if suite.published_tail else None)
-    begun = time.perf_counter()
     distinct = spec.distinct_retrieval and not suite.released
+    if only_check():
+        check_evaluation(suite, clips.captions, clips.groups if distinct else None, len(clips))
+        if args.probe_repeats:
+            probe_jobs(conditions, checkpoint, spec, args)
+    if options.checked():
+        return
+    begun = time.perf_counter()
     scores, motions, real = score(suite, clips, maker, args, distinct)
     seconds = {"generating": maker.seconds, "judging": time.perf_counter() - begun - maker.seconds}
     results = {

@@ -46,7 +46,7 @@ COLUMNS = {  # column: (unit, digits)
 
 def parse_args():
     parser = options.make_parser(__doc__)
-    options.add_common(parser, name="ablation")
+    options.add_common(parser, name="ablation", check=False)
     add_runs(parser, "table")
     parser.add_argument("--rows", nargs="+", choices=list(AE_models), required=True, metavar="ROW",
                         help="rows of the autoencoder zoo, trained by scripts.quantizer_bench")

@@ -45,7 +45,7 @@ COLUMNS = {  # column: (unit, digits)
 
 def parse_args():
     parser = options.make_parser(__doc__)
-    options.add_common(parser, name="bench")
+    options.add_common(parser, name="bench", check=False)
     add_runs(parser, "table")
     parser.add_argument("--steps", type=options.positive_int, default=20_000,
                         help="training steps of every row")

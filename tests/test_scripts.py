@@ -306,7 +306,7 @@ def test_scaled_targets_go_on_with_their_scale(work, monkeypatch, capsys):
     path = work / "checkpoints/demo/scaled/model/latest.tar"
     scale = torch.load(path, weights_only=True)["model_kwargs"]["target_scale"]
     with monkeypatch.context() as patch:  # another device measures a little else
-        patch.setattr(sys.modules["train_MARDM"], "spread_of_targets", lambda *_: 1.01 * scale)
+        patch.setattr(sys.modules["train_MARDM"], "std_of_targets", lambda *_: 1.01 * scale)
         assert call("train_MARDM", *flags, "--max_iter", "2", "--scale_targets", "--is_continue") == 0
     assert load_generator(path)[0].DiffMLPs.target_scale == scale > 0
     assert call("train_MARDM", *flags, "--max_iter", "3", "--is_continue") == 2
@@ -334,7 +334,7 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
      "numbers at most"),
     ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "beta=-1", *TRAIN], "0 or more"),
     ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "decay=nan", *TRAIN],
-     "is no usable float"),
+     "is not a usable float"),
     ("train_AE", ["--name", "new", *AE, "--direct", *TRAIN],
      "belongs to --model FSQ_AE_Model or VQ_AE_Model"),
     ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--fsq_reach", "2", *TRAIN],
@@ -351,7 +351,7 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
     ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--num_codes", "0", *TRAIN], "1 or more"),
     ("train_AE", ["--name", "new", *RVQ, "num_layers=2", "use_layers=3", *TRAIN], "cannot use 3 of 2"),
     ("train_AE", ["--name", "new", *RVQ, "layers=2", *TRAIN], "no setting 'layers'"),
-    ("train_AE", ["--name", "new", *RVQ, "num_layers=two", *TRAIN], "'two' is no usable int"),
+    ("train_AE", ["--name", "new", *RVQ, "num_layers=two", *TRAIN], "'two' is not a usable int"),
     ("train_AE", ["--name", "ae", *TRAIN, *SHORT, "--model", "FSQ_AE_Symmetric", "--width", "32",
                   "--is_continue"],
      "trained with another --model"),

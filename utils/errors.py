@@ -4,11 +4,23 @@ A script may run in several processes (torchrun). What it tells the user is told
 ``processes``, which is one process alone until utils/training/distributed.py puts a group in its place.
 """
 import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+state = SimpleNamespace(only_check=False)  # --check: the command writes nothing and stops once all is loaded
 
 
 class UserError(ValueError):
     """A mistake of the user's (missing folder, wrong flag, damaged file). The message says what, where and
-    what to do."""
+    what to do. ``missing``: something is not there, as opposed to wrong or damaged."""
+
+    missing = False
+
+
+class MissingFile(UserError):
+    """A file or folder that does not exist."""
+
+    missing = True
 
 
 class OneProcess:
@@ -42,12 +54,28 @@ def say(*lines):
         print(*lines, file=sys.stderr)
 
 
+@contextmanager
+def checking(active=True):
+    """Within the block, ``only_check()`` is ``active``, unless a parser of utils/options.py sets it."""
+    before, state.only_check = state.only_check, active
+    try:
+        yield
+    finally:
+        state.only_check = before
+
+
+def only_check():
+    """Whether the command was called with --check, so that it must not write anything."""
+    return state.only_check
+
+
 def run(main):
     """Call ``main()``. A UserError becomes ``error: ...`` and exit code 2; so does an OSError about a file
     (no permission, a full disk); every other exception keeps its traceback, because it is a fault of ours.
     Ctrl-C ends with 130, as shells expect."""
     try:
-        main()
+        with checking(False):
+            main()
         processes.leave()
     except KeyboardInterrupt:
         say("interrupted")

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, read without running anything that they hold, and where those of a run
 lie."""
+import errno
 import hashlib
 import os
 import pickle
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from utils.errors import UserError, is_first
+from utils.errors import MissingFile, UserError, is_first, only_check
 
 DTYPES = {"HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
           "DoubleStorage": torch.float64, "IntStorage": torch.int32, "LongStorage": torch.int64,
@@ -110,7 +111,7 @@ def read_checkpoint(path, keys=(), advice="check --name, --dataset_name and --ch
     or lacks one of the ``keys``; ``advice``: what to do when it is missing."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; {advice}")
+        raise MissingFile(f"no checkpoint at {path}; {advice}")
     checkpoint = load_plain(path)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dict")
@@ -213,14 +214,21 @@ class RunFolder:
         self.finest = self.model_dir / "finest.tar"  # a released evaluator
 
     def prepare(self, is_continue):
-        """Make the folders. UserError when this would overwrite a run, or when there is none to resume."""
+        """Make the folders, or with --check only see whether that is possible. UserError when this would
+        overwrite a run, or when there is none to resume."""
         if is_continue and not self.latest.is_file():
             raise UserError(f"--is_continue: there is no {self.latest} to resume")
         there = [path for path in (self.latest, self.best, self.published, self.finest) if path.is_file()]
         if there and not is_continue:
             raise UserError(f"{there[0]} exists; resume with --is_continue (it needs latest.tar), or pick "
                             "another --name")
-        self.model_dir.mkdir(parents=True, exist_ok=True)
+        if not only_check():
+            self.model_dir.mkdir(parents=True, exist_ok=True)
+            return
+        above = next(folder for folder in (self.model_dir, *self.model_dir.absolute().parents) if folder.exists())
+        code = errno.ENOTDIR if not above.is_dir() else 0 if os.access(above, os.W_OK) else errno.EACCES
+        if code:
+            raise OSError(code, os.strerror(code), str(above))
 
     def save_best(self, content):
         """Write the best checkpoint, under both its names."""
@@ -238,7 +246,7 @@ class RunFolder:
 
     def log(self, line):
         """Print a line and append it to train.log, once for all processes."""
-        if not is_first():
+        if not is_first() or only_check():
             return
         tqdm.write(line)
         with open(self.root / "train.log", "a", encoding="utf-8") as file:

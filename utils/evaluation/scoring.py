@@ -101,12 +101,9 @@ def evaluate(suite, draw, generate, repeats, seed, groups=None, multimodal=None)
         rng, before, drawn = np.random.default_rng([seed, repeat]), drawn, draw(repeat)
         if drawn is not before:
             known = suite.text(drawn.captions), *suite.real(drawn.real)
+        check_retrieval(len(drawn.captions), groups)
         made = generate(repeat, drawn)
         batches = draw_batches(len(drawn.captions), rng, groups)
-        if not batches:
-            different = "" if groups is None else " with different captions"
-            raise UserError(f"retrieval needs {RETRIEVAL} clips{different}; the split, of {len(made)}, has "
-                            "too few")
         row = score_repeat(suite, known, suite.made(made), batches, rng)
         if suite.contrast is not None:
             add_clip_scores(row, suite, drawn, suite.clips_of(made), np.concatenate(batches))
@@ -125,6 +122,22 @@ def evaluate(suite, draw, generate, repeats, seed, groups=None, multimodal=None)
               } if suite.released else {}
     return {"generated": scores["generated"], "real": scores["real"], **better, "repeats": rows,
             "scored": sum(map(len, batches)) if suite.released else len(made), "clips": suite.clips_of(made)}
+
+
+def check_retrieval(count, groups=None):
+    """UserError unless ``count`` clips fill a retrieval batch, which has each of ``groups`` (N,) once."""
+    if (count if groups is None else len(set(map(int, groups)))) < RETRIEVAL:
+        different = "" if groups is None else " with different captions"
+        raise UserError(f"retrieval needs {RETRIEVAL} clips{different}; the split, of {count}, has too few")
+
+
+def check_evaluation(suite, captions, groups=None, count=None):
+    """UserError where ``evaluate`` would raise one, for ``count`` clips (default: one per caption) with these
+    captions: too few clips for retrieval, or captions that the evaluators cannot embed."""
+    suite.check_captions(captions)
+    check_retrieval(len(captions) if count is None else count, groups)
+    if not suite.released:
+        suite.matching.text_features([caption.text for caption in captions])
 
 
 def score_repeat(suite, known, made, batches, rng):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.arrays import load_array
-from utils.errors import UserError
+from utils.errors import MissingFile, UserError
 from utils.evaluation.evaluators import (
     ContrastEvaluator,
     MatchingEvaluator,
@@ -210,10 +210,16 @@ def find_released(args, protocol, dataset, what):
     files = first_place(places)
     if files is None:
         shown = " or ".join(" and ".join(map(str, files)) for files in places)
-        raise UserError(f"no {shown} ({what} of the {protocol} protocol's evaluator): {SOURCE[protocol]}; "
+        raise MissingFile(f"no {shown} ({what} of the {protocol} protocol's evaluator): {SOURCE[protocol]}; "
                         "put it there, or pass "
                         f"{FLAGS[what]}; {OWN}")
     return files
+
+
+class OtherFeatures(UserError):
+    """An intact file, of another protocol or skeleton: the one that is needed is missing."""
+
+    missing = True
 
 
 def read_statistics(path, protocol, skeleton):
@@ -224,7 +230,7 @@ def read_statistics(path, protocol, skeleton):
     except UserError as error:
         raise UserError(f"{error}; {SOURCE[protocol]}") from error
     if value.shape != (wanted,) or not np.isfinite(value).all():
-        raise UserError(f"{path} must hold {wanted} finite numbers for the {protocol} protocol, it has shape "
+        raise (OtherFeatures if value.ndim == 1 and np.isfinite(value).all() else UserError)(f"{path} must hold {wanted} finite numbers for the {protocol} protocol, it has shape "
                         f"{value.shape}")
     return value
 
@@ -240,7 +246,7 @@ def check_features(found, path, protocol, skeleton):
     contacts)."""
     wanted = skeleton.feature_dim - 4 if protocol == "standard" else skeleton.essential_dim
     if found != wanted:
-        raise UserError(f"{path} reads {found} features, the {protocol} protocol needs an evaluator of "
+        raise OtherFeatures(f"{path} reads {found} features, the {protocol} protocol needs an evaluator of "
                         f"{wanted}: "
                         f"{SOURCE[protocol]}; pass its place with --matching_evaluator or "
                         "--contrast_evaluator")
