@@ -228,7 +228,7 @@ class RunFolder:
         above = next(folder for folder in (self.model_dir, *self.model_dir.absolute().parents) if folder.exists())
         code = errno.ENOTDIR if not above.is_dir() else 0 if os.access(above, os.W_OK) else errno.EACCES
         if code:
-            raise OSError(code, os.strerror(code), str(above))
+            raise OSError(code, os.strerror(code), str(self.model_dir))
 
     def save_best(self, content):
         """Write the best checkpoint, under both its names."""

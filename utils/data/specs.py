@@ -78,7 +78,7 @@ def get_spec(name, dataset_dir="./datasets"):
     known = dict(KNOWN.get(name, {}))
     root = Path(dataset_dir) / known.pop("folder", name)
     if name == "demo" and not root.exists():
-        root = temporary_demo() if only_check() else make_demo(root)
+        root = temporary_demo() if only_check() and not Path(dataset_dir).is_file() else make_demo(root)
     if not root.is_dir():
         raise MissingFile(f"no data set '{name}' at {root}; put it there, or make one with "
                         "scripts/prepare_dataset.py")
