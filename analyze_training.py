@@ -1,11 +1,11 @@
-"""How fast and how steadily runs learn, from their TensorBoard event files: two or more runs side by side.
+"""How fast and how steadily runs learn, side by side, from their TensorBoard event files.
 
     python analyze_training.py --log_dirs checkpoints/t2m/A checkpoints/t2m/B --names "FSQ" "VQ" \\
         --metric Train/loss --threshold 0.1 --window 200 --output_dir analysis
 
-Says for each run after how many iterations the metric reaches the threshold, its mean, std and std/mean over
-the last values, and the best value of the metric and of every Val/ metric with its iteration: a table on the
-screen, and in --output_dir analysis.json (with all metrics) and analysis.png.
+For each run: the iteration at which the metric reaches the threshold; its mean, std and std/mean over the
+last values; and the best value, with its iteration, of the metric and of every Val/ metric. Prints a table,
+and writes analysis.json (with all metrics) and analysis.png to --output_dir.
 """
 import re
 from pathlib import Path
@@ -13,29 +13,25 @@ from pathlib import Path
 import numpy as np
 
 from utils import options
-from utils.curves import STYLE, curve, draw_curves, ema, plt, read_runs, save_figure, smoothing
+from utils.curves import STYLE, add_curves, curve, draw_curves, ema, plt, read_runs, save_figure
 from utils.errors import UserError, run
 from utils.report import format_table, write_json
 
-# Metrics of which more is better, by the last part of their tag; of all others less is.
-MORE_IS_BETTER = re.compile(
-    r"R\d|R_precision.*|top_?\d|.*clip.*|.*accuracy.*|diversity|multimodality|perplexity|"
-                            r"codes_used|codebook_usage|.*usage.*", re.IGNORECASE)
+# Metrics where higher is better, by the last part of the tag; for all others lower is better.
+MORE_IS_BETTER = re.compile(r"R\d|R_precision.*|top_?\d|.*clip.*|.*accuracy.*|diversity|multimodality|"
+                            r"perplexity|codes_used|.*usage.*", re.IGNORECASE)
 
 
 def parse_args(argv=None):
     parser = options.make_parser(__doc__)
     parser.add_argument("--log_dirs", nargs="+", required=True, help="folders of the runs")
-    parser.add_argument("--names", nargs="+", default=None, help="a name a run; default: the folders' names")
-    parser.add_argument("--metric", default="Train/loss", help="tag of the metric that is compared")
+    add_curves(parser)
     parser.add_argument("--threshold", type=float, default=0.1,
                         help="value of the metric to reach, in its own unit")
     parser.add_argument("--window", type=options.non_negative_int, default=0,
-                        help="trailing window, in logged values; 0 = a quarter of each run's, 200 at most")
-    parser.add_argument("--smooth", type=smoothing, default=0.9,
-                        help="weight of the past in the moving average, 0 (none) to below 1, in logged values")
+                        help="last logged values to average; 0 = a quarter of each run's, at most 200")
     parser.add_argument("--maximize", nargs="*", default=[], metavar="TAG",
-                        help="tags of which more is better, besides R-precision, CLIP score, diversity and "
+                        help="tags where higher is better, besides R-precision, CLIP score, diversity and "
                              "code usage")
     parser.add_argument("--output_dir", default="./analysis", help="folder of analysis.json and analysis.png")
     return parser.parse_args(argv)
@@ -58,7 +54,7 @@ def best_value(steps, values, upwards):
 
 
 def analyze(scalars, name, args):
-    """All figures of one run, as they go into the JSON file."""
+    """All results of one run, as written to the JSON file."""
     steps, values = curve(scalars, args.metric, name)
     upwards = more_is_better(args.metric, args.maximize)
     tail = values[-(args.window or min(200, -(-len(values) // 4))):]
@@ -83,8 +79,7 @@ def show(number):
 
 
 def report(results, args):
-    """The text for the screen: one table for the metric, one for the best values of it and of every Val/
-    metric."""
+    """The text for the screen: a table of the metric, and one of its and every Val/ metric's best values."""
     sign = ">=" if more_is_better(args.metric, args.maximize) else "<="
     header = ["run", "iterations", f"{sign} {args.threshold:g} at", "smoothed at", "mean", "std", "std/mean",
               "values"]
@@ -106,7 +101,7 @@ def report(results, args):
 
 def plot(curves, results, args, path):
     """Left: the curves, the threshold, and where each smoothed curve reaches it. Right: mean and std of the
-    window."""
+    last values."""
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[2.2, 1],
                                              layout="constrained")
@@ -121,9 +116,9 @@ def plot(curves, results, args, path):
         left.set_title(f"{args.metric}, threshold {args.threshold:g}")
         right.set_xticks(range(len(results)), list(results), rotation=20 if len(results) > 3 else 0)
         right.set_xlim(-0.6, len(results) - 0.4)
-        counts = sorted({result["window"]["values"] for result in results.values()})
-        right.set_title(f"mean \u00b1 std, last "
-                        f"{' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))} values")
+        counts = [result["window"]["values"] for result in results.values()]
+        shown = " to ".join(map(str, dict.fromkeys([min(counts), max(counts)])))
+        right.set_title(f"mean \u00b1 std, last {shown} values")
         save_figure(figure, path)
 
 

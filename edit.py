@@ -23,9 +23,8 @@ from models.AE import UNIT
 from sample import load, make_parser, plan, write
 from utils import options
 from utils.arrays import load_array
-from utils.clips import SHORTEST
-from utils.data.datasets import MAX_LENGTH
 from utils.errors import MissingFile, UserError, run
+from utils.lengths import MAX_LENGTH, SHORTEST
 from utils.motion.features import LARGEST, essential, features_to_joints, joints_to_features
 from utils.motion.inbetweening import sections_of, stitch
 from utils.motion.skeletons import SKELETONS

@@ -1,27 +1,21 @@
-"""Training curves as pictures, from the TensorBoard event files of one run or of several.
+"""Training curves as figures, from the TensorBoard event files of one or several runs.
 
     python plot_loss.py --log_dir checkpoints/t2m/FSQ_AE_High --output loss_curve.png --smooth 0.9
-    python plot_loss.py --log_dirs checkpoints/t2m/A checkpoints/t2m/B --names "FSQ" "VQ" --output compare.png \\
-        --metric Train/loss
-    python plot_loss.py --log_dir checkpoints/t2m/FSQ_AE_High --all --output_dir plots       # one picture a metric
+    python plot_loss.py --log_dirs checkpoints/t2m/A checkpoints/t2m/B --names FSQ VQ --metric Train/loss \\
+        --output compare.png
+    python plot_loss.py --log_dir checkpoints/t2m/FSQ_AE_High --all --output_dir plots   # a figure per metric
 
-A run's folder holds its event files, or a folder model/ with them. The files of a run that was stopped and
-resumed are joined: where two cover the same iterations the later one counts. --all also takes a folder of
-several runs.
+The event files lie in a run's folder or in its model/. Those of a resumed run are joined; where two files
+cover the same iterations, the later one counts. --all also takes a folder of several runs.
 """
 import re
 from pathlib import Path
 
-import matplotlib
-
-from utils.curves import FORMATS, STYLE, curve, draw_curves, find_runs, read_runs, read_scalars, save_figure, smoothing
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from utils import options
-from utils.errors import UserError, run
+from utils.curves import FORMATS, STYLE, add_curves, curve, draw_curves, plt, read_runs, save_figure
+from utils.errors import run
 
 
 def parse_args(argv=None):
@@ -29,25 +23,16 @@ def parse_args(argv=None):
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--log_dir", help="folder of one run; with --all also a folder of runs")
     which.add_argument("--log_dirs", nargs="+", help="folders of the runs to compare")
-    parser.add_argument("--names", nargs="+", default=None, help="a name a run; default: its folder's name")
-    parser.add_argument("--metric", default="Train/loss", help="tag of the curve to draw")
-    parser.add_argument("--smooth", type=smoothing, default=0.9,
-                        help="weight of the past in the moving average, 0 (none) to below 1, in logged values")
+    add_curves(parser)
     parser.add_argument("--log_scale", action="store_true", help="logarithmic vertical axis")
-    parser.add_argument("--output", default="loss_curve.png", help="picture to write: " + ", ".join(FORMATS))
-    parser.add_argument("--all", action="store_true", help="one picture for every metric, into --output_dir")
-    parser.add_argument("--output_dir", default="./plots", help="folder of the pictures of --all")
+    parser.add_argument("--output", default="loss_curve.png", help="figure to write: " + ", ".join(FORMATS))
+    parser.add_argument("--all", action="store_true", help="one figure for every metric, into --output_dir")
+    parser.add_argument("--output_dir", default="./plots", help="folder of the figures of --all")
     return parser.parse_args(argv)
 
 
-# ---- reading ----
-
-
-# ---- drawing ----
-
-
 def plot_metric(curves, metric, smooth, log_scale, path):
-    """One picture of one metric."""
+    """One figure of one metric."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
         draw_curves(axes, curves, metric, smooth, log_scale)
@@ -56,7 +41,7 @@ def plot_metric(curves, metric, smooth, log_scale, path):
 
 
 def plot_all(runs, smooth, log_scale, folder):
-    """A picture for every metric that any of the runs has, with the runs that have finite values of it."""
+    """One figure per metric, with the runs that have finite values of it."""
     taken = set()
     for metric in sorted({tag for scalars in runs.values() for tag in scalars}):
         curves = {name: curve(scalars, metric, name) for name, scalars in runs.items()
@@ -65,7 +50,7 @@ def plot_all(runs, smooth, log_scale, folder):
             print(f"skipped {metric}: no finite value")
             continue
         stem = re.sub(r"[^\w-]+", "_", metric).strip("_") or "metric"
-        while stem.lower() in taken:        # two tags must not share a file, also where case does not count
+        while stem.lower() in taken:  # no two tags share a file, even where names ignore case
             stem += "_"
         taken.add(stem.lower())
         plot_metric(curves, metric, smooth, log_scale, Path(folder) / f"{stem}.png")
@@ -73,15 +58,7 @@ def plot_all(runs, smooth, log_scale, folder):
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.all and args.log_dir:
-        found = find_runs(args.log_dir)
-        if args.names and len(args.names) != len(found):
-            raise UserError(f"--names gives {len(args.names)} names for {len(found)} runs: "
-                            f"{', '.join(sorted(found))}")
-        names = args.names or list(found)
-        runs = {name: read_scalars(files, args.log_dir) for name, files in zip(names, found.values())}
-    else:
-        runs = read_runs(args.log_dirs or [args.log_dir], args.names)
+    runs = read_runs(args.log_dirs or [args.log_dir], args.names, several=args.all and args.log_dir)
     if args.all:
         plot_all(runs, args.smooth, args.log_scale, args.output_dir)
     else:

@@ -23,10 +23,11 @@ from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import load_text_encoder
 from utils import options
 from utils.clips import checkpoint_paths, read_wanted, write_clips
-from utils.data.datasets import MAX_LENGTH, load_statistics
+from utils.data.datasets import load_statistics
 from utils.data.specs import get_spec, joints_in_metres, spec_of_checkpoint
 from utils.errors import MissingFile, run
 from utils.files import RunFolder
+from utils.lengths import MAX_LENGTH
 from utils.training.settings import pick_device
 from utils.visualize import safe_filename
 

@@ -21,13 +21,14 @@ from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features
 from utils import options
 from utils.data.conditions import COND_MODES, load_conditions
-from utils.data.datasets import MAX_LENGTH, caption_groups, collate_clips, load_text_motion, make_loader
+from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader
 from utils.data.specs import get_spec
 from utils.errors import UserError, only_check, run
 from utils.evaluation.protocols import Drawn
 from utils.evaluation.scoring import check_evaluation, evaluate, without_text
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder, read_checkpoint
+from utils.lengths import MAX_LENGTH
 from utils.options import fraction, positive_int
 from utils.training import distributed
 from utils.training.settings import seed_everything, start

@@ -3,7 +3,7 @@ contrast.
 
     python train_evaluator.py --dataset_name demo --num_workers 0
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}. evaluation_AE.py,
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar}. evaluation_AE.py,
 evaluation_MARDM.py and train_MARDM.py --need_evaluation use it. It never sees a generated clip.
 """
 import copy

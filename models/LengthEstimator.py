@@ -45,29 +45,15 @@ class LengthTable:
         return (one_hot @ self.counts).log()  # -inf where a length never occurred
 
 
-def sample_length(logits, generator=None, mode="sample", min_frames=40):
-    """Logits (B, C) -> lengths in frames (B,), int64 on the CPU, multiples of 4 and at least ``min_frames``.
-
-    ``mode="sample"`` draws from the predicted distribution, as the reference does; ``"argmax"`` takes its
-    peak; ``"central"`` draws from its middle fifth, which keeps some variety and leaves out the lengths of
-    other motions than the one meant. Classes shorter than ``min_frames`` are left out before either.
-    ``generator`` is a CPU ``torch.Generator``.
-    Raises ValueError for another mode, or where every class is too short.
-    """
+def sample_length(logits, generator=None, min_frames=40):
+    """Logits (B, C) -> lengths in frames (B,), int64 on the CPU, multiples of 4 and at least ``min_frames``, drawn from the
+    middle fifth of the predicted distribution: that keeps some variety and leaves out the lengths of other motions than the one
+    meant. ``generator``: on the CPU. ValueError where every class is too short."""
     shortest = max(0, math.ceil(min_frames / FRAMES_PER_CLASS))
     if shortest >= logits.shape[-1]:
         longest = FRAMES_PER_CLASS * (logits.shape[-1] - 1)
-        raise ValueError(f"min_frames is {min_frames}, but the longest class of the estimator is {longest} "
-                         "frames")
+        raise ValueError(f"min_frames is {min_frames}, but the longest class of the estimator is {longest} frames")
     logits = logits.detach().float().cpu()[:, shortest:]  # (B, C - shortest)
-    if mode == "argmax":
-        classes = logits.argmax(dim=-1)
-    elif mode == "sample":
-        classes = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
-    elif mode == "central":
-        quantile = 0.4 + 0.2 * torch.rand(len(logits), 1, generator=generator)
-        classes = (logits.softmax(dim=-1).cumsum(dim=-1) < quantile).sum(dim=-1).clamp(max=logits.shape[-1]
-                                                                                       - 1)
-    else:
-        raise ValueError(f"mode is {mode!r}, but must be 'sample', 'argmax' or 'central'")
+    quantile = 0.4 + 0.2 * torch.rand(len(logits), 1, generator=generator)
+    classes = (logits.softmax(dim=-1).cumsum(dim=-1) < quantile).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
     return FRAMES_PER_CLASS * (classes + shortest)  # (B,)

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -65,8 +66,8 @@ class Attention(nn.Module):
         self.proj_dropout = nn.Dropout(dropout)
 
     def forward(self, x, padding_mask):
-        def split(y):  # (B, L, Z) -> (B, heads, L, Z / heads)
-            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        def split(y):
+            return rearrange(y, "b l (heads d) -> b heads l d", heads=self.heads)
 
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
         # The CPU's fused attention is slow backwards in bfloat16, several times slower than plain matrix
@@ -75,7 +76,7 @@ class Attention(nn.Module):
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=~padding_mask[:, None, None],
                                                dropout_p=self.dropout if self.training else 0.0)
-        return self.proj_dropout(self.proj(y.transpose(1, 2).flatten(2)))
+        return self.proj_dropout(self.proj(rearrange(y, "b heads l d -> b l (heads d)")))
 
 
 class MLP(nn.Module):
@@ -100,8 +101,8 @@ class MARTransBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x, cond, padding_mask):
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(cond)[:, None].chunk(6,
-                                                                                                        dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rearrange(
+            self.adaLN_modulation(cond), "b (six z) -> six b 1 z", six=6)
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
@@ -291,7 +292,8 @@ def family_of(ae_name):
 
 
 def check_pair(model_name, ae_name):
-    """Raise UserError unless the generator's family fits the kind of autoencoder (both zoo names)."""
-    wanted = FAMILIES[model_name.replace("VQ_", "VQ-", 1).partition("-SiT")[0].partition("-DDPM")[0]]
+    """UserError unless the generator's family fits the kind of autoencoder (both zoo names)."""
+    name = model_name.replace("VQ_", "VQ-", 1)
+    wanted = next(kind for family, kind in FAMILIES.items() if name.startswith(f"{family}-"))
     if not ae_name.startswith(wanted):
-        raise UserError(f"{model_name} is trained on an autoencoder of the kind {wanted}*, not on {ae_name}")
+        raise UserError(f"{model_name} needs an autoencoder of the kind {wanted}*, not {ae_name}")

@@ -9,6 +9,7 @@ import math
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from einops import reduce
 from torch import nn
 
 from models.FSQ import Quantized, check_range
@@ -342,7 +343,7 @@ class RVQ(nn.Module):
 
     def codes_to_latent(self, z_q):
         """Codes side by side (..., layers x d) -> their sum (..., d)."""
-        return z_q.unflatten(-1, (-1, self.dim)).sum(-2)
+        return reduce(z_q, "... (layers d) -> ... d", "sum", d=self.dim)
 
     def _by_layer(self, verb, x):
         """``verb`` of each layer on its part of x (..., layers x d)."""

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, repeat
 
 from models.DiffMLPs import ODE_STEPS, SOLVER
 from utils.errors import UserError
@@ -135,10 +136,10 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             order = masked if settings.hard_pseudo_reorder else None
             branches = guidance_branches(model, latents, cond, padding, settings.cfg, order, together=fast)
-        z, z_uncond = (None if branch is None else branch.flatten(0, 1)[places].float()
+        z, z_uncond = (None if branch is None else rearrange(branch, "b l z -> (b l) z")[places].float()
                        for branch in branches)
         new = ae.snap(sample(z, z_uncond, plan.noise_source(sampled, dim, device)))
-        targets = targets.flatten(0, 1).index_copy(0, places, new).view_as(targets)
+        targets = rearrange(targets, "b l d -> (b l) d").index_copy(0, places, new).view_as(targets)
     return targets * ~padding[..., None]
 
 
@@ -152,5 +153,6 @@ def guidance_branches(model, latents, cond, padding, cfg, order, together=True):
     if not together:
         return model(latents, cond, padding, mask=order), model(latents, cond, padding, True, order)
     both = torch.cat([cond, torch.zeros_like(cond)])
-    twice = None if order is None else order.repeat(2, 1)
-    return model(latents.repeat(2, 1, 1), both, padding.repeat(2, 1), mask=twice).chunk(2)
+    latents, padding, order = (None if x is None else repeat(x, "b ... -> (two b) ...", two=2)
+                               for x in (latents, padding, order))
+    return model(latents, both, padding, mask=order).chunk(2)

@@ -1,5 +1,5 @@
-"""What tests/test_parallel.py runs, in one process and in several: ``torchrun ... tests/parallel_worker.py
-FOLDER WHAT``."""
+"""What tests/test_parallel.py runs in one or several processes: ``torchrun ... parallel_worker.py FOLDER
+WHAT``."""
 import importlib
 import signal
 import sys
@@ -20,12 +20,12 @@ from utils.training import distributed
 from utils.training.settings import start
 from utils.training.trainer import EMA, Trainer, TrainerSettings
 
-WHOLE_BATCH, DIM, TEXT, STEPS = 6, 7, 5, 5  # 3 batches an epoch, so that the steps reach into the second
+GLOBAL_BATCH, DIM, TEXT, STEPS = 6, 7, 5, 5  # 3 batches per epoch, so the steps reach into the second
 
 
 class Clips(Dataset):
-    """20 clips of 8 to 40 frames; some batches hold clips with a single token, which is seldom masked in one
-    process alone."""
+    """20 clips of 4 to 40 frames. Some batches have clips with a single token, so that at times only one
+    process has a masked token."""
 
     lengths = torch.tensor([8, 40, 12, 4, 16, 4, 4, 36, 20, 4] * 2)
 
@@ -57,7 +57,7 @@ def quantized_autoencoder(quantizer="vq", **settings):
 
 
 def normalised_grid():
-    """Running means and spreads of z, which are not moved by a gradient either."""
+    """Running means and standard deviations of z, which are not trained by gradients."""
     torch.manual_seed(1)
     return reconstructing(FSQ_AE(DIM, levels=(5, 5), quantizer="noise_dropout",
                                  settings={"keep": 1.0, "dither": 0.0}, normalise=True, width=8, latent_dim=8,
@@ -86,8 +86,7 @@ def contrastive_evaluator():
 
 
 def residual_autoencoder():
-    """Everything that moves a codebook otherwise than by its gradient: EMA, re-seeding, a random number of
-    layers."""
+    """A codebook with everything but gradients: EMA, re-seeding, a random number of layers."""
     return quantized_autoencoder("rvq", num_layers=2, layer_dropout=0.5, reseed_every=2, dead_below=0.9)
 
 
@@ -100,20 +99,18 @@ MODELS = {"mardm": masked_transformer, "ae": quantized_autoencoder, "evaluator":
 
 
 def train(folder, key, at_step=None):
-    """Train STEPS steps, going on from a run that is there. ``at_step``: function (step) that is called in
-    each."""
-    # In float64 rounding stays far below what a wrong gradient does; quantizers compute in float32 whatever
-    # the model.
+    """Train STEPS steps, or resume the run in ``folder``. ``at_step``: function (step), called in each."""
+    # in float64, rounding is far below the effect of a wrong gradient; quantizers always compute in float32
     torch.set_default_dtype(torch.float64 if key in ("mardm", "evaluator") else torch.float32)
     model, loss_fn = MODELS[key]()
     run_folder = RunFolder(folder, "numbers", key)
-    going_on = run_folder.latest.is_file()
-    run_folder.prepare(going_on)
-    # AdamW would not notice a loss of the wrong size
+    resume = run_folder.latest.is_file()
+    run_folder.prepare(resume)
+    # AdamW would not notice a loss of the wrong scale
     optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.9)
     settings = TrainerSettings(lambda step: 1e-2, seed=3, log_every=2, max_iter=STEPS)
     trainer = Trainer(run_folder, key, model, optimizer, settings, {}, EMA(model, 0.9))
-    if going_on:
+    if resume:
         trainer.resume(read_checkpoint(run_folder.latest))
 
     def watched(model, batch):
@@ -121,7 +118,7 @@ def train(folder, key, at_step=None):
             at_step(trainer.total_it)
         return loss_fn(model, batch)
 
-    loader = make_loader(Clips(), WHOLE_BATCH // distributed.size(), 3, 0, Clips.lengths.numpy(),
+    loader = make_loader(Clips(), GLOBAL_BATCH // distributed.size(), 3, 0, Clips.lengths.numpy(),
                          collate_clips)
     try:
         trainer.fit(loader, watched, 9, lambda epoch, last: {"Val/loss": 1.0 / (epoch + 1)})
@@ -131,25 +128,24 @@ def train(folder, key, at_step=None):
 
 
 def interrupt(step):
-    """Ctrl-C that reaches one process only, or that one first."""
+    """Ctrl-C that reaches only one process, or reaches it first."""
     if step == 1 and distributed.rank() == 1:
         signal.raise_signal(signal.SIGINT)
 
 
-def break_down(step):
+def crash(step):
     if step == 1 and distributed.rank() == 1:
-        raise OSError("this process breaks down")
+        raise OSError("this process crashes")
 
 
 def mistake(step):
-    # by one of two
+    # one of the two processes is the first to claim it
     assert distributed.mean_of({"claims": float(errors.processes.claim(f"step {step}"))}) == {"claims": 0.5}
     if step == 1 and is_first():
         raise UserError("a mistake that the first process meets")
 
 
 def call_scripts(lines):
-    """Run the scripts of command lines."""
     for line in lines:
         script, *arguments = line.split()
         sys.argv = [script, *arguments]
@@ -168,7 +164,7 @@ def main():
     elif what == "scripts":
         call_scripts(sys.argv[3:])
     else:
-        train(folder, "mardm", {"break_down": break_down, "mistake": mistake}[what])
+        train(folder, "mardm", {"crash": crash, "mistake": mistake}[what])
 
 
 if __name__ == "__main__":

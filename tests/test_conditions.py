@@ -1,5 +1,4 @@
-"""What a generator is told of a clip: texts, actions, nothing; lengths without text; units of length in
-metrics."""
+"""Conditions: texts, actions, none; lengths without text; units of length in metrics."""
 import json
 from types import SimpleNamespace
 
@@ -37,7 +36,7 @@ def test_a_class_is_an_action_shown_alone_in_training(tmp_path):
     assert conditions.actions == ("jump", "walk")  # "sit" is not in the training split
     kept, dropped = conditions.select(STORE, ENTRIES, {"x": "too short"})
     assert [entry.clip for entry in kept] == [0, 1] and set(dropped) == {"x", "c", "d"}
-    assert conditions.features(STORE, kept).tolist() == [[0, 1], [0, 1], [1, 0]]  # a row a caption
+    assert conditions.features(STORE, kept).tolist() == [[0, 1], [0, 1], [1, 0]]  # a row per caption
     assert conditions.lookup(STORE, kept)([1, 0, 1], [LINE] * 3).tolist() == [[1, 0], [0, 1], [1, 0]]
     assert conditions.select(STORE, ENTRIES[:2], {}) == (ENTRIES[:2], {})
     with pytest.raises(UserError, match="exactly one of the generator's actions"):
@@ -48,13 +47,12 @@ def test_texts_and_nothing():
     encode = SimpleNamespace(seen=[])
     text = Conditions("text", lambda texts: encode.seen.append(list(texts)) or torch.ones(len(texts), 3))
     assert text.select(STORE, ENTRIES, {}) == (ENTRIES, {}) and text.describe(STORE, ENTRIES) == {}
-    assert text.features(STORE, ENTRIES).shape == (5, 3) and text.lookup(STORE, ENTRIES)([0],
-                                                                                         [LINE]).shape == (1,
-                                                                                                           3)
+    assert text.features(STORE, ENTRIES).shape == (5, 3)
+    assert text.lookup(STORE, ENTRIES)([0], [LINE]).shape == (1, 3)
     assert encode.seen == [["somebody moves"] * 5, ["somebody moves"]]
     nothing = Conditions("uncond")
-    assert nothing.features(STORE, ENTRIES).shape == (5, 0) and nothing.lookup(STORE, ENTRIES)([0, 1],
-                                                                                               [LINE] * 2) is None
+    assert nothing.features(STORE, ENTRIES).shape == (5, 0)
+    assert nothing.lookup(STORE, ENTRIES)([0, 1], [LINE] * 2) is None
     assert nothing.describe(STORE, ENTRIES)["length_counts"].sum() == 4
 
 
@@ -70,13 +68,10 @@ def test_lengths_come_from_the_training_clips_of_the_action(tmp_path):
     conditions = load_conditions("action", data_set(tmp_path), None)
     kept, _ = conditions.select(STORE, ENTRIES, {})
     table = LengthTable(conditions.describe(STORE, kept)["length_counts"])
-    for mode in ("sample", "argmax", "central"):
-        drawn = sample_length(table(conditions.of_actions(["walk", "jump", "walk"])),
-                              torch.Generator().manual_seed(0), mode)
-        assert drawn.tolist() == [80, 40, 80]
-    longest = Conditions("uncond").length_counts(STORE,
-                                                 [TextClip(0, 0, 199, (LINE,)), TextClip(0, 0, 100, (LINE,))],
-                                                 64)
+    shown = table(conditions.of_actions(["walk", "jump", "walk"]))
+    assert sample_length(shown, torch.Generator().manual_seed(0)).tolist() == [80, 40, 80]
+    clips = [TextClip(0, 0, 199, (LINE,)), TextClip(0, 0, 100, (LINE,))]
+    longest = Conditions("uncond").length_counts(STORE, clips, 64)
     assert longest.nonzero().tolist() == [[0, 16]] and longest.shape == (1, 50)
 
 
@@ -95,7 +90,7 @@ def test_read_labels(tmp_path):
 
 
 def test_metrics_are_in_metres_for_a_data_set_in_millimetres():
-    """KIT's features are in millimetres: the same motion gives the same figures as one in metres."""
+    """KIT's features are in millimetres: the same motion gives the same metrics as one in metres."""
     known = {key: value for key, value in KNOWN["kit"].items() if key != "folder"}
     kit = DatasetSpec(name="kit", root="", **known)
     metres = DatasetSpec(name="own", root="", **(known | {"metres_per_unit": 1.0}))

@@ -1,5 +1,4 @@
-"""Damaged files of arrays, weights and words, many of each, by seeded mutation: one line each, never another
-exception."""
+"""Files of arrays, weights and words, damaged by seeded mutation: always an error of one line."""
 import io
 import pickle
 import random
@@ -32,11 +31,10 @@ def saved(save, content, **options):
 
 
 def fails_in_one_line(read):
-    """Whether ``read()`` fails; what it raises is a user's error, in one line."""
+    """Whether ``read()`` raises; it must be a UserError of one line."""
     try:
         with warnings.catch_warnings():
-            # Python's parser and torch grumble about some damage before they fail
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # Python's parser and torch warn of some damage before they fail
             read()
     except Exception as error:
         if not isinstance(error, UserError):
@@ -58,14 +56,12 @@ def mutated(content, dice, ends, letters=range(256)):
 
 
 def array_readers(folder):
-    """{file name: what reads it}: every place where a .npy of the user's is read. Each says None where it
-    leaves a file out."""
+    """{file: its readers}: every function that reads a .npy file of the user's."""
     spec = SimpleNamespace(skeleton="t2m", metres_per_unit=1.0, root=str(folder), feature_dim=67)
     clip, statistics = folder / "clip.npy", folder / "Mean.npy"
     return {
-        clip: (lambda: load_array(clip), lambda: packing.read_features(clip,
-                                                                       263), lambda: edit.read_source(clip,
-                                                                                                      spec),
+        clip: (lambda: load_array(clip), lambda: packing.read_features(clip, 263),
+               lambda: edit.read_source(clip, spec),
                lambda: prepare_dataset.read_features_of(clip, "t2m", "none")),
         statistics: (lambda: datasets.load_statistics(spec),
                      lambda: suites.read_statistics(statistics, "standard", SKELETONS["t2m"])),
@@ -105,16 +101,16 @@ def test_a_damaged_clip_is_left_out_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize("content, reason", [
-    (np.array(["walk"]), "no numbers"), (np.ones(3, complex), "no numbers"),
-    (np.zeros(2, "M8[s]"), "no numbers"),
+    (np.array(["walk"]), "not numbers"), (np.ones(3, complex), "not numbers"),
+    (np.zeros(2, "M8[s]"), "not numbers"),
 ])
-def test_arrays_of_no_numbers(tmp_path, content, reason):
+def test_arrays_of_something_else_than_numbers(tmp_path, content, reason):
     np.save(tmp_path / "a.npy", content)
     with pytest.raises(UnreadableArray, match=reason):
         load_array(tmp_path / "a.npy")
 
 
-def test_an_archive_is_no_array(tmp_path):
+def test_an_archive_is_not_an_array(tmp_path):
     np.savez(tmp_path / "a.npz", np.ones(3))
     with pytest.raises(UnreadableArray, match="it is an archive"):
         load_array(tmp_path / "a.npz")
@@ -129,11 +125,11 @@ def test_damaged_checkpoints(tmp_path, as_zip, capsys):
                "captions": ["walk", "jump"], "features": torch.ones(2, 384),
                "opt": {"state": {0: {"step": torch.ones(())}}, "lr": [0.1, 2]}}
     good = saved(torch.save, content, _use_new_zipfile_serialization=as_zip)
-    readers = (lambda: read_checkpoint(path), lambda: load_autoencoder(
-        path), lambda: evaluators.read_checkpoint(path, ("ae",)),
+    readers = (lambda: read_checkpoint(path), lambda: load_autoencoder(path),
+               lambda: evaluators.read_checkpoint(path, ("ae",)),
                lambda: TextEncoder.read_clip_weights(path), lambda: TextEncoder.read_feature_file(path, 384))
     path.write_bytes(good)
-    # it is no CLIP
+    # the fourth fails: these are not CLIP's weights
     assert [fails_in_one_line(read) for read in readers] == [False, False, False, True, False]
     for _ in range(150):
         path.write_bytes(mutated(good, dice, 4000))
@@ -143,12 +139,12 @@ def test_damaged_checkpoints(tmp_path, as_zip, capsys):
 
 
 @pytest.mark.parametrize("content", [b"text", b"", b"PK\x03\x04 not an archive", b"\x80\x02}q\x00."])
-def test_files_that_are_no_checkpoints(tmp_path, content):
+def test_files_that_are_not_checkpoints(tmp_path, content):
     path = tmp_path / "latest.tar"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="latest.tar (is no checkpoint, or damaged|holds more than)"):
+    with pytest.raises(UserError, match="latest.tar (is not a checkpoint, or is damaged|holds more than)"):
         read_checkpoint(path)
-    with pytest.raises(UserError, match="is no checkpoint, or damaged|holds more than"):
+    with pytest.raises(UserError, match="is not a checkpoint, or is damaged|holds more than"):
         evaluators.read_checkpoint(path, ())
 
 

@@ -1,4 +1,4 @@
-"""Which clips a data set yields, and that what is left out is named."""
+"""Which clips a data set yields, that the others are named, and the packed clip file."""
 import json
 import os
 import pickle
@@ -63,8 +63,8 @@ def test_text_to_motion_rules(rules, which, shortest):
 
 
 def test_windows(rules):
-    """Every window of every clip, once. The reference yields 614: one twice (613 distinct), and one window
-    short in each of the 9 clips that are long enough."""
+    """Every window of every clip, once. The reference yields 614: one of them twice (613 distinct), and
+    misses the last window of each of the 9 clips that are long enough."""
     root, expected = rules
     store = MotionStore(DatasetSpec("rules", str(root), "t2m", min_frames=40, max_frames=199, **RULES),
                         "train")
@@ -98,20 +98,19 @@ def test_nothing_vanishes_silently(tmp_path, capsys):
     (tmp_path / "train.txt").write_text("good\nnan\nnarrow\nuntold\nshort\ndamaged\nabsent\n")
     store = MotionStore(DatasetSpec("own", str(tmp_path), "t2m", min_frames=40, max_frames=199, **RULES),
                         "train", num_workers=2)
-    assert set(store.skipped) == {"nan", "narrow", "damaged", "absent"} and store.ids == ["good", "untold",
-                                                                                          "short"]
+    assert set(store.skipped) == {"nan", "narrow", "damaged", "absent"}
+    assert store.ids == ["good", "untold", "short"]
     assert "NaN" in store.skipped["nan"] and "shape" in store.skipped["narrow"]
     assert "4 clips" in capsys.readouterr().err
     entries, dropped = text_clips(store)
     assert [store.ids[e.clip] for e in entries] == ["good"]
-    assert set(dropped) == {"untold", "short"} and "no text" in dropped[
-        "untold"] and "39 frames" in dropped["short"]
+    assert set(dropped) == {"untold", "short"}
+    assert "no text" in dropped["untold"] and "39 frames" in dropped["short"]
 
 
 @pytest.fixture
 def own(tmp_path):
-    """A data set of three clips of 50, 51 and 52 frames, one of which holds NaN, and a function that opens
-    it."""
+    """A data set of clips of 50, 51 and 52 frames, one of them with NaN, and a function that opens it."""
     for place, name in enumerate(("one", "two", "three")):
         motion = np.random.default_rng(place).standard_normal((50 + place, 263)).astype(np.float32)
         motion[3] = np.nan if name == "two" else motion[3]
@@ -123,7 +122,7 @@ def own(tmp_path):
 
 
 def content(store):
-    """All that a store tells."""
+    """Everything in a store."""
     return (store.ids, store.skipped, store.lengths.tolist(), store.data.tolist(),
             [store.captions(clip) for clip in range(len(store.ids))])
 
@@ -133,8 +132,8 @@ def test_a_second_opening_reads_the_packed_file_alone(own, monkeypatch, capsys):
     first, told = open_store(), capsys.readouterr().err
     expected = np.concatenate([np.load(root / "new_joint_vecs" / f"{name}.npy")[:, :67]
                                for name in first.ids])
-    assert np.array_equal(first.data, expected) and first.ids == ["one",
-                                                                  "three"] and "two.npy holds NaN" in told
+    assert np.array_equal(first.data, expected) and first.ids == ["one", "three"]
+    assert "two.npy holds NaN" in told
     assert open_store(columns=263).data.shape == (102, 263)  # a file of its own
     monkeypatch.setattr(packing, "read_clip", None)  # reading a source would fail now
     assert content(open_store()) == content(first) and "two.npy holds NaN" in capsys.readouterr().err
@@ -222,8 +221,7 @@ def test_draws_follow_the_published_rule(tmp_path):
 
 def test_captions():
     caption, tags = datasets.parse_caption("a man walks#a/DET man/NOUN walk/VERB#1.5#nan\n")
-    assert caption.text == "a man walks" and caption.tokens == ("a/DET", "man/NOUN",
-                                                                "walk/VERB") and tags == (1.5, 0.0)
+    assert caption == ("a man walks", ("a/DET", "man/NOUN", "walk/VERB")) and tags == (1.5, 0.0)
     assert datasets.parse_caption("only words")[0] == ("only words", ())
 
 
@@ -237,8 +235,7 @@ def test_groups_join_clips_that_share_a_caption():
 
 def test_batches_are_a_function_of_seed_and_epoch():
     lengths = np.random.default_rng(0).integers(40, 196, 100)
-    make = lambda: datasets.SeededBatches(100, 8, seed=3, lengths=lengths)  # noqa: E731
-    one, two = make(), make()
+    one, two = (datasets.SeededBatches(100, 8, seed=3, lengths=lengths) for _ in range(2))
     assert list(one) == list(two) and len(list(one)) == 12
     two.epoch = 1
     assert list(one) != list(two)

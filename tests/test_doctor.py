@@ -18,7 +18,12 @@ from scripts import doctor
 from utils.data.specs import KNOWN
 from utils.errors import run
 from utils.evaluation import suites
-from utils.evaluation.evaluators import ContrastiveEvaluator, MotionEncoderBiGRUCo, MovementConvEncoder, TextEncoderBiGRUCo
+from utils.evaluation.evaluators import (
+    ContrastiveEvaluator,
+    MotionEncoderBiGRUCo,
+    MovementConvEncoder,
+    TextEncoderBiGRUCo,
+)
 from utils.motion.skeletons import SKELETONS
 
 SPLITS = {"train": 24, "val": 6, "test": 40}
@@ -304,7 +309,7 @@ def test_bad_checkpoints(capsys):
     assert level_of(findings, "strange/model/latest.tar are those of another model") == "damaged"
     assert level_of(findings, "unknown/latest.tar: it holds no known model") == "damaged"
     assert level_of(findings, "code/model/latest.tar is damaged, or holds more than tensors") == "damaged"
-    assert level_of(findings, "cut/model/latest.tar is no checkpoint, or damaged") == "damaged"
+    assert level_of(findings, "cut/model/latest.tar is not a checkpoint, or is damaged") == "damaged"
     assert level_of(findings, "begun has no latest.tar") == "warning"
     assert level_of(findings, "ae/latest.tar: autoencoder") == "ok"
 

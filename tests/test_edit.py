@@ -317,7 +317,7 @@ NAN[3, 2, 1] = np.nan
     (np.zeros((40, 251), np.float32), ["0.3,0.6"], "needs joints"),  # its features
     (np.zeros((40, 64), np.float32), ["0.3,0.6"], "needs joints"),
     (NAN, ["0.3,0.6"], "holds NaN"),
-    (GOOD.astype("U8"), ["0.3,0.6"], "no numbers"),
+    (GOOD.astype("U8"), ["0.3,0.6"], "not numbers"),
     (GOOD[:3], ["0.3,0.6"], "3 frames, outside 4..196"),
     (np.tile(GOOD, (5, 1, 1))[:197], ["0.3,0.6"], "197 frames, outside 4..196"),
     (GOOD, ["0.3,1.2"], "outside the clip"),

@@ -210,7 +210,7 @@ def test_released_files_load_and_broken_ones_are_named(tmp_path):
     with pytest.raises(UserError, match="contrast_model"):
         evaluators.ContrastEvaluator.load(tmp_path / "finest.tar", source.mean, source.std, None)
     (tmp_path / "damaged.tar").write_bytes(b"PK\x03\x04 not an archive")
-    with pytest.raises(UserError, match="no checkpoint, or damaged"):
+    with pytest.raises(UserError, match="not a checkpoint, or is damaged"):
         evaluators.TrainedEvaluator.load(tmp_path / "damaged.tar", text_features)
     networks["motion_encoder"].pop("hidden")
     torch.save(networks, tmp_path / "finest.tar")

@@ -3,6 +3,7 @@ seen."""
 import pytest
 import torch
 
+from diffusions import flow
 from models.AE import AE_models
 from models.generation import mask_schedule, padding_mask_of
 from models.MARDM import MARDM, MARDM_models, check_pair
@@ -256,7 +257,7 @@ def test_zoo_and_pairs():
     check_pair("MARDM-SiT-XL", "AE_Model")
     for model, ae in [("MARDM-SiT-XL", "FSQ_AE_High"), ("FSQ-MARDM-SiT-XL", "AE_Model"),
                       ("VQ-MARDM-SiT-XL", "FSQ_AE_High")]:
-        with pytest.raises(UserError, match="is trained on"):
+        with pytest.raises(UserError, match="needs an autoencoder"):
             check_pair(model, ae)
 
 
@@ -266,3 +267,38 @@ def test_bad_calls():
         model.generate(ae, torch.randn(1, 16), torch.tensor([0]), [0])
     with pytest.raises(UserError, match="do not belong together"):
         Pipeline(model, AE_models["AE_Model"](width=32, latent_dim=32), torch.zeros(67), torch.ones(67))
+
+
+def test_masked_tokens_are_corrupted_in_the_published_proportions():
+    """Of the masked tokens 10% become noise, 88% of the others the mask token, the rest stay (MARDM)."""
+    model, _ = make_pair()
+    latents = torch.full((200, 100, 32), 7.0)
+    mask = torch.rand(200, 100, generator=torch.Generator().manual_seed(0)) < 0.5
+    torch.manual_seed(0)
+    out = model.corrupt(latents, mask)
+    kept = (out == 7).all(-1)
+    hidden = (out == model.mask_latent).all(-1)
+    noised = ~kept & ~hidden
+    assert kept[~mask].all()
+    count = mask.sum()
+    assert abs(noised.sum() / count - 0.10) < 0.01
+    assert abs(hidden.sum() / count - 0.90 * 0.88) < 0.01
+
+
+def test_steps_of_the_flow_get_shorter_towards_the_data():
+    """1 - (1 - i / steps)^1.5: the spacing with which the default number of steps was chosen."""
+    times = [t for t, _ in flow.time_grid(4)] + [flow.time_grid(4)[-1][1]]
+    assert times == pytest.approx([0, 1 - 0.75**1.5, 1 - 0.5**1.5, 1 - 0.25**1.5, 1])
+
+
+@pytest.mark.parametrize("name", MARDM_models)
+def test_every_generator_knows_its_autoencoders(name):
+    kind = {"FSQ": "FSQ_AE_High", "VQ-": "VQ_AE_EMA", "VQ_": "VQ_AE_EMA", "MAR": "AE_Model"}[name[:3]]
+    check_pair(name, kind)
+    for other in {"FSQ_AE_High", "VQ_AE_EMA", "AE_Model"} - {kind}:
+        with pytest.raises(UserError, match="needs an autoencoder"):
+            check_pair(name, other)
+
+
+def test_a_new_head_has_a_family_too():
+    check_pair("FSQ-MARDM-OneStep-S", "FSQ_AE_High")

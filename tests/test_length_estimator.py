@@ -25,29 +25,17 @@ def test_other_sizes():
     assert LengthEstimator(384, 30)(torch.randn(2, 384)).shape == (2, 30)
 
 
-def test_sampled_lengths_follow_the_distribution():
-    logits = torch.full((4000, 50), -1e9)
-    logits[:, 20], logits[:, 30] = 0.0, 1.0986  # odds of 1 : 3
-    lengths = sample_length(logits, torch.Generator().manual_seed(0))
-    assert lengths.dtype == torch.int64 and set(lengths.tolist()) == {80, 120}
-    assert abs((lengths == 120).float().mean() - 0.75) < 0.03
-    assert torch.equal(lengths, sample_length(logits, torch.Generator().manual_seed(0)))
-    assert sample_length(logits, mode="argmax").unique().tolist() == [120]
-
-
-@pytest.mark.parametrize("mode", ["sample", "argmax"])
 @pytest.mark.parametrize("min_frames,shortest", [(40, 40), (42, 44), (24, 24), (0, 0)])
-def test_no_length_below_the_minimum(mode, min_frames, shortest):
+def test_no_length_below_the_minimum(min_frames, shortest):
     logits = torch.zeros(500, 50)
     logits[:, :6] = 20.0  # nearly all the mass lies on motions of at most 20 frames
-    lengths = sample_length(logits, torch.Generator().manual_seed(1), mode, min_frames)
-    assert lengths.min() >= shortest and lengths.max() <= 196
+    lengths = sample_length(logits, torch.Generator().manual_seed(1), min_frames)
+    assert lengths.dtype == torch.int64 and lengths.min() >= shortest and lengths.max() <= 196
     assert (lengths % 4 == 0).all()
+    assert torch.equal(lengths, sample_length(logits, torch.Generator().manual_seed(1), min_frames))
 
 
-def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="mode is 'mean'"):
-        sample_length(torch.zeros(1, 50), mode="mean")
+def test_estimators_of_short_clips_only_are_refused():
     with pytest.raises(ValueError, match="longest class"):
         sample_length(torch.zeros(1, 50), min_frames=200)
 
@@ -64,10 +52,9 @@ def test_soft_lengths_reward_near_misses():
     assert torch.allclose(length_loss(peak(24), truth, 0.05), length_loss(peak(24), truth, 0.0))
 
 
-def test_central_draws_come_from_the_middle_fifth():
+def test_draws_come_from_the_middle_fifth():
     weights = torch.zeros(1, 50)
     weights[0, 10:30] = 1.0  # 40 to 116 frames, all alike
     logits = (weights + 1e-9).log()
-    drawn = torch.tensor([int(sample_length(logits, torch.Generator().manual_seed(i), "central"))
-                          for i in range(300)])
+    drawn = torch.tensor([int(sample_length(logits, torch.Generator().manual_seed(i))) for i in range(300)])
     assert 72 <= drawn.min() < 80 and 80 < drawn.max() <= 88 and len(drawn.unique()) > 2

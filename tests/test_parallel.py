@@ -1,4 +1,4 @@
-"""Several processes (torchrun, gloo on the CPU) train and evaluate as one does with the whole batch."""
+"""Several processes (torchrun, gloo on the CPU) train and evaluate like one with the global batch."""
 import json
 import os
 import subprocess
@@ -26,7 +26,7 @@ FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2", "--repeats", "1"]
 
 
 def torchrun(folder, *what):
-    """Two processes of tests/parallel_worker.py. Returns exit code and output."""
+    """Run tests/parallel_worker.py in two processes; returns exit code and output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                str(ROOT / "tests" / "parallel_worker.py"), str(folder), *what]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
@@ -36,7 +36,7 @@ def torchrun(folder, *what):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The folder of runs that two processes trained, with an interruption that reached one of them."""
+    """Folder of runs that two processes trained, with an interruption of one of them."""
     folder = tmp_path_factory.mktemp("two")
     code, output = torchrun(folder, "fit")
     assert code == 0, output
@@ -45,7 +45,7 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize("key, tolerance", [("mardm", 1e-7), ("evaluator", 1e-7), ("ae", 1e-4), ("rvq", 1e-4),
                                             ("diveq", 1e-4), ("norm", 1e-5)])
-def test_two_processes_train_like_one_with_the_whole_batch(two, tmp_path, key, tolerance):
+def test_two_processes_train_like_one_with_the_global_batch(two, tmp_path, key, tolerance):
     one = parallel_worker.train(tmp_path, key)
     saved = read_checkpoint(two / "numbers" / key / "model" / "latest.tar")
     assert saved["total_it"] == one.total_it == parallel_worker.STEPS and saved["best"] == one.best
@@ -57,21 +57,21 @@ def test_two_processes_train_like_one_with_the_whole_batch(two, tmp_path, key, t
 
 def test_the_first_process_alone_writes(two):
     folder = two / "numbers" / "mardm"
-    # of the run, and of its continuation
+    # before and after the interruption
     assert len(list((folder / "model").glob("events.out.tfevents.*"))) == 2
     lines = [line.split(" ", 2)[2] for line in (folder / "train.log").read_text().splitlines()]
     assert [line.split()[0] for line in lines] == ["stopped", "resumed", "epoch", "epoch", "done:"]
 
 
-def test_a_process_that_breaks_down_ends_all(tmp_path):
+def test_a_process_that_crashes_ends_all(tmp_path):
     begin = time.monotonic()
-    code, output = torchrun(tmp_path, "break_down")
-    assert code != 0 and "this process breaks down" in output
-    # a busy machine starts slowly; waiting for each other would take two hours
+    code, output = torchrun(tmp_path, "crash")
+    assert code != 0 and "this process crashes" in output
+    # a busy machine starts slowly; waiting for the other process would take two hours
     assert time.monotonic() - begin < 300
 
 
-def test_a_mistake_is_told_once(tmp_path):
+def test_a_mistake_is_reported_once(tmp_path):
     code, output = torchrun(tmp_path, "mistake")
     assert code != 0 and output.count("error: a mistake that the first process meets") == 1
     assert "[rank0]: Traceback" not in output and "[rank1]: Traceback" not in output
@@ -91,8 +91,8 @@ def test_parts_make_the_batch():
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    """Two folders with one run of every training script and evaluation: by one process, and by two with half
-    the batch."""
+    """Two folders with a run of every training and evaluation script: one process, and two with half the
+    batch."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "pair")]
     for folder in folders:
         build_demo(folder / "datasets" / "demo", num_clips=240)
@@ -104,8 +104,10 @@ def scripts(tmp_path_factory):
         "evaluation_AE": ["--name", "ae", *ON_DEMO],
         "evaluation_MARDM": ["--name", "mardm", "--ae_name", "ae", "--probe_repeats", "1", *FAST, *ON_DEMO],
     }
-    batch = lambda script, size: ["--batch_size",
-                                  str(size)] if script.startswith("train") else []  # noqa: E731
+
+    def batch(script, size):
+        return ["--batch_size", str(size)] if script.startswith("train") else []
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folders[0])
         for script, flags in jobs.items():
@@ -121,9 +123,9 @@ def content(folder, name):
 
 
 @pytest.mark.parametrize("name, key", [("ae", "ae"), ("mardm", "mardm")])
-def test_scripts_train_alike(scripts, name, key):
-    """AdamW's first steps have the size of the learning rate however small a gradient is, so in float32
-    gradients that are rounding alone move weights apart; the updates as a whole must agree."""
+def test_scripts_train_equally(scripts, name, key):
+    """AdamW's first steps have the size of the learning rate however small the gradient, so rounding alone
+    moves single weights apart; the update as a whole must agree."""
     one, pair = (content(folder, name)[key] for folder in scripts)
     assert content(scripts[1], name)["total_it"] == 2
     torch.manual_seed(0)
@@ -138,7 +140,7 @@ def test_scripts_with_dropout_run(scripts, name):
 
 
 def flat(value):
-    """{path: number} of nested results, and whatever else they hold."""
+    """{path: leaf} of nested results."""
     if isinstance(value, (dict, list)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return {(key, *path): leaf for key, part in items for path, leaf in flat(part).items()}
@@ -146,7 +148,7 @@ def flat(value):
 
 
 def test_evaluation_is_the_same(scripts, tmp_path, monkeypatch):
-    """The runs of two processes, evaluated by two and by one."""
+    """The runs of two processes, evaluated by two processes and by one."""
     folder = scripts[1] / "checkpoints" / "demo"
     files = [folder / "ae" / "eval" / "evaluation_AE.json",
              folder / "mardm" / "eval" / "evaluation_MARDM.json"]

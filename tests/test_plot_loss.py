@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def falling(first, last, scale=1.0):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs: A learns faster than B, and alone has a metric of which more is better."""
+    """Two runs: A learns faster than B, and alone has a metric where higher is better."""
     a = {"Train/loss": falling(10, 2000), "Train/lr": {10: 1e-4, 20: 1e-4},
          "Val/FID": {500: 2.0, 1000: 0.5, 1500: 0.75}, "Val/R3": {500: 0.3, 1000: 0.7}}
     b = {"Train/loss": falling(10, 2000, scale=4.0), "Val/FID": {500: 4.0, 1000: 3.0}}
@@ -123,10 +124,12 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
     (["--log_dir", "missing"], "no folder"),
     (["--log_dir", "empty"], "no TensorBoard events"),
     (["--log_dir", "rubbish"], "hold no scalars"),
-    (["--log_dir", "."], "holds 2 runs"),
+    (["--log_dir", "."], "contains 2 runs"),
     (["--log_dir", "A", "--metric", "Val/nothing"], "it has: Train/loss, Train/lr, Val/FID, Val/R3"),
     (["--log_dirs", "A", "B", "--names", "one"], "--names gives 1 names for 2 runs"),
     (["--log_dirs", "A", "A"], "two runs are called 'A'"),
+    (["--log_dir", ".", "--all", "--names", "same", "same"], "two runs are called 'same'"),
+    (["--log_dir", ".", "--all", "--names", "one"], "--names gives 1 names for 2 runs \\(A, B\\)"),
     (["--log_dir", "A", "--output", "curve.txt"], "must end in .png"),
     (["--log_dir", "A", "--output", "A/model/events.out.tfevents.1000.host/x.png"], "cannot write"),
 ])
@@ -163,7 +166,7 @@ def analysis(runs, *arguments):
     return json.loads((out / "analysis.json").read_text())
 
 
-def test_analysis_figures(runs, capsys):
+def test_analysis_results(runs, capsys):
     found = analysis(runs, "--names", "FSQ", "VQ", "--threshold", "0.25", "--window", "50")
     fast, slow = found["runs"]["FSQ"], found["runs"]["VQ"]
     assert fast["reached_at"] == 300                                    # 100 / (100 + 300) = 0.25
@@ -174,9 +177,9 @@ def test_analysis_figures(runs, capsys):
     np.testing.assert_allclose([fast["window"]["mean"], fast["window"]["std"]], [tail.mean(), tail.std()],
                                rtol=1e-6)
     np.testing.assert_allclose(slow["window"]["std_over_mean"], tail.std() / tail.mean(), rtol=1e-6)
-    # less is better
+    # lower is better
     assert fast["metrics"]["Val/FID"] == {"best": 0.5, "iteration": 1000, "last": 0.75}
-    # more is better
+    # higher is better
     assert fast["metrics"]["Val/R3"]["best"] == pytest.approx(0.7)
     printed = capsys.readouterr().out
     assert "Val/FID" in printed and "1,500" in printed and is_picture(runs / "out" / "analysis.png")
@@ -201,7 +204,7 @@ def test_analysis_of_a_metric_of_which_more_is_better(tmp_path, no_figure):
     found = analysis(tmp_path, *settings, "--maximize", "Val/score")["runs"]
     assert found["A"]["reached_at"] is None and found["B"]["reached_at"] == 2
     assert found["A"]["metrics"]["Val/score"]["iteration"] == 2
-    # without the flag less is better
+    # without the flag lower is better
     assert analysis(tmp_path, *settings)["runs"]["A"]["reached_at"] == 1
     assert analyze_training.more_is_better("Val/R1") and not analyze_training.more_is_better("Val/1-R3")
 
@@ -221,8 +224,5 @@ def test_analysis_mistakes_are_one_line(runs):
 
 
 def test_a_run_is_named_by_its_folder_and_not_by_its_model_folder():
-    from pathlib import Path
-
-    from utils.curves import run_folder
-    assert run_folder(Path("checkpoints/demo/AE/model")).name == run_folder(
-        Path("checkpoints/demo/AE")).name == "AE"
+    for folder in ("checkpoints/demo/AE/model", "checkpoints/demo/AE"):
+        assert curves.run_folder(Path(folder)).name == "AE"

@@ -20,7 +20,8 @@ from utils.errors import run
 SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE",
            "evaluation_MARDM", "sample", "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset",
            "scripts.doctor", "scripts.demo", "scripts.compare_evaluations", "scripts.analyze_codes",
-           "scripts.quantizer_bench", "scripts.ablation", "benchmarks.run", "benchmarks.solver_steps"]
+           "scripts.quantizer_bench", "scripts.ablation", "scripts.gallery",
+           "benchmarks.run", "benchmarks.solver_steps"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]
@@ -516,7 +517,7 @@ def test_mistakes_get_one_line(work, capsys, script, flags, message):
     ([1, 2], "holds a list"), (torch.zeros(3), "holds a Tensor"),
     ({"mardm": torch.zeros(3)}, "not a network's weights"),
     ({"mardm": {}, "model_name": "FSQ-MARDM-SiT-S", "model_kwargs": {"wings": 2}}, "cannot be built"),
-    (b"text", "no checkpoint, or damaged"),
+    (b"text", "not a checkpoint, or is damaged"),
 ])
 def test_files_that_are_no_checkpoints(work, capsys, content, message):
     path = work / "checkpoints/demo/strange/model/latest.tar"

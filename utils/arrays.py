@@ -1,32 +1,33 @@
-"""Arrays from .npy files, and one line for those that are damaged."""
+"""Arrays: reading .npy files, one-hot rows."""
 import numpy as np
+import torch
 
 from utils.errors import UserError
 
 
 class UnreadableArray(UserError):
-    """A file that holds no array of numbers. ``reason``: the message without its path; ``missing``: there is
-    no such file."""
+    """No readable array of numbers. ``reason``: the message without the path; ``missing``: no such file."""
 
     def __init__(self, path, why, missing=False):
-        self.missing = missing
-        self.reason = f"cannot be read ({why})"
+        self.missing, self.reason = missing, f"cannot be read ({why})"
         super().__init__(f"{path} {self.reason}")
 
 
 def load_array(path, mmap_mode=None):
-    """The array of numbers of a .npy file. UnreadableArray for a missing or damaged file, and for any other
-    content."""
+    """The array of numbers in a .npy file. UnreadableArray if it is missing, damaged, or something else."""
     try:
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    # a damaged header may end in any exception: of Python's tokenizer and parser, of memory
-    except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0][:80]
-        raise UnreadableArray(path, why or type(error).__name__,
-                              isinstance(error, FileNotFoundError)) from error
+    except Exception as error:  # a damaged header can raise anything, from Python's tokenizer to MemoryError
+        why = (str(error).strip().splitlines() or [""])[0][:80] or type(error).__name__
+        raise UnreadableArray(path, why, isinstance(error, FileNotFoundError)) from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise UnreadableArray(path, "it is an archive")
     if array.dtype.kind not in "fiub":
-        raise UnreadableArray(path, f"it holds {array.dtype}, no numbers")
+        raise UnreadableArray(path, f"it contains {array.dtype}, not numbers")
     return array
+
+
+def one_hot(names, known):
+    """Rows of zeros with a 1 at each name's place in ``known``: (N, number of known names)."""
+    return torch.eye(len(known))[[known.index(name) for name in names]]

@@ -12,13 +12,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from utils.errors import UserError
 from utils.files import atomic_write
 
-# fewer values than this, as of validation metrics, get a marker each and no smoothed line, which would lag
-# far behind
-FEW = 40
-CROWD = 5  # more curves than this have their legend beside the axes
+FEW = 40  # curves of fewer values, such as validation metrics, get markers and no smoothing, which would lag
+CROWD = 5  # with more curves the legend is beside the axes
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
          "grid.linewidth": 0.6, "axes.axisbelow": True, "font.size": 11, "legend.frameon": False}
+
+
+def add_curves(parser):
+    """Flags of the scripts that draw curves."""
+    parser.add_argument("--names", nargs="+", default=None, help="names of the runs; default: their folders'")
+    parser.add_argument("--metric", default="Train/loss", help="tag of the metric to draw")
+    parser.add_argument("--smooth", type=smoothing, default=0.9,
+                        help="decay of the moving average per logged value: 0 (no smoothing) to below 1")
 
 
 def smoothing(text):
@@ -29,33 +35,36 @@ def smoothing(text):
 
 
 def run_folder(folder):
-    """The folder that names a run: that of its event files, but for the model/ in which training keeps
-    them."""
+    """The folder of a run from that of its event files, which may be the run's model/."""
     return folder.parent if folder.name == "model" else folder
 
 
-def read_runs(log_dirs, names=None):
-    """{name: {tag: (steps (N,) int64, values (N,) float64)}} of the runs in log_dirs, one a folder. UserError
-    for a folder without events or with several runs, and where names do not match the folders."""
-    if names is not None and len(names) != len(log_dirs):
-        raise UserError(f"--names gives {len(names)} names for {len(log_dirs)} runs; give one a run")
-    runs = {}
-    for i, log_dir in enumerate(log_dirs):
-        found = find_runs(log_dir)
-        if len(found) > 1:
-            raise UserError(f"{log_dir} holds {len(found)} runs ({', '.join(sorted(found))}); name one of "
-                            "them, or "
-                            "several with --log_dirs")
-        name = names[i] if names else run_folder(Path(log_dir).resolve()).name
-        if name in runs:
+def read_runs(log_dirs, names=None, several=False):
+    """{name: {tag: (steps (N,) int64, values (N,) float64)}} of the runs in log_dirs: one per folder, or
+    ``several``. UserError for a folder with no events or too many runs, and for names that do not fit."""
+    found = []
+    for log_dir in log_dirs:
+        runs = find_runs(log_dir)
+        if len(runs) > 1 and not several:
+            raise UserError(f"{log_dir} contains {len(runs)} runs ({', '.join(sorted(runs))}); name one of "
+                            "them, or several with --log_dirs")
+        found += [(name if several else run_folder(Path(log_dir).resolve()).name, files, log_dir)
+                  for name, files in runs.items()]
+    own = [name for name, *_ in found]
+    if names is not None and len(names) != len(found):
+        raise UserError(f"--names gives {len(names)} names for {len(found)} runs ({', '.join(own)}); give "
+                        "one per run")
+    read = {}
+    for name, (_, files, log_dir) in zip(names or own, found):
+        if name in read:
             raise UserError(f"two runs are called {name!r}; tell them apart with --names")
-        runs[name] = read_scalars(next(iter(found.values())), log_dir)
-    return runs
+        read[name] = read_scalars(files, log_dir)
+    return read
 
 
 def find_runs(log_dir):
-    """{name: its event files} below log_dir. A folder that has events itself, or in model/, is one run with
-    all that lies below it; else every folder below it that has events is one."""
+    """{name: event files} below log_dir. If log_dir or its model/ has event files, all below it is one run;
+    else every folder with event files is a run."""
     root = Path(log_dir)
     if not root.is_dir():
         raise UserError(f"no folder {log_dir}")
@@ -66,15 +75,14 @@ def find_runs(log_dir):
         return {run_folder(root.resolve()).name: files}
     runs = {}
     for file in files:
-        folder = run_folder(file.parent)
-        runs.setdefault(folder.relative_to(root).as_posix(), []).append(file)
+        runs.setdefault(run_folder(file.parent).relative_to(root).as_posix(), []).append(file)
     return runs
 
 
 def read_scalars(files, log_dir):
-    """{tag: (steps, values)} of the event files of one run. Files are taken in the order in which they were
-    begun; the iterations that a file covers replace those that earlier files have of the same tags (a resumed
-    run repeats what came after its last checkpoint)."""
+    """{tag: (steps, values)} of one run's event files, in the order in which they were begun. A later file
+    replaces earlier values of its tags within the range of its steps, as a resumed run repeats what came
+    after its last checkpoint."""
     parts = []
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
@@ -90,13 +98,12 @@ def read_scalars(files, log_dir):
             merged[tag] = kept | {event.step: event.value for event in series}
     if not merged:
         raise UserError(f"the TensorBoard events in {log_dir} hold no scalars")
-    return {tag: (np.array(sorted(series), dtype=np.int64),
-                  np.array([series[step] for step in sorted(series)]))
+    return {tag: (np.array(sorted(series), np.int64), np.array([series[step] for step in sorted(series)]))
             for tag, series in merged.items()}
 
 
 def curve(scalars, metric, name):
-    """(steps, values) of a metric of one run, without values that are not finite."""
+    """(steps, values) of one metric of a run, finite values only."""
     if metric not in scalars:
         raise UserError(f"{name} has no metric {metric!r}; it has: {', '.join(sorted(scalars))}")
     steps, values = scalars[metric]
@@ -107,8 +114,7 @@ def curve(scalars, metric, name):
 
 
 def ema(values, weight):
-    """Exponential moving average (N,) -> (N,), divided by the weight seen so far, so that it does not start
-    at zero."""
+    """Bias-corrected exponential moving average with decay ``weight``: (N,) -> (N,)."""
     smooth, average = np.empty(len(values)), 0.0
     for i, value in enumerate(values):
         average = weight * average + (1 - weight) * value
@@ -117,8 +123,8 @@ def ema(values, weight):
 
 
 def draw_curves(axes, curves, metric, smooth, log_scale=False):
-    """Each run of curves {name: (steps, values)} as its smoothed line, with the values themselves pale behind
-    it. Few values are marked instead, and the learning rate, which has no noise, is drawn as it is."""
+    """Draw the runs {name: (steps, values)} smoothed, with the logged values as a pale line. Curves of few
+    values get markers, and are not smoothed; neither is the learning rate, which has no noise."""
     exact = metric.endswith("/lr")
     for i, (name, (steps, values)) in enumerate(curves.items()):
         few, colour = len(values) < FEW, f"C{i % 10}"
@@ -138,10 +144,10 @@ def draw_curves(axes, curves, metric, smooth, log_scale=False):
 
 
 def save_figure(figure, path):
-    """Write a figure, whole or not at all, and close it. UserError where that cannot be done."""
+    """Write a figure atomically and close it. UserError if it cannot be written."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"cannot write {path}: a picture's name must end in {', '.join(FORMATS)}")
+        raise UserError(f"cannot write {path}: the name of a figure must end in {', '.join(FORMATS)}")
     try:
         with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())

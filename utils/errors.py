@@ -1,7 +1,6 @@
-"""One way to tell a user about a mistake: one line on stderr and exit code 2.
+"""A user's mistake ends in one line on stderr and exit code 2, once for all processes of a run.
 
-A script may run in several processes (torchrun). What it tells the user is told once: this module asks
-``processes``, which is one process alone until utils/training/distributed.py puts a group in its place.
+``processes`` is a single process until utils/training/distributed.py replaces it by the group of torchrun's.
 """
 import sys
 from contextlib import contextmanager
@@ -11,8 +10,8 @@ state = SimpleNamespace(only_check=False)  # --check: the command writes nothing
 
 
 class UserError(ValueError):
-    """A mistake of the user's (missing folder, wrong flag, damaged file). The message says what, where and
-    what to do. ``missing``: something is not there, as opposed to wrong or damaged."""
+    """A user's mistake (missing folder, wrong flag, damaged file): what is wrong, where, and what to do.
+    ``missing``: something does not exist, rather than being wrong or damaged."""
 
     missing = False
 
@@ -24,20 +23,20 @@ class MissingFile(UserError):
 
 
 class OneProcess:
-    """The answers of a process that runs alone. ``distributed.Group`` has those of several."""
+    """A process that runs alone; ``distributed.Group`` is one of several."""
 
     rank, size = 0, 1
 
     def claim(self, what):
-        """True in the one process that asks first."""
+        """True in the process that claims ``what`` first."""
         return True
 
     def claimed(self, what):
-        """Whether a process has claimed ``what``."""
+        """Whether any process has claimed ``what``."""
         return False
 
     def leave(self):
-        """End together with the others."""
+        """End together with the other processes."""
 
 
 processes = OneProcess()
@@ -70,9 +69,8 @@ def only_check():
 
 
 def run(main):
-    """Call ``main()``. A UserError becomes ``error: ...`` and exit code 2; so does an OSError about a file
-    (no permission, a full disk); every other exception keeps its traceback, because it is a fault of ours.
-    Ctrl-C ends with 130, as shells expect."""
+    """Call ``main()``. A UserError, or an OSError about a file (no permission, disk full), becomes one
+    line and exit code 2, Ctrl-C 130; any other exception is a bug and keeps its traceback."""
     try:
         with checking(False):
             main()
@@ -84,7 +82,7 @@ def run(main):
     except Exception as error:
         about_a_file = isinstance(error, OSError) and error.filename is not None
         if not about_a_file and not isinstance(error, UserError):
-            if processes.claimed("error"):  # this process only lost those that a mistake has ended
+            if processes.claimed("error"):  # a consequence: another process ended with a UserError
                 sys.exit(2)
             raise
         if processes.claim("error"):

@@ -1,4 +1,4 @@
-"""Argument parsers: what several scripts share is said once. Help texts state default and unit."""
+"""Argument parsers: the flags that several scripts share. Help texts state defaults and units."""
 import argparse
 import math
 import sys
@@ -8,7 +8,7 @@ from utils.errors import UserError, is_first, only_check, state
 
 
 def make_parser(doc):
-    """A parser whose description is the script's docstring, with defaults shown; a mistake is one line."""
+    """A parser with the script's docstring as description, defaults in the help, and one-line errors."""
     return _Parser(description=doc, formatter_class=_Formatter)
 
 
@@ -23,13 +23,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action):
-        # its text says what None stands for
+    def _get_help_string(self, action):  # where the default is None, the text says what that means
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 def number(kind, low, high=math.inf, open_end=False):
-    """A ``type=`` of finite numbers from ``low`` (left out, if ``open_end``) to ``high``."""
+    """A ``type=`` for finite numbers from ``low`` (excluded, if ``open_end``) to ``high``."""
     words = f"a {'whole ' if kind is int else ''}number" + (
         f" in {low}..{high}" if high < math.inf else f" above {low}" if open_end else f" of {low} or more")
 
@@ -53,22 +52,21 @@ fraction = number(float, 0, 1)
 def add_common(parser, name, seed=3407, check=True):
     """Flags of every script that works on a run of a data set; ``check``: it calls ``checked``."""
     parser.add_argument("--name", default=name, help="name of the run: checkpoints/<dataset>/<name>/")
-    parser.add_argument("--dataset_name", default="t2m", help="t2m, kit, demo, or a folder made by "
-                                                              "scripts.prepare_dataset")
+    parser.add_argument("--dataset_name", default="t2m",
+                        help="t2m, kit, demo, or a folder made by scripts.prepare_dataset")
     parser.add_argument("--dataset_dir", default="./datasets", help="folder of the data sets")
     parser.add_argument("--checkpoints_dir", default="./checkpoints", help="folder of the runs")
     parser.add_argument("--seed", type=non_negative_int, default=seed, help="random seed")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (CUDA where there is "
-                                                         "one)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (CUDA if available)")
     if check:
         parser.add_argument("--check", action="store_true",
-                            help="load all that the command needs, say whether it can run, and stop; nothing is "
-                                 "written, encoded or downloaded. Reads every clip that is not packed yet; a "
-                                 "missing demo set is made in a temporary folder")
+                            help="load all that the command needs, say whether it can run, and stop; "
+                                 "nothing is written, encoded or downloaded. Reads every clip that is not "
+                                 "packed yet; a missing demo set is made in a temporary folder")
 
 
 def checked():
-    """Whether --check was given, so that the script ends here: all that it needs was loaded. Says so."""
+    """Says that the command can run, if --check was given. Returns whether it was: the script ends here."""
     if only_check() and is_first():
         print(f"check: {Path(sys.argv[0]).name} can run")
     return only_check()
@@ -76,110 +74,95 @@ def checked():
 
 def add_workers(parser):
     parser.add_argument("--num_workers", type=non_negative_int, default=4,
-                        help="workers that load data; 0 = the main process")
+                        help="data loading workers; 0 = load in the main process")
 
 
 def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, milestones, log_every):
     """Flags of every training script."""
-    parser.add_argument("--batch_size", type=positive_int, default=batch_size,
-                        help="samples a step, of each process")
-    parser.add_argument("--epoch", type=positive_int, default=epoch, help="epochs in all")
-    parser.add_argument("--max_iter", type=non_negative_int, default=0,
-                        help="steps in all; 0 = as many as the epochs have")
-    parser.add_argument("--lr", type=positive_float, default=lr, help="learning rate after warm-up")
-    parser.add_argument("--weight_decay", type=non_negative_float, default=weight_decay,
-                        help="AdamW weight decay")
-    parser.add_argument("--warm_up_iter", type=non_negative_int, default=warm_up_iter,
-                        help="steps of linear warm-up")
-    parser.add_argument("--milestones", type=non_negative_int, nargs="+", default=milestones,
-                        help="steps at which the lr drops")
-    parser.add_argument("--lr_decay", type=positive_float, default=0.1,
-                        help="factor of the lr at each milestone")
-    parser.add_argument("--log_every", type=positive_int, default=log_every,
-                        help="steps between two log entries")
-    parser.add_argument("--clip_grad", type=non_negative_float, default=0.0,
-                        help="largest norm of a step's gradient; 0 = not clipped")
-    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32",
-                        help="of matrix products in training; auto = bf16 where the machine has it; "
-                             "quantizers stay fp32")
-    parser.add_argument("--is_continue", action="store_true", help="resume the run from its latest.tar")
+    add = parser.add_argument
+    add("--batch_size", type=positive_int, default=batch_size, help="samples per step and process")
+    add("--epoch", type=positive_int, default=epoch, help="number of epochs")
+    add("--max_iter", type=non_negative_int, default=0, help="most training steps; 0 = no limit but --epoch")
+    add("--lr", type=positive_float, default=lr, help="learning rate after warm-up")
+    add("--weight_decay", type=non_negative_float, default=weight_decay, help="AdamW weight decay")
+    add("--warm_up_iter", type=non_negative_int, default=warm_up_iter, help="steps of linear warm-up")
+    add("--milestones", type=non_negative_int, nargs="+", default=milestones, help="steps where the lr drops")
+    add("--lr_decay", type=positive_float, default=0.1, help="factor of the lr at each milestone")
+    add("--log_every", type=positive_int, default=log_every, help="steps between two log entries")
+    add("--clip_grad", type=non_negative_float, default=0.0, help="largest gradient norm; 0 = no clipping")
+    add("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32",
+        help="of matrix products; auto = bf16 where the hardware has it, else fp32 (quantizers: always fp32)")
+    add("--is_continue", action="store_true", help="resume the run from its latest.tar")
     add_workers(parser)
 
 
 def add_trained(parser, zoo, what):
-    """Flags of every script that looks at a trained model; the zoo is a table by name."""
-    parser.add_argument("--model", choices=list(zoo), default=None,
-                        help=f"{what} of the zoo; default: as trained")
+    """Flags of scripts that analyse a trained model of the table ``zoo``, an "autoencoder" or "generator"."""
+    parser.add_argument("--model", choices=list(zoo), default=None, help=f"{what}; default: as trained")
+    metric = "MPJPE" if what == "autoencoder" else "FID, or loss if trained without --need_evaluation"
     parser.add_argument("--which", choices=["best", "latest"], default="best",
-                        help="checkpoint: net_best_fid.tar or latest.tar")
+                        help=f"best.tar (lowest validation {metric}) or latest.tar")
 
 
 def add_split(parser):
-    parser.add_argument("--split", choices=["train", "val", "test"], default="test",
-                        help="split that is looked at")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="split to use")
 
 
 def add_large_models(parser):
-    """Flags of the scripts that train the two large models."""
+    """Flags of the scripts that train the autoencoder and the generator."""
     parser.add_argument("--accumulate", type=positive_int, default=1,
-                        help="parts into which a step's batch is split to save memory; their gradients are "
-                             "added up (what an "
-                             "autoencoder's quantizer averages by itself follows every part)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network (needs a C++ "
-                                                               "compiler on a CPU)")
+                        help="split each batch into this many parts, to save memory, and add up their "
+                             "gradients (running averages of a quantizer are updated once per part)")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile the network (on a CPU this needs a C++ compiler)")
 
 
 def add_generator(parser, ae_models, generators):
-    """Flags of every script that makes clips from prompts. The zoos are tables by name."""
-    parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one the "
-                                                        "generator was trained on")
-    parser.add_argument("--ae_model", choices=list(ae_models), default=None,
-                        help="its zoo name; default: as trained")
-    parser.add_argument("--model", choices=list(generators), default=None,
-                        help="the generator's zoo name; default: as trained")
-    parser.add_argument("--text_prompt", default=None, help="one prompt")
-    parser.add_argument("--text_path", default=None, help="file with a prompt a line, optionally "
-                                                          "prompt#frames or prompt#NA")
-    parser.add_argument("--action", nargs="+", default=None, metavar="NAME",
-                        help="for a generator trained with --cond_mode action: what to show, or all")
-    parser.add_argument("--repeat_times", type=positive_int, default=1,
-                        help="clips a prompt or action; in all, for a generator without conditions")
-    parser.add_argument("--output_dir", default="./generation", help="folder of the results")
-    parser.add_argument("--no_video", action="store_true", help="write the .npy files only")
+    """Flags of every script that makes clips from prompts; the zoos are tables of models."""
+    add = parser.add_argument
+    add("--ae_name", default=None, help="--name of the autoencoder; default: the one used in training")
+    add("--ae_model", choices=list(ae_models), default=None, help="autoencoder; default: as trained")
+    add("--model", choices=list(generators), default=None, help="generator; default: as trained")
+    add("--text_prompt", default=None, help="a single prompt")
+    add("--text_path", default=None,
+        help="file with one prompt per line: prompt, prompt#frames or prompt#NA (NA = estimate the length)")
+    add("--action", nargs="+", default=None, metavar="NAME",
+        help="actions to show, or all; for a generator trained with --cond_mode action")
+    add("--repeat_times", type=positive_int, default=1,
+        help="clips per prompt or action (in total, for an unconditional generator)")
+    add("--output_dir", default="./generation", help="folder of the results")
+    add("--no_video", action="store_true", help="write the .npy files only")
 
 
 def add_sampler(parser, time_steps=18):
     """Flags of every script that generates."""
-    parser.add_argument("--time_steps", type=positive_int, default=time_steps, help="iterations of unmasking")
-    parser.add_argument("--cfg", type=non_negative_float, default=None,
-                        help="guidance scale; 1 = none; default: what the data set recommends (t2m 4.5, kit "
-                             "2.5, demo 3)")
-    parser.add_argument("--temperature", type=non_negative_float, default=1.0,
-                        help="factor of the starting noise (SiT head) or of every step's noise (DDPM head)")
-    parser.add_argument("--solver", choices=["adams", "euler", "midpoint", "heun", "dopri5"], default="adams",
-                        help="ODE solver of the SiT head; midpoint and heun ask the network twice a step; "
-                             "dopri5, which chooses "
-                        "its steps itself, is the published one")
-    parser.add_argument("--ode_steps", type=positive_int, default=16, help="steps of the other solvers")
-    parser.add_argument("--sampler", choices=["fast", "reference"], default="fast",
-                        help="fast: the head runs for a token when it leaves the mask; reference: for all "
-                             "masked tokens")
-    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
-                        help="of matrix products (tf32: CUDA; bf16: fast sampler; snapping stays fp32)")
-    parser.add_argument("--hard_pseudo_reorder", action="store_true",
-                        help="put known tokens before masked ones inside the transformer (changes rounding "
-                             "only)")
+    add = parser.add_argument
+    add("--time_steps", type=positive_int, default=time_steps, help="unmasking iterations")
+    add("--cfg", type=non_negative_float, default=None,
+        help="guidance scale; 1 = none; default: the data set's (t2m 4.5, kit 2.5, demo 3)")
+    add("--temperature", type=non_negative_float, default=1.0,
+        help="factor of the initial noise (SiT head) or of every step's noise (DDPM head)")
+    add("--solver", choices=["adams", "euler", "midpoint", "heun", "dopri5"], default="adams",
+        help="ODE solver of the SiT head; midpoint and heun evaluate it twice per step; dopri5, which "
+             "chooses its own steps, is the published one")
+    add("--ode_steps", type=positive_int, default=16, help="steps of the other solvers")
+    add("--sampler", choices=["fast", "reference"], default="fast",
+        help="fast: the head runs for a token when it is unmasked; reference: for all masked tokens")
+    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
+        help="of matrix products (tf32: CUDA; bf16: fast sampler; snapping always computes in fp32)")
+    add("--hard_pseudo_reorder", action="store_true",
+        help="put known tokens before masked ones in the transformer (changes rounding only)")
 
 
 def sampler_settings(args, spec, cond_mode="text"):
-    """The generator's keyword arguments of a parsed command line; ``spec``: the DatasetSpec, for what was
-    left open. UserError for guidance of a generator that has no conditions."""
+    """The generator's keyword arguments from parsed flags; ``spec``: DatasetSpec with the default guidance.
+    UserError for guidance of an unconditional generator."""
     names = ("time_steps", "cfg", "temperature", "solver", "ode_steps", "sampler", "precision",
              "hard_pseudo_reorder")
     settings = {name: getattr(args, name) for name in names}
     if cond_mode == "uncond":
         if args.cfg not in (None, 1):
-            raise UserError(f"--cfg {args.cfg:g}: guidance needs conditions, this generator was trained "
+            raise UserError(f"--cfg {args.cfg:g}: guidance needs conditions, but this generator was trained "
                             "without; leave it out")
         return settings | {"cfg": 1.0}
     return settings | {"cfg": spec.cfg if args.cfg is None else args.cfg}

@@ -1,133 +1,231 @@
-"""Motion to pictures: joints (T, J, 3) -> mp4, gif, or a png contact sheet.
+"""Motions to files: joints (T, J, 3) -> mp4, gif, a png contact sheet, or a gallery of several clips.
 
-A small painter of its own: every limb is a tapered capsule, drawn anti-aliased from far to near with OpenCV, over a
-checkered floor that scrolls because the camera follows the root. All geometry is computed for the whole clip at once;
-the loop over frames only fills polygons, so a clip of 10 s takes about a second.
-
-Shapes: T frames, J joints, P points (joints and a few extras), M capsules. Images are uint8 (H, W, 3), RGB.
-Left limbs are blue, right limbs orange; the camera stands in front of the character of frame 0, so that its left
-appears on the viewer's right. The view is scaled to the body, so the unit of the joints does not matter.
+The frames come from utils/drawing.py; here they are laid out, encoded and written as files.
 """
-import functools
 import multiprocessing
-import os
 import re
 import subprocess
 import unicodedata
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import imageio_ffmpeg
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
+from utils.drawing import (
+    AZIMUTH,
+    LARGEST,
+    PAPER,
+    Scene,
+    check_fps,
+    check_joints,
+    check_size,
+    draw_label,
+    draw_legend,
+    draw_title,
+    stamp,
+)
 from utils.errors import UserError
+from utils.files import atomic_write
 
-COLOURS = {"left": (38, 122, 214), "right": (240, 120, 38), "centre": (104, 112, 128)}    # also for the colour-blind
-HIPS, HEAD, NOSE, INK, PAPER = (82, 88, 102), (240, 206, 178), (214, 156, 126), (40, 44, 52), (255, 255, 255)
-FLOOR, SKY, TILE_CONTRAST, SHADOW = (222, 226, 232), (246, 248, 251), 24, 0.42
-TRAIL_PAST, TRAIL_AHEAD = (112, 122, 140), (184, 190, 200)
-
-BODY_HEIGHT = 1.7           # every body is scaled to this height, and all lengths below are in that unit
-TILE = 0.5                  # edge of a floor tile
-AZIMUTH, ELEVATION, DISTANCE = 32.0, 17.0, 6.0      # of the camera: degrees, degrees, from the body's middle
-MIDDLE = 0.85               # height the camera looks at
-FOLLOW = 0.35               # seconds of smoothing of the camera's path
-ARC, SHIFT = 10, 4          # points of a capsule's half circle; fractional bits of OpenCV's coordinates
-LIMB_RADII = {"leg": (0.078, 0.060, 0.044, 0.040), "arm": (0.040, 0.044, 0.056, 0.056)}   # hip down; wrist up
-TRUNK_RADIUS, NECK_RADIUS, HEAD_RADIUS, NOSE_RADIUS, HAND_RADIUS = 0.088, 0.052, 0.115, 0.034, 0.052
+FOOTER, GAP = 28, 3             # of a gallery: pixels of its legend, and of a cell's edge
+PAUSE, STRETCH = 0.3, 4 / 3     # seconds of rest after each clip; how far a gallery may outlast its longest
 
 
 def render_video(joints, path, skeleton, fps, caption="", size=(480, 540), azimuth=AZIMUTH):
     """Draw a clip into an ``.mp4`` (H.264) or ``.gif`` file and return its path.
 
-    joints: (T, J, 3), Y up. skeleton: a ``Skeleton`` with J joints. fps: frames a second. caption: text on top.
-    size: (width, height) in pixels, made even for H.264. azimuth: degrees by which the camera stands to the left
-    of straight ahead of the character of frame 0. The file appears only once it is complete.
-    Raises UserError for joints, fps or a suffix that cannot be drawn, and where the file cannot be written."""
+    joints: (T, J, 3), Y up. skeleton: a ``Skeleton`` with J joints. fps: frames per second. caption: text on
+    top. size: (width, height) in pixels, made even for H.264. azimuth: degrees by which the camera stands to
+    the left of straight ahead of the character of frame 0. The file appears only once it is complete. Raises
+    UserError for joints, fps or a suffix that cannot be drawn, and where the file cannot be written."""
     path = Path(path)
     if path.suffix.lower() not in _CODECS:
         raise UserError(f"cannot write {path}: a video's name must end in .mp4 or .gif")
-    size = tuple(int(side) + int(side) % 2 for side in size)
+    size = _even(size)
     frames = render_frames(joints, skeleton, fps, caption, size, azimuth)
-    with _atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         _encode(frames, temporary, size, fps, _CODECS[path.suffix.lower()])
     return path
 
 
+def _even(size):
+    return tuple(int(side) + int(side) % 2 for side in size)
+
+
 def render_frames(joints, skeleton, fps, caption="", size=(480, 540), azimuth=AZIMUTH):
-    """Iterator over the T frames of a clip, uint8 (H, W, 3), RGB. Arguments as for ``render_video``. Faults in the
-    joints are raised at the call, not at the first frame."""
-    joints = _check_joints(joints, skeleton)
-    if not np.isfinite(fps) or fps <= 0:
-        raise UserError(f"fps must be a number above 0, got {fps}")
+    """Iterator over the T frames of a clip, uint8 (H, W, 3), RGB. Arguments as for ``render_video``. Faults
+    in the joints are raised at the call, not at the first frame."""
+    joints = check_joints(joints, skeleton)
+    check_fps(fps)
     width, height = size
-    _check_size(size)
-    title = _title(caption, width, height // 3)
-    scene = _Scene(joints, skeleton, fps, (width, height - len(title)), azimuth)
-    legend = _legend()
+    check_size(size)
+    title = draw_title(caption, width, height // 3)
+    scene = Scene(joints, skeleton, fps, (width, height - len(title)), azimuth)
+    legend = draw_legend()
 
     def draw(t):
         picture = scene.draw(t)
         if width >= 240:                                    # a thumbnail has no room for both
-            _stamp(picture, legend, 10, -10)
-            _stamp(picture, _label(f"{t / fps:.1f} s"), -10, -10)
+            stamp(picture, legend, 10, -10)
+            stamp(picture, draw_label(f"{t / fps:.1f} s"), -10, -10)
         return np.concatenate([title, picture]) if len(title) else picture
 
     return map(draw, range(len(joints)))
 
 
 def contact_sheet(clips, path, skeleton, frames_per_clip=7, fps=None, cell=(200, 250), azimuth=AZIMUTH):
-    """A png with one row a clip: its caption, and below it the figure at evenly spaced times, side by side.
+    """A png with one row per clip: its caption, and below it the figure at evenly spaced times, side by side.
 
-    clips: list of (joints (T, J, 3), caption). fps, where given, turns frame numbers into seconds. cell: (width,
-    height) of one figure in pixels. Raises UserError as ``render_video`` does, and for an empty list."""
+    clips: list of (joints (T, J, 3), caption). fps, where given, turns frame numbers into seconds. cell:
+    (width, height) of one figure in pixels. Raises UserError as ``render_video`` does, and for an empty
+    list."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UserError(f"cannot write {path}: a contact sheet's name must end in .png")
     if not clips or frames_per_clip < 1:
-        raise UserError("a contact sheet needs at least one clip and one frame a clip")
-    _check_size(cell)
+        raise UserError("a contact sheet needs at least one clip and one frame per clip")
+    check_size(cell)
     width = frames_per_clip * cell[0]
     rows = [np.full((34, width, 3), PAPER, np.uint8)]
-    _stamp(rows[0], _legend(), 12, 6)
+    stamp(rows[0], draw_legend(), 12, 6)
     for joints, caption in clips:
-        rows += [_title(caption, width, 4 * 22, align="left"),
-                 _strip(_check_joints(joints, skeleton), skeleton, frames_per_clip, fps, cell, azimuth)]
-    with _atomic(path) as temporary:
+        rows += [draw_title(caption, width, 4 * 22, align="left"),
+                 _strip(check_joints(joints, skeleton), skeleton, frames_per_clip, fps, cell, azimuth)]
+    with atomic_write(path) as temporary:
         Image.fromarray(np.concatenate(rows)).save(temporary, format="png")
     return path
 
 
 def _strip(joints, skeleton, count, fps, cell, azimuth):
-    """One row of a contact sheet, (cell height, count * cell width, 3). A clip of fewer frames leaves cells empty."""
-    scene = _Scene(joints, skeleton, fps or 20, cell, azimuth)
+    """One row of a contact sheet, (cell height, count * cell width, 3). A clip of fewer frames leaves cells
+    empty."""
+    scene = Scene(joints, skeleton, fps or 20, cell, azimuth)
     cells = []
     for t in np.unique(np.linspace(0, len(joints) - 1, count).round().astype(int)):
         picture = scene.draw(t)
-        _stamp(picture, _label(f"{t / fps:.1f} s" if fps else f"frame {t}"), -8, -6)
+        stamp(picture, draw_label(f"{t / fps:.1f} s" if fps else f"frame {t}"), -8, -6)
         picture[:, -1] = PAPER
         cells.append(picture)
     cells += [np.full_like(cells[0], PAPER)] * (count - len(cells))
     return np.concatenate(cells, axis=1)
 
 
+def gallery(clips, path, skeleton, fps, columns=3, size=(240, 280), seconds=8.0, rate=10):
+    """Several clips side by side, each under its caption, in one ``.gif``, ``.webp`` or ``.mp4``, whose path
+    is returned.
+
+    clips: list of (joints (T, J, 3), caption), drawn row by row. fps: frames per second of the clips; rate:
+    of the picture. size: (width, height) of a cell with its caption, in pixels. seconds: the rest of longer
+    clips is left out.
+
+    The picture lasts as long as the longest clip and a short pause, or up to a third longer where that leaves
+    less standing still. Shorter clips are repeated as often as they fit, whole each time, and hold their last
+    frame in between, so that all start again together. Raises UserError as ``render_video`` does, and for an
+    empty list or a picture that gets too large."""
+    path = Path(path)
+    if path.suffix.lower() not in _GALLERY_WRITERS:
+        raise UserError(f"cannot write {path}: a gallery's name must end in {', '.join(_GALLERY_WRITERS)}")
+    if not clips or columns < 1:
+        raise UserError("a gallery needs at least one clip and one column")
+    for number in (fps, rate):
+        check_fps(number)
+    size = _even(size)
+    check_size(size)
+    columns = min(columns, len(clips))
+    shape = (columns * size[0], -(-len(clips) // columns) * size[1] + FOOTER)
+    if max(shape) > LARGEST:
+        raise UserError(f"{len(clips)} clips in {columns} columns make a picture of {shape[0]} x {shape[1]} "
+                        f"pixels; {LARGEST} is the most, so choose fewer clips or another number of columns")
+    motions = [_resample(check_joints(joints, skeleton), fps, rate, seconds) for joints, _ in clips]
+    frames = _gallery_frames(motions, [caption for _, caption in clips], skeleton, rate, columns, size)
+    with atomic_write(path) as temporary:
+        _GALLERY_WRITERS[path.suffix.lower()](frames, temporary, shape, rate)
+    return path
+
+
+def _resample(joints, fps, rate, seconds):
+    """The first ``seconds`` of a clip at another frame rate, linear between its frames."""
+    count = min(int((len(joints) - 1) * rate / fps + 1e-6) + 1, max(round(seconds * rate), 1))
+    times = np.minimum(np.arange(count) * fps / rate, len(joints) - 1)
+    before = np.minimum(times.astype(int), max(len(joints) - 2, 0))
+    share = (times - before)[:, None, None]
+    return joints[before] * (1 - share) + joints[np.minimum(before + 1, len(joints) - 1)] * share
+
+
+def _period(lengths, pause):
+    """How many frames a gallery of clips of these lengths has: the number that leaves the least standing
+    still."""
+    least = max(lengths) + pause
+
+    def moving(period):
+        return sum(frames * (period // (frames + pause)) for frames in lengths) / period
+
+    return max(range(least, int(least * STRETCH) + 1), key=moving)
+
+
+def _schedule(frames, period, pause):
+    """Which frame of a clip each of the ``period`` pictures shows: as many whole showings as fit."""
+    showings = period // (frames + pause)
+    now = np.arange(period)
+    start = -(-(now * showings // period) * period // showings)         # of this showing, rounded up
+    return np.minimum(now - start, frames - 1)
+
+
+def _gallery_frames(motions, captions, skeleton, rate, columns, size):
+    """Iterator over the pictures, uint8 (H, W, 3). All captions get the height of the highest one, so that
+    the cells line up."""
+    width, height = size
+    titles = [draw_title(caption, width, height // 3) for caption in captions]
+    highest = max(len(title) for title in titles)
+    titles = [_pad(title, highest) for title in titles]
+    scenes = [Scene(joints, skeleton, rate, (width, height - highest), AZIMUTH) for joints in motions]
+    pause = round(PAUSE * rate)
+    period = _period([len(joints) for joints in motions], pause)
+    schedules = [_schedule(len(joints), period, pause) for joints in motions]
+    footer = np.full((FOOTER, columns * width, 3), PAPER, np.uint8)
+    legend = draw_legend()
+    stamp(footer, legend, (footer.shape[1] - legend.shape[1]) // 2, 5)
+    empty = np.full((height, width, 3), PAPER, np.uint8)
+
+    def draw(now):
+        pictures = [_edged(scene.draw(schedule[now])) for scene, schedule in zip(scenes, schedules)]
+        cells = [np.concatenate(parts) for parts in zip(titles, pictures)]
+        cells += [empty] * (-len(cells) % columns)
+        rows = [np.concatenate(cells[i:i + columns], axis=1) for i in range(0, len(cells), columns)]
+        return np.concatenate([*rows, footer])
+
+    return map(draw, range(period))
+
+
+def _pad(title, height):
+    """White rows above and below, (height, W, 3)."""
+    above = (height - len(title)) // 2
+    return np.pad(title, ((above, height - len(title) - above), (0, 0), (0, 0)), constant_values=255)
+
+
+def _edged(picture):
+    """The picture with a white edge, in place."""
+    picture[:GAP] = picture[-GAP:] = picture[:, :GAP] = picture[:, -GAP:] = PAPER
+    return picture
+
+
 def render_many(jobs, workers=1):
     """Draw several clips, ``workers`` at a time in processes of their own, and return their paths in order.
 
-    jobs: list of dicts, the keyword arguments of ``render_video``. With one worker or one job everything happens in
-    this process, which is the better choice on two cores: ffmpeg already runs beside it. The processes are spawned,
-    so a script that calls this needs its ``if __name__ == "__main__"``, and each of them imports that script anew.
-    The first fault of a job is raised after the jobs that have started are finished."""
+    jobs: list of dicts, the keyword arguments of ``render_video``. With one worker or one job everything
+    happens in this process, which is the better choice on two cores: ffmpeg already runs beside it. The
+    processes are spawned, so a script that calls this needs its ``if __name__ == "__main__"``, and each of
+    them imports that script anew. The first fault of a job is raised after the jobs that have started are
+    finished."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         return [render_video(**job) for job in tqdm(jobs, desc="videos", disable=len(jobs) < 2)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, initargs=(1,)) as pool:
         futures = [pool.submit(_render_job, job) for job in jobs]
         try:
             for future in tqdm(as_completed(futures), total=len(futures), desc="videos"):
@@ -146,417 +244,31 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt
 
 
 def safe_filename(text, max_length=60):
-    """A file name (without suffix) that every file system takes: lower case a-z, 0-9, ``_`` and ``-``, no dots, at
-    most max_length characters, none of Windows' device names, never empty. Accents are dropped; different texts may
-    get the same name, so number the files of a series."""
+    """A file name (without suffix) that every file system takes: lower case a-z, 0-9, ``_`` and ``-``, no
+    dots, at most max_length characters, none of Windows' device names, never empty. Accents are dropped;
+    different texts may get the same name, so number the files of a series."""
     ascii_text = unicodedata.normalize("NFKD", str(text)).encode("ascii", "ignore").decode().lower()
-    name = re.sub(r"[^a-z0-9-]+", "_", ascii_text).strip("_-")[:max_length].strip("_-") or "motion"[:max_length]
+    name = re.sub(r"[^a-z0-9-]+", "_", ascii_text).strip("_-")[:max_length].strip("_-")
+    name = name or "motion"[:max_length]
     return f"{name}_"[-max_length:] if name in _RESERVED else name
-
-
-# What is drawn: the body as capsules and hulls, computed for all frames at once.
-
-class _Body:
-    """Which capsules and hulls a skeleton has. Points are its joints and five extras: ball of the head, nose, base
-    of the neck (the joint where the arms leave, but thinner), and the two hands beyond the wrists."""
-
-    def __init__(self, skeleton):
-        self.skeleton, self.parents = skeleton, skeleton.parents
-        feet = {*skeleton.left_feet, *skeleton.right_feet}
-        self.legs = [chain for chain in skeleton.chains if feet & set(chain)]
-        self.trunk = next(chain for chain in skeleton.chains if skeleton.side(chain[-1]) == "centre")
-        self.arms = [chain for chain in skeleton.chains if chain not in (*self.legs, self.trunk)]
-        self.branch = max(self.trunk.index(chain[0]) for chain in self.arms)        # where the arms leave the trunk
-        self.wrists = [chain[-1] for chain in self.arms]
-        self.head = skeleton.num_joints
-        self.radius = self._radii()
-        self.capsules = self._capsules()
-        self.hulls = self._hulls()
-
-    def _radii(self):
-        """Radius of each point, (P,)."""
-        radius = np.full(self.skeleton.num_joints + 5, TRUNK_RADIUS)
-        for chain in self.legs:
-            limb = [joint for joint in chain if self.skeleton.side(joint) != "centre"]
-            radius[limb] = [LIMB_RADII["leg"][min(i, 3)] for i in range(len(limb))]
-        for chain in self.arms:
-            limb = [joint for joint in chain if self.skeleton.side(joint) != "centre"]
-            radius[limb[::-1]] = [LIMB_RADII["arm"][min(i, 3)] for i in range(len(limb))]
-        radius[list(self.trunk[self.branch + 1:])] = NECK_RADIUS
-        radius[self.head:] = HEAD_RADIUS, NOSE_RADIUS, NECK_RADIUS, HAND_RADIUS, HAND_RADIUS
-        return radius
-
-    def _capsules(self):
-        """(point, point, colour) of the limbs, the neck and the head. Bones inside the trunk, and those that leave
-        it at hips and collars, are covered by the trunk's hulls."""
-        side = self.skeleton.side
-        capsules = [(a, b, COLOURS[side(b)]) for a, b in self.skeleton.bones if side(a) == side(b) != "centre"]
-        capsules += [(wrist, self.head + 3 + i, COLOURS[side(wrist)]) for i, wrist in enumerate(self.wrists)]
-        capsules += [(self.head, self.head, HEAD), (self.head + 1, self.head + 1, NOSE)]
-        neck = [self.head, *self.trunk[:self.branch:-1], self.head + 2]
-        return capsules + [(a, b, COLOURS["centre"]) for a, b in zip(neck[:-1], neck[1:])]
-
-    def _hulls(self):
-        """(joints, colour) of the trunk's two halves, each the convex hull of its joints' discs: hips to waist, and
-        waist to shoulders."""
-        r_hip, l_hip, r_shoulder, l_shoulder = self.skeleton.face_joints
-        waist = max(self.branch - 1, 0)
-        return [([r_hip, l_hip, *self.trunk[:waist + 1]], HIPS),
-                ([r_shoulder, l_shoulder, *self.trunk[waist:self.branch + 1]], COLOURS["centre"])]
-
-    def points(self, joints):
-        """(T, J, 3) -> (T, P, 3), of a body scaled to BODY_HEIGHT."""
-        head, neck = joints[:, self.trunk[-1]], joints[:, self.trunk[-2]]
-        ball = head + 0.06 * _unit(head - neck)
-        upwards = ball - joints[:, self.trunk[self.branch - 1]]
-        nose = ball + HEAD_RADIUS * _unit(np.cross(self.across(joints), upwards))
-        hands = [joints[:, w] + 0.075 * _unit(joints[:, w] - joints[:, self.parents[w]]) for w in self.wrists]
-        return np.concatenate([joints, np.stack([ball, nose, joints[:, self.trunk[self.branch]], *hands], 1)], axis=1)
-
-    def across(self, joints):
-        """From the body's right to its left, (T, 3), not normalised."""
-        r_hip, l_hip, r_shoulder, l_shoulder = self.skeleton.face_joints
-        return joints[:, l_hip] - joints[:, r_hip] + joints[:, l_shoulder] - joints[:, r_shoulder]
-
-    def height(self, joints):
-        """Height of the upright body: its longest leg and its trunk, bone by bone, as the median over frames."""
-        def length(chain):
-            return np.linalg.norm(np.diff(joints[:, list(chain)], axis=1), axis=-1).sum(-1)
-        heights = np.maximum(length(self.legs[0]), length(self.legs[1])) + length(self.trunk)
-        return float(np.median(heights))
-
-
-def _unit(vectors):
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
-
-
-def _normalise(joints, body):
-    """Scale to BODY_HEIGHT and put the floor at y = 0. The floor is the data's own y = 0 where the clip stands near
-    it, so that floating and sinking show; else (data with another origin) its lowest feet."""
-    height = body.height(joints)
-    if height < 1e-9:
-        raise UserError("the joints lie all in one point: there is no body to draw")
-    joints = joints * (BODY_HEIGHT / height)
-    lowest = np.percentile(joints[..., 1].min(axis=1), 5)
-    joints[..., 1] += 0.02 - (lowest if abs(lowest) > 0.25 else 0)      # 0.02: feet have thickness
-    return joints
-
-
-class _Camera:
-    """A pin-hole camera that keeps its direction and follows the root over the ground.
-
-    ``middle`` (T, 3) is where it looks; ``focal`` in pixels, chosen so that every point of every frame is inside."""
-
-    def __init__(self, points, radius, fps, size, azimuth):
-        self.width, self.height = size
-        a, e = np.radians([azimuth, ELEVATION])
-        back = np.array([np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)])     # from the middle to the eye
-        right = np.array([np.cos(a), 0.0, -np.sin(a)])
-        self.axes = np.stack([right, np.cross(right, back), -back])                    # rows: right, down, ahead
-        self.middle = _follow(points[:, 0], fps)
-        self.focal = 1.0
-        self.centre = np.array([self.width / 2, self.height * 0.52])
-        across = np.abs(self._flat(points)) + radius[:, None] / DISTANCE
-        room = np.array([self.width * 0.46, self.height * 0.44])
-        widest = max(across[..., 0].max() / room[0], across[..., 1].max() / room[1])
-        usual = 1.75 / DISTANCE / (0.68 * self.height)
-        self.focal = 1 / min(max(widest, usual), 4 * usual)     # a clip that explodes must not shrink to a dot
-
-    def _flat(self, points):
-        local = (points - self.middle[:, None]) @ self.axes.T
-        return local[..., :2] / np.maximum(local[..., 2:] + DISTANCE, 0.5)
-
-    def project(self, points):
-        """(T, P, 3) -> pixels (T, P, 2) and distances from the eye (T, P)."""
-        pixels = np.clip(self._flat(points) * self.focal + self.centre, -8000, 8000)    # OpenCV takes small integers
-        return pixels, (points - self.middle[:, None]) @ self.axes[2] + DISTANCE
-
-    def ground(self):
-        """Where each pixel's ray meets the floor, relative to ``middle``: x and z, each (H, W), NaN in the sky."""
-        u, v = np.meshgrid(np.arange(self.width) + 0.5, np.arange(self.height) + 0.5)
-        flat = np.stack([u - self.centre[0], v - self.centre[1]], axis=-1) / self.focal
-        ray = flat @ self.axes[:2] + self.axes[2]
-        eye = -DISTANCE * self.axes[2]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.where(ray[..., 1] < -1e-3, (MIDDLE + eye[1]) / -ray[..., 1], np.nan)
-        return eye[0] + scale * ray[..., 0], eye[2] + scale * ray[..., 2]
-
-
-def _follow(root, fps):
-    """Path of the camera's aim (T, 3): the root's, smoothed; its height is fixed so that jumps remain visible."""
-    reach = max(int(3 * FOLLOW * fps), 1)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (FOLLOW * fps)) ** 2)
-    padded = np.pad(root, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")     # keeps its speed
-    path = np.stack([np.convolve(column, kernel / kernel.sum(), mode="valid") for column in padded.T], axis=-1)
-    path[:, 1] = MIDDLE
-    return path
-
-
-class _Floor:
-    """A checkered floor that fades into the background with distance. Its pattern is computed from the floor point
-    under each pixel and softened by the pixel's footprint, so it neither flickers nor shows moire when it scrolls.
-
-    A pixel's place within the pattern's period is a 16-bit number, which wraps around as the pattern does; read as a signed
-    number its size is a triangle wave. Places are odd and shifts even, so the one number without an opposite is never met."""
-
-    def __init__(self, camera):
-        x, z = (np.nan_to_num(a, nan=1e3) for a in camera.ground())
-        fade = np.clip((7.0 - np.hypot(x, z)) / 5.0, 0, 1)
-        fade = (fade * fade * (3 - 2 * fade))[..., None]
-        self.base = np.rint(fade * FLOOR + (1 - fade) * SKY).astype(np.uint8)
-        self.top = int((fade > 0).any((1, 2)).argmax())         # above this row there is no pattern
-        x, z, contrast = x[self.top:], z[self.top:], fade[self.top:, :, 0] * TILE_CONTRAST
-        self.places = [(np.floor(a / (2 * TILE) % 1 * 65536).astype(np.uint16) | 1) for a in (x, z)]
-        self.sharpness = [(1 / 65536 / np.maximum(np.abs(np.gradient(a / (2 * TILE))).sum(axis=0), 1e-6)).astype(np.float32)
-                          for a in (x, z)]
-        self.scale, self.middle = (2 * contrast).astype(np.float32), (contrast / 2).astype(np.float32)
-
-    def draw(self, x, z):
-        """The floor as seen when the camera aims at (x, z), (H, W, 3)."""
-        waves = []
-        for place, offset, sharpness in zip(self.places, (x, z), self.sharpness):
-            shift = np.uint16(int(offset / (2 * TILE) % 1 * 65536) & 65534)
-            wave = np.abs((place + shift).view(np.int16))
-            wave -= 16384
-            wave = np.multiply(wave, sharpness, dtype=np.float32)
-            waves.append(np.clip(wave, -0.5, 0.5, out=wave))
-        tiles = np.multiply(*waves, out=waves[0])
-        tiles *= self.scale
-        tiles += self.middle
-        tiles = tiles.astype(np.uint8)
-        picture = self.base.copy()
-        cv2.subtract(self.base[self.top:], cv2.merge([tiles, tiles, tiles]), dst=picture[self.top:])
-        return picture
-
-
-class _Scene:
-    """A clip, ready to be drawn frame by frame."""
-
-    def __init__(self, joints, skeleton, fps, size, azimuth):
-        body = _Body(skeleton)
-        joints = _normalise(joints, body)
-        points = body.points(joints)
-        self.body = body
-        left_x, _, left_z = body.across(joints[:1])[0]
-        azimuth = azimuth + np.degrees(np.arctan2(-left_z, left_x))     # relative to where frame 0 faces
-        self.camera = camera = _Camera(points, body.radius, fps, size, azimuth)
-        self.floor = _Floor(camera)
-        pixels, self.depth = camera.project(points)
-        radius = body.radius * camera.focal / np.maximum(self.depth, 0.5)
-        self.pixels, self.radius = pixels, radius
-        first, second = (np.array(ends) for ends in list(zip(*body.capsules))[:2])
-        self.layers = self._layers(pixels[:, first], radius[:, first], pixels[:, second], radius[:, second])
-        near = np.concatenate([(self.depth[:, first] + self.depth[:, second]) / 2,
-                               np.stack([self.depth[:, hull].mean(1) for hull, _ in body.hulls], 1)], axis=1)
-        lowest_neck, chest = len(first) - 1, near.shape[1] - 1
-        near[:, lowest_neck] = np.maximum(near[:, lowest_neck], near[:, chest] + 1e-3)      # it grows out of the chest
-        self.near = near
-        self.colours = [part[-1] for part in (*body.capsules, *body.hulls)]
-        self._prepare_floor_marks(points, first, second)
-
-    @staticmethod
-    def _layers(c1, r1, c2, r2):
-        """Outline, body and highlight of each capsule: three polygons (T, M, 2 * ARC, 2) in OpenCV's fixed point.
-        The highlight is thinner and lies towards the light, up and to the left."""
-        lift = -0.30 * np.stack([r1, r1], -1), -0.30 * np.stack([r2, r2], -1)
-        return [_capsules(c1, r1 + 1.4, c2, r2 + 1.4), _capsules(c1, r1, c2, r2),
-                _capsules(c1 + lift[0], 0.42 * r1, c2 + lift[1], 0.42 * r2)]
-
-    def _prepare_floor_marks(self, points, first, second):
-        """Shadow (points dropped along a slanted light) and the root's path on the floor."""
-        camera = self.camera
-        drop = points.copy()
-        drop[..., 0] -= 0.18 * points[..., 1]
-        drop[..., 2] -= 0.12 * points[..., 1]
-        drop[..., 1] = 0.0
-        pixels, depth = camera.project(drop)
-        pixels, radius = pixels / 2, self.body.radius * camera.focal / np.maximum(depth, 0.5) / 2    # at half size
-        self.shadows = _capsules(pixels[:, first], radius[:, first], pixels[:, second], radius[:, second])
-        self.trail = points[:, 0] * np.array([1.0, 0.0, 1.0])
-
-    def draw(self, t):
-        """Frame t, (H, W, 3)."""
-        x, _, z = self.camera.middle[t]
-        picture = self.floor.draw(x, z)
-        self._draw_trail(picture, t)
-        self._draw_shadow(picture, t)
-        for item in np.argsort(-self.near[t]):
-            self._draw_item(picture, t, item)
-        return picture
-
-    def _draw_trail(self, picture, t):
-        camera = self.camera
-        local = self.trail - camera.middle[t]
-        depth = local @ camera.axes[2] + DISTANCE
-        flat = local @ camera.axes[:2].T / np.maximum(depth, 0.5)[:, None]
-        pixels = _fixed(np.clip(flat * camera.focal + camera.centre, -8000, 8000))
-        segments = np.stack([pixels[:-1], pixels[1:]], axis=1)
-        visible = (depth[:-1] > 0.5) & (depth[1:] > 0.5)
-        for part, colour in ((slice(t, None), TRAIL_AHEAD), (slice(0, t), TRAIL_PAST)):
-            chosen = segments[part][visible[part]]
-            if len(chosen):
-                cv2.polylines(picture, list(chosen), False, colour, 2, cv2.LINE_AA, SHIFT)
-
-    def _draw_shadow(self, picture, t):
-        height, width = picture.shape[:2]
-        mask = np.zeros(((height + 1) // 2, (width + 1) // 2), np.uint8)
-        for polygon in self.shadows[t]:
-            cv2.fillConvexPoly(mask, polygon, 255, cv2.LINE_8, SHIFT)
-        left, top, wide, high = cv2.boundingRect(mask)
-        if not wide:
-            return
-        reach = max(height // 60, 3)
-        box = (slice(max(top - reach, 0), top + high + reach), slice(max(left - reach, 0), left + wide + reach))
-        soft = cv2.GaussianBlur(mask[box], (0, 0), reach / 2.5, borderType=cv2.BORDER_REPLICATE)
-        target = picture[2 * box[0].start:2 * box[0].stop, 2 * box[1].start:2 * box[1].stop]
-        soft = cv2.resize(soft, None, fx=2, fy=2)[:target.shape[0], :target.shape[1]]
-        dark = cv2.multiply(target, cv2.merge([soft, soft, soft]), scale=SHADOW / 255)
-        cv2.subtract(target, dark, dst=target)
-
-    def _draw_item(self, picture, t, item):
-        """One capsule or hull; what is farther away than the body's middle is a little darker."""
-        shade = 1 - 0.30 * float(np.clip((self.near[t, item] - self.depth[t, 0]) / 0.5, -0.2, 1))
-        body = tuple(min(channel * shade, 255.0) for channel in self.colours[item])
-        polygons = [layer[t, item] for layer in self.layers] if item < len(self.body.capsules) else self._hull(t, item)
-        outline, light = tuple(0.55 * c for c in body), tuple(c + 0.28 * (255 - c) for c in body)
-        for polygon, colour in zip(polygons, (outline, body, light)):
-            cv2.fillConvexPoly(picture, polygon, colour, cv2.LINE_AA, SHIFT)
-
-    def _hull(self, t, item):
-        """Outline and body of a half of the trunk: the convex hulls of its joints' discs."""
-        joints = self.body.hulls[item - len(self.body.capsules)][0]
-        discs = self.pixels[t, joints][:, None], self.radius[t, joints][:, None, None]
-        return [cv2.convexHull(_fixed(discs[0] + (discs[1] + edge) * _CIRCLE).reshape(-1, 2)) for edge in (1.4, 0.0)]
-
-
-_TURN = np.linspace(0, 2 * np.pi, 2 * ARC, endpoint=False)
-_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=-1)
-
-
-def _fixed(pixels):
-    return np.rint(pixels * (1 << SHIFT)).astype(np.int32)
-
-
-def _capsules(c1, r1, c2, r2):
-    """Outlines of tapered capsules: the two arcs between the outer tangents of two discs.
-    c1, c2: centres (T, M, 2); r1, r2: radii (T, M); returns (T, M, 2 * ARC, 2) int32 in OpenCV's fixed point."""
-    along = c2 - c1
-    distance = np.linalg.norm(along, axis=-1)
-    heading = np.arctan2(along[..., 1], along[..., 0])
-    tangent = np.arccos(np.clip((r1 - r2) / np.maximum(distance, 1e-6), -1, 1))     # 0 or pi: one disc hides the other
-    sweep = np.linspace(-1, 1, ARC)
-    end = heading[..., None] + tangent[..., None] * sweep
-    start = heading[..., None] + np.pi + (np.pi - tangent)[..., None] * sweep
-
-    def arc(centre, radius, angle):
-        return centre[..., None, :] + radius[..., None, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-
-    return _fixed(np.concatenate([arc(c2, r2, end), arc(c1, r1, start)], axis=-2))
-
-
-# Text: matplotlib brings a font with it (DejaVu Sans), so the pictures do not depend on what a machine has installed.
-
-@functools.cache
-def _font(size):
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def _clean(text):
-    """One line of drawable characters: white space joined, control characters and broken surrogates dropped. No picture
-    has room for more than 2,000."""
-    text = " ".join(str(text)[:2000].split())
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs", "Cf"))
-
-
-def _wrap(text, font, width):
-    """Lines of at most ``width`` pixels, broken at spaces, and inside words that are wider than a line."""
-    lines = [""]
-    for word in text.split(" "):
-        while word:
-            joined = f"{lines[-1]} {word}".strip()
-            if font.getlength(joined) <= width:
-                lines[-1], word = joined, ""
-            elif lines[-1]:
-                lines.append("")
-            else:
-                fits = 1
-                while fits < len(word) and font.getlength(word[:fits + 1]) <= width:
-                    fits += 1
-                lines[-1], word = word[:fits], word[fits:]
-                if word:
-                    lines.append("")
-    return lines
-
-
-def _title(caption, width, max_height, align="center"):
-    """The caption on white, (height, width, 3); no rows where there is no caption. Long captions get smaller letters,
-    and the longest end in an ellipsis."""
-    caption = _clean(caption)
-    if not caption:
-        return np.zeros((0, width, 3), np.uint8)
-    for size in (17, 15, 13, 11):
-        font, step = _font(size), int(size * 1.35)
-        lines = _wrap(caption, font, width - 24)
-        if len(lines) * step + 14 <= max_height and len(lines) <= 4:
-            break
-    fitting = max(min(4, (max_height - 14) // step), 1)
-    if len(lines) > fitting:
-        lines = lines[:fitting]
-        while lines[-1] and font.getlength(lines[-1] + "\u2026") > width - 24:
-            lines[-1] = lines[-1][:-1]
-        lines[-1] = lines[-1].rstrip(" .\u2026") + "\u2026"
-    image = Image.new("RGB", (width, len(lines) * step + 14), PAPER)
-    x, anchor = (width / 2, "ma") if align == "center" else (12, "la")
-    for i, line in enumerate(lines):
-        ImageDraw.Draw(image).text((x, 7 + i * step), line, fill=INK, font=font, anchor=anchor)
-    return np.asarray(image)
-
-
-@functools.lru_cache(maxsize=512)
-def _label(text):
-    """A small dark text, as RGBA (h, w, 4)."""
-    font = _font(13)
-    image = Image.new("RGBA", (int(font.getlength(text)) + 2, 18), (*INK, 0))
-    ImageDraw.Draw(image).text((1, 1), text, fill=(*INK, 255), font=font)
-    return np.asarray(image)
-
-
-@functools.cache
-def _legend():
-    """Which colour is left and which is right, as RGBA (h, w, 4)."""
-    parts = []
-    for side in ("left", "right"):
-        dot = Image.new("RGBA", (72, 72), (*COLOURS[side], 0))
-        ImageDraw.Draw(dot).ellipse((6, 10, 58, 62), fill=(*COLOURS[side], 255))
-        parts += [np.asarray(dot.resize((18, 18), Image.LANCZOS)), _label(side), np.zeros((18, 12, 4), np.uint8)]
-    return np.concatenate(parts[:-1], axis=1)
-
-
-def _stamp(picture, label, x, y):
-    """Lay an RGBA label onto a picture, in place; negative x and y count from the right and the bottom edge."""
-    height, width = label.shape[:2]
-    top = y if y >= 0 else picture.shape[0] + y - height
-    left = x if x >= 0 else picture.shape[1] + x - width
-    area = picture[top:top + height, left:left + width]
-    alpha = label[..., 3:] / np.float32(255)
-    area[:] = label[..., :3] * alpha + area * (1 - alpha) + 0.5
 
 
 # Files.
 
 _CODECS = {
-    ".mp4": ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart",
-             "-f", "mp4"],
+    ".mp4": ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p",
+             "-movflags", "+faststart", "-f", "mp4"],
     ".gif": ["-vf", "split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse=dither=none", "-f", "gif"],
 }
 
 
 def _encode(frames, path, size, fps, codec):
     """Pipe raw frames into the ffmpeg that imageio-ffmpeg carries."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24",
-               "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "-", *codec, f"file:{path}"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo",
+               "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "-", *codec,
+               f"file:{path}"]
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=pipe, stdout=nowhere, stderr=pipe)
     try:
         for frame in frames:
             process.stdin.write(frame.tobytes())
@@ -572,41 +284,19 @@ def _encode(frames, path, size, fps, codec):
         raise UserError(f"ffmpeg could not write {path.name}: {reason}")
 
 
-@contextmanager
-def _atomic(path):
-    """A temporary name beside ``path``, which takes its place once the block has ended well."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _ffmpeg_writer(codec):
+    return lambda frames, path, size, fps: _encode(frames, path, size, fps, codec)
 
 
-def _check_size(size):
-    if min(size) < 128 or max(size) > 4096:
-        raise UserError(f"a picture's edges must be 128 to 4096 pixels long, got {size[0]} x {size[1]}")
+def _write_webp(frames, path, size, fps):
+    first, *others = map(Image.fromarray, frames)
+    first.save(path, format="webp", save_all=True, append_images=others, duration=round(1000 / fps), loop=0,
+               quality=60, method=4)
 
 
-def _check_joints(joints, skeleton):
-    """-> float64 (T, J, 3), or a UserError that says what is wrong."""
-    try:
-        joints = np.array(joints, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"joints must be an array of numbers: {error}") from error
-    if joints.ndim != 3 or joints.shape[1:] != (skeleton.num_joints, 3):
-        raise UserError(f"joints must have shape (frames, {skeleton.num_joints}, 3) for the {skeleton.name} skeleton, "
-                        f"got {joints.shape}")
-    if not len(joints):
-        raise UserError("the motion has no frames")
-    bad = ~np.isfinite(joints).all(axis=(1, 2))
-    if bad.any():
-        raise UserError(f"joints are not finite (NaN or infinite) in {bad.sum()} of {len(joints)} frames, "
-                        f"first in frame {bad.argmax()}")
-    return joints
+_GALLERY_WRITERS = {
+    ".gif": _ffmpeg_writer(["-vf", "split[a][b];[a]palettegen=max_colors=64[p];[b][p]paletteuse=dither=none",
+                            "-f", "gif"]),
+    ".webp": _write_webp,
+    ".mp4": _ffmpeg_writer(_CODECS[".mp4"]),
+}

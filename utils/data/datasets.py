@@ -1,8 +1,7 @@
-"""Data sets: what is known about each, how clips and captions are read, and the two views that training uses.
+"""Data sets: how clips and captions are read, and the two views of them that training uses.
 
-A data set is a folder in HumanML3D's layout (new_joint_vecs/, texts/, train.txt, val.txt, test.txt, Mean.npy,
-Std.npy).
-Shapes: T frames, D essential features (67 for 22 joints), B clips.
+A data set is a folder in HumanML3D's layout: new_joint_vecs/, texts/, train.txt, val.txt, test.txt, Mean.npy
+and Std.npy. Shapes: T frames, D essential features (67 for 22 joints), B clips.
 """
 import json
 from pathlib import Path
@@ -15,11 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from utils.arrays import load_array
 from utils.data.packing import open_packed, read_text
 from utils.errors import MissingFile, UserError, say
+from utils.lengths import MAX_LENGTH
 from utils.training import distributed
 
-# captions' start and end tags are seconds; the published rule multiplies by 20 for every data set
-TAG_RATE = 20
-MAX_LENGTH = 196
+TAG_RATE = 20  # captions' tags are seconds; the published rule multiplies by 20 whatever the frame rate
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -33,8 +31,7 @@ class Caption(NamedTuple):
 
 
 class TextClip(NamedTuple):
-    """A text-to-motion clip: frames start..end of the motion ``clip`` (index into the store), with its
-    captions."""
+    """A text-to-motion clip: frames start..end of the store's motion number ``clip``, with its captions."""
 
     clip: int
     start: int
@@ -46,7 +43,7 @@ def read_split(spec, split):
     """The ids of a split, in file order."""
     path = Path(spec.root) / f"{split}.txt"
     if not path.is_file():
-        raise MissingFile(f"{path} is missing: it lists the ids of the split '{split}', one a line")
+        raise MissingFile(f"{path} is missing: it lists the ids of the split '{split}', one per line")
     ids = path.read_text(encoding="utf-8-sig").split()
     if not ids:
         raise UserError(f"{path} is empty")
@@ -54,26 +51,38 @@ def read_split(spec, split):
 
 
 def load_statistics(spec):
-    """Mean and std (D,) float32 of the essential features. UserError when missing, not finite, or of another
-    skeleton."""
+    """Mean and std (D,) float32 of the essential features. UserError if missing, not finite, or too short."""
     out = []
     for file in ("Mean.npy", "Std.npy"):
         path = Path(spec.root) / file
         if not path.is_file():
-            raise MissingFile(f"{path} is missing; it holds the features' statistics")
+            raise MissingFile(f"{path} is missing; it has the statistics of the features")
         value = np.atleast_1d(load_array(path).astype(np.float32))[: spec.feature_dim]
         if value.shape != (spec.feature_dim,) or not np.isfinite(value).all():
-            raise UserError(f"{path} must hold {spec.feature_dim} or more finite numbers")
+            raise UserError(f"{path} must have {spec.feature_dim} or more values, all finite")
         out.append(value)
     if (out[1] <= 0).any():
-        raise UserError(f"{Path(spec.root) / 'Std.npy'} holds values of 0 or less")
+        raise UserError(f"{Path(spec.root) / 'Std.npy'} has values of 0 or less")
     return out[0], out[1]
 
 
+def read_labels(spec):
+    """{id: [action]} of labels.json ({id: {"actions": [...]}}); None without one, UserError if damaged."""
+    path = Path(spec.root) / "labels.json"
+    if not path.is_file():
+        return None
+    try:
+        return {name: list(map(str, label["actions"]))
+                for name, label in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f'{path} is not JSON of the form {{ID: {{"actions": [NAME, ...]}}}} '
+                        f'({type(error).__name__}: {error})') from error
+
+
 class MotionStore:
-    """All clips of a split in one array, which lies in a file (utils/data/packing.py). ``data`` (sum of T, D)
-    un-normalised; clip i is rows offsets[i]:offsets[i+1]. ``skipped`` says why a listed id is not in it.
-    ``columns``: features to keep of each frame; None = the essential ones."""
+    """All usable clips of a split in one memory-mapped array (utils/data/packing.py): ``data`` (sum of T, D)
+    un-normalised; clip i is rows offsets[i]:offsets[i+1]. ``skipped``: why each other id of the split is not
+    in it. ``columns``: features to keep of each frame; None = the essential ones."""
 
     def __init__(self, spec, split, num_workers=0, columns=None):
         self.spec, self.split, self.columns = spec, split, columns or spec.feature_dim
@@ -91,7 +100,7 @@ class MotionStore:
         self.data = packed.data
         report_skipped(self.skipped, f"{spec.name}/{split}")
 
-    def __reduce__(self):  # workers that do not begin as a copy of this process map the file again
+    def __reduce__(self):  # workers that are not forked map the file again
         return MotionStore, (self.spec, self.split, 0, self.columns)
 
     def captions(self, clip):
@@ -108,7 +117,7 @@ class MotionStore:
 
 
 def report_skipped(skipped, what, most=5):
-    """Say on stderr which clips are left out and why: nothing vanishes silently."""
+    """Say on stderr which clips are left out, and why."""
     if skipped:
         shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:most])
         more = f"; and {len(skipped) - most} more" if len(skipped) > most else ""
@@ -116,19 +125,15 @@ def report_skipped(skipped, what, most=5):
 
 
 def parse_caption(line):
-    """``caption#word/POS ...#start#end`` -> Caption and (start, end) in seconds; nan or missing tags are
-    0."""
+    """``caption#word/POS ...#start#end`` -> Caption, (start, end) in seconds; missing or nan tags are 0."""
     parts = line.strip().split("#")
     tokens = tuple(parts[1].split()) if len(parts) > 1 else ()
-    tags = []
-    for field in (parts[2:4] + ["0", "0"])[:2]:
-        value = float(field or 0)
-        tags.append(0.0 if np.isnan(value) else value)
-    return Caption(parts[0].strip(), tokens), tuple(tags)
+    tags = [float(field or 0) for field in (parts[2:4] + ["0", "0"])[:2]]
+    return Caption(parts[0].strip(), tokens), tuple(0.0 if np.isnan(value) else value for value in tags)
 
 
 def parse_captions(text):
-    """[(Caption, (start, end))] of a text file's content, and None; or an empty list and the reason."""
+    """[(Caption, (start, end))] in the content of a text file, and None; or an empty list and the reason."""
     try:
         captions = [parse_caption(line) for line in text.splitlines() if line.strip()]
     except ValueError as error:
@@ -144,9 +149,8 @@ def read_captions(path):
 
 
 def text_clips(store):
-    """The text-to-motion clips of a store by the published rules: clips of min..max frames; a caption with
-    start and end tags becomes a clip of its own, under the same length rule. Returns [TextClip] and {id:
-    reason left out}."""
+    """The text-to-motion clips of a store, [TextClip], and {id: why left out}, by the published rules: clips
+    of min..max frames; a caption with start and end tags is a clip of its own, under the same length rule."""
     spec, entries, dropped = store.spec, [], {}
     for clip, name in enumerate(store.ids):
         length = int(store.lengths[clip])
@@ -165,12 +169,6 @@ def text_clips(store):
     return entries, dropped
 
 
-def by_length(entries):
-    """TextClips from the shortest to the longest, equally long ones in the order given: the published
-    evaluation's order."""
-    return sorted(entries, key=lambda entry: entry.end - entry.start)
-
-
 def _clips_of(clip, length, captions, spec):
     segments, whole = [], []
     for caption, (start, end) in captions:
@@ -183,24 +181,18 @@ def _clips_of(clip, length, captions, spec):
     return segments + ([TextClip(clip, 0, length, tuple(whole))] if whole else [])
 
 
-def read_labels(spec):
-    """{id: [action]} of the data set's labels.json ({id: {"actions": [...]}}), None without one. UserError
-    for a damaged one."""
-    path = Path(spec.root) / "labels.json"
-    if not path.is_file():
-        return None
-    try:
-        return {name: list(map(str, label["actions"]))
-                for name, label in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} is not JSON of the form {{ID: {{"actions": [NAME, '
-                        f'...]}}}} ({type(error).__name__}: {error})'
-                        ) from error
+def by_length(entries):
+    """TextClips sorted by length (a stable sort): the order of the published evaluation."""
+    return sorted(entries, key=lambda entry: entry.end - entry.start)
+
+
+def all_captions(entries):
+    """The captions of all entries, in the order of TextMotionDataset's rows."""
+    return [caption for entry in entries for caption in entry.captions]
 
 
 def caption_groups(entries):
-    """A group number for each entry: entries that share a caption, directly or through others, share the
-    number."""
+    """A group number per entry: entries that share a caption, directly or through others, are one group."""
     owner, parent = {}, list(range(len(entries)))
 
     def find(i):
@@ -218,11 +210,8 @@ def caption_groups(entries):
 
 
 class WindowDataset(Dataset):
-    """Every window of ``window`` frames of every clip that is long enough: normalised (window, D).
-
-    (The published index arithmetic counts one window twice and never yields the last of a clip; this one
-    yields each once.)
-    """
+    """Every window of ``window`` frames of every clip that is long enough, once: normalised (window, D).
+    (The published index arithmetic yields one window twice, and the last one of each clip never.)"""
 
     def __init__(self, store, window):
         self.store, self.window = store, window
@@ -246,12 +235,11 @@ class WindowDataset(Dataset):
 
 
 class TextMotionDataset(Dataset):
-    """Clips with text. ``self[index, seed]`` draws a caption and a crop as the published data set does: the
-    length is cut to a multiple of 4, in one of three draws by one more unit, and the start is random within
-    what is left.
+    """Clips with text. ``self[index, seed]`` draws a caption and a crop by the published rule: the length is
+    rounded down to tokens, with probability 1/3 one token less, and the crop starts anywhere.
 
-    ``features``: conditions (number of captions, C), text features as a rule; ``caption_rows[i]`` are the
-        rows of entry i.
+    features: conditions (number of captions, C), text features as a rule; ``caption_rows[i]``: rows of entry
+    i.
     """
 
     def __init__(self, store, entries, features, max_length=MAX_LENGTH):
@@ -283,14 +271,8 @@ class TextMotionDataset(Dataset):
                 "key": (clip, start, length)}
 
 
-def all_captions(entries):
-    """The captions of all entries, in the order of TextMotionDataset's rows."""
-    return [caption for entry in entries for caption in entry.captions]
-
-
 def load_text_motion(spec, split, conditions, num_workers=0, max_length=MAX_LENGTH):
-    """The TextMotionDataset of a split; ``conditions`` (utils/data/conditions.py) says which clips take part
-    and what a model is told about them. What is left out is said."""
+    """The TextMotionDataset of a split, of the clips that ``conditions`` selects."""
     store = MotionStore(spec, split, num_workers)
     entries, dropped = conditions.select(store, *text_clips(store))
     report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
@@ -298,8 +280,8 @@ def load_text_motion(spec, split, conditions, num_workers=0, max_length=MAX_LENG
 
 
 def collate_clips(samples):
-    """motion (B, T, D) with zeros behind each end, lengths (B,) in frames, cond (B, C), index (B,) of the
-    entries, and keys, which name the crops."""
+    """motion (B, T, D), zero-padded; lengths (B,) in frames; cond (B, C); index (B,) of the entries; keys:
+    [(clip, start, length)] of the crops."""
     motion = torch.nn.utils.rnn.pad_sequence([sample["motion"] for sample in samples], batch_first=True)
     lengths, index = (torch.tensor([sample[name] for sample in samples]) for name in ("length", "index"))
     return {"motion": motion, "lengths": lengths, "index": index,
@@ -308,22 +290,22 @@ def collate_clips(samples):
 
 
 class SeededBatches(Sampler):
-    """Batches of (index, seed) pairs, a pure function of (seed, epoch): a run can be repeated, and resumed
-    anywhere.
+    """Batches of (index, seed) pairs, a pure function of (seed, epoch): a run can be repeated, and resumed at
+    batch ``start``.
 
-    ``lengths``: batches hold clips of similar length, so little is spent on padding (shuffled first, then
-    sorted in chunks). ``part``: (rank, n) yields the rank-th of n equal parts of each batch; a data set
-    smaller than a batch gives one that can be parted.
+    lengths: batches have clips of similar length, for less padding (shuffled, then sorted within chunks).
+    part: (rank, n) yields the rank-th of n equal parts of each batch. The batch size is cut to the number of
+    samples, and to a multiple of n.
     """
 
     def __init__(self, size, batch_size, seed, lengths=None, chunk=8, part=(0, 1)):
-        if size < part[1] or batch_size < part[1]:
-            raise UserError(f"cannot make batches of {batch_size} from {size} samples for {part[1]} "
+        rank, parts = part
+        if size < parts or batch_size < parts:
+            raise UserError(f"cannot make batches of {batch_size} from {size} samples for {parts} "
                             "process(es)")
-        self.batch_size = min(batch_size, size) // part[1] * part[1]
+        own = min(batch_size, size) // parts
+        self.batch_size, self.rows = own * parts, slice(own * rank, own * (rank + 1))
         self.size, self.seed, self.lengths, self.chunk = size, seed, lengths, chunk
-        own = self.batch_size // part[1]
-        self.rows = slice(own * part[0], own * (part[0] + 1))
         self.epoch = self.start = 0
 
     def __len__(self):
@@ -334,9 +316,9 @@ class SeededBatches(Sampler):
         order = rng.permutation(self.size)
         seeds = rng.integers(2**62, size=self.size)
         if self.lengths is not None:
+            chunk = self.chunk * self.batch_size
             order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")]
-                                    for part in np.split(order, range(self.chunk * self.batch_size, self.size,
-                                                                      self.chunk * self.batch_size))])
+                                    for part in np.split(order, range(chunk, self.size, chunk))])
         batches = [order[i : i + self.batch_size]
                    for i in range(0, self.size - self.batch_size + 1, self.batch_size)]
         if self.lengths is not None:
@@ -346,10 +328,9 @@ class SeededBatches(Sampler):
 
 
 def make_loader(dataset, batch_size, seed, num_workers=0, lengths=None, collate_fn=None, whole=False):
-    """A DataLoader over SeededBatches (``loader.batch_sampler``). Of several processes each gets
-    ``batch_size`` samples of a batch; ``whole``: all get the same batches."""
-    sampler = (SeededBatches(len(dataset), batch_size, seed, lengths) if whole else
-               SeededBatches(len(dataset), batch_size * distributed.size(), seed, lengths,
-                             part=(distributed.rank(), distributed.size())))
+    """A DataLoader over SeededBatches (``loader.batch_sampler``). Each process gets its own ``batch_size``
+    samples of every batch, or, with ``whole``, the same batches as all others."""
+    part = (0, 1) if whole else (distributed.rank(), distributed.size())
+    sampler = SeededBatches(len(dataset), batch_size * part[1], seed, lengths, part=part)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn,
                       persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available())

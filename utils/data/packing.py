@@ -1,11 +1,10 @@
-"""The clips of a split in one file, which opens at once and whose pages all processes and workers share.
+"""The packed clip file: all clips of a split in one file, memory-mapped and shared by processes and workers.
 
-``<data set>/packed/<split>_<columns>.bin``: the float32 rows (columns) of all clips, one below the other; an
-index (JSON); the index's size in bytes (8, little endian); MAGIC. The index holds the captions too, why a
-clip is left out, and which files all this was read from (name, bytes, time of change): where they are others
-now, or the file is damaged, it is made anew. It is written under another name first, so that whoever reads
-it, or writes it at the same time, never sees half of one.
-Shapes: T frames, D columns.
+``<data set>/packed/<split>_<columns>.bin``: the float32 rows (columns) of all clips; an index (JSON); the
+size of the index in bytes (8, little endian); MAGIC. The index also has the captions, why clips are left out,
+and size and modification time of all source files: if these have changed, or the file is damaged, it is
+rebuilt. It is written atomically, so concurrent readers and writers never see half a file. Shapes: T frames,
+D columns.
 """
 import json
 import os
@@ -23,14 +22,13 @@ from utils.errors import UserError, is_first, only_check, say
 from utils.files import UnwritableFile, atomic_write
 
 MAGIC = b"CLIPS 1\n"
-CHUNK = 512  # clips that are in memory while the file is written
-checked = {}  # path of a packed file -> what --check read in its place in this process
+CHUNK = 512  # clips in memory while the file is written
+checked = {}  # path of a packed file -> its sources, and what --check read in its place in this process
 
 
 class Packed(NamedTuple):
-    """``data`` (sum of T, D) of the clips that can be used, and, for every name asked for: ``lengths`` (T, or
-    0), ``reasons`` (why the clip cannot be used, or None), ``texts`` ([text, None], or [None, why there is
-    none])."""
+    """``data`` (sum of T, D) of the usable clips, and for every requested name: ``lengths`` (T, or 0),
+    ``reasons`` (why it is unusable, or None), ``texts`` ([text, None], or [None, why there is none])."""
 
     data: np.ndarray
     lengths: list
@@ -39,9 +37,8 @@ class Packed(NamedTuple):
 
 
 def open_packed(root, split, names, columns, num_workers=0):
-    """The Packed clips ``names`` of a split of the data set in ``root``, the first ``columns`` features of
-    each. The first use, and one after a change, reads all files; where nothing can be written, every use
-    does."""
+    """The Packed clips ``names`` of a split of the data set in ``root``, with ``columns`` features. Reads the
+    source files on first use and after changes, or every time where nothing can be written."""
     root = Path(root)
     path = root / "packed" / f"{split}_{columns}.bin"
     sources = {"names": names, "motions": stamps(root / "new_joint_vecs", names, ".npy"),
@@ -60,13 +57,13 @@ def open_packed(root, split, names, columns, num_workers=0):
             make(file)
     except UnwritableFile as error:
         say(f"warning: {error}, so the clips are read anew at every start")
-        return in_passing(make, sources, columns)
-    # the latter: changed in between
-    return read_packed(path, sources, columns) or in_passing(make, sources, columns)
+        return pack_temporarily(make, sources, columns)
+    # None: somebody has changed it since
+    return read_packed(path, sources, columns) or pack_temporarily(make, sources, columns)
 
 
 def stamps(folder, names, suffix):
-    """[[bytes, time of change in ns], or None where there is no file] of the files of ``names``."""
+    """[size in bytes, modification time in ns], or None if missing, for the file of every name."""
     found = []
     for name in names:
         try:
@@ -77,16 +74,16 @@ def stamps(folder, names, suffix):
     return found
 
 
-def in_passing(make, sources, columns):
-    """The Packed clips from a file without a name, which is gone with the process."""
+def pack_temporarily(make, sources, columns):
+    """The Packed clips from a nameless temporary file, which vanishes with the process."""
     try:
         with tempfile.TemporaryFile() as file:
             make(file)
             file.flush()
             return map_packed(file, sources, columns)
     except OSError as error:
-        raise UserError(f"the clips need room in {tempfile.gettempdir()}, where nothing can be written "
-                        f"({error.strerror or error}); make room, or point TMPDIR elsewhere") from error
+        raise UserError(f"cannot write the clips to {tempfile.gettempdir()} ({error.strerror or error}); "
+                        "make room there, or set TMPDIR to another folder") from error
 
 
 def without_data(make, columns):
@@ -98,9 +95,8 @@ def without_data(make, columns):
 
 
 def write_packed(file, root, sources, columns, num_workers, what):
-    """Read all clips and captions and write them to an open file. Returns the index."""
-    names, index = sources["names"], {"sources": sources, "columns": columns, "lengths": [], "reasons": [],
-                                      "texts": []}
+    """Read all clips and captions, write them to an open file, and return the index."""
+    names, rows = sources["names"], []
     with (ThreadPoolExecutor(max(1, num_workers)) as pool,  # threads: reading waits for the disk
           tqdm(total=len(names), desc=f"packing {what}", unit="clip", leave=False, mininterval=1,
                disable=not is_first()) as progress):
@@ -109,10 +105,9 @@ def write_packed(file, root, sources, columns, num_workers, what):
             for features, reason, text in pool.map(partial(read_clip, root, columns), part):
                 if features is not None:
                     file.write(np.ascontiguousarray(features).data)
-                index["lengths"].append(0 if features is None else len(features))
-                index["reasons"].append(reason)
-                index["texts"].append(text)
+                rows.append((0 if features is None else len(features), reason, text))
                 progress.update()
+    index = {"sources": sources, "columns": columns} | dict(zip(("lengths", "reasons", "texts"), zip(*rows)))
     content = json.dumps(index).encode()
     file.write(content + len(content).to_bytes(8, "little") + MAGIC)
     return index
@@ -124,8 +119,7 @@ def read_clip(root, columns, name):
 
 
 def read_packed(path, sources, columns):
-    """The Packed clips of a file; None where there is none, or it was made from other sources, or is
-    damaged."""
+    """The Packed clips of a file; None if it is missing, damaged, or made from other sources."""
     try:
         with open(path, "rb") as file:
             return map_packed(file, sources, columns)
@@ -134,7 +128,7 @@ def read_packed(path, sources, columns):
 
 
 def map_packed(file, sources, columns):
-    """The Packed clips of an open file. ValueError where it does not hold those of ``sources``."""
+    """The Packed clips of an open file. ValueError if it is damaged or made from other sources."""
     end = file.seek(-len(MAGIC) - 8, os.SEEK_END)
     size = int.from_bytes(file.read(8), "little")
     if file.read() != MAGIC or size > end:
@@ -145,13 +139,13 @@ def map_packed(file, sources, columns):
     if index["sources"] != sources or index["columns"] != columns or 4 * rows * columns != end - size:
         raise ValueError("made from other files")
     shape = (rows, columns)
-    # "c": what a caller writes into an array stays with him, neither torch nor the file minds
+    # "c" is copy-on-write: torch wants writable arrays, and the file must not change
     data = np.asarray(np.memmap(file, np.float32, "c", shape=shape)) if rows else np.zeros(shape, np.float32)
     return Packed(data, index["lengths"], index["reasons"], index["texts"])
 
 
 def read_features(path, dim):
-    """Features (T, dim) float32 of one clip, and None; or None and the reason why the file cannot be used."""
+    """Features (T, dim) float32 of one clip, and None; or None and why the file is unusable."""
     try:
         features = load_array(path)
     except UnreadableArray as error:
@@ -163,7 +157,7 @@ def read_features(path, dim):
 
 
 def read_text(path):
-    """A text file's content, and None; or None and the reason why it cannot be used."""
+    """A text file's content, and None; or None and why the file is unusable."""
     try:
         return path.read_text(encoding="utf-8-sig"), None
     except FileNotFoundError:

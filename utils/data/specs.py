@@ -16,10 +16,10 @@ from utils.motion.skeletons import SKELETONS
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One data set. ``fps`` frames a second; clips of ``min_frames`` .. ``max_frames`` take part in
-    text-to-motion; ``distinct_retrieval``: many clips share a caption, so retrieval batches hold every
-    caption once at most; ``protocol``: how it is judged unless --protocol says otherwise (utils/judges.py);
-    ``metres_per_unit``: the length unit of its joints (KIT's are millimetres)."""
+    """One data set. fps: frames per second. min_frames, max_frames: clips outside take no part in
+    text-to-motion. distinct_retrieval: many clips share a caption, so each retrieval batch has a caption at
+    most once. protocol: how it is evaluated without --protocol. metres_per_unit: the unit of its joints (KIT:
+    millimetres)."""
 
     name: str
     root: str
@@ -35,19 +35,24 @@ class DatasetSpec:
     metres_per_unit: float = 1.0
 
     @property
+    def layout(self):
+        """The Skeleton that ``skeleton`` names."""
+        return SKELETONS[self.skeleton]
+
+    @property
     def joints(self):
-        return SKELETONS[self.skeleton].num_joints
+        return self.layout.num_joints
 
     @property
     def feature_dim(self):
-        return SKELETONS[self.skeleton].essential_dim
+        return self.layout.essential_dim
 
     def describe(self):
         """What a checkpoint keeps of it (plain values, no paths)."""
         return {key: value for key, value in asdict(self).items() if key != "root"}
 
 
-# Data sets whose folders do not describe themselves; all others carry a dataset.json.
+# Data sets whose folders do not describe themselves; all others have a dataset.json.
 KNOWN = {
     "t2m": dict(folder="HumanML3D", skeleton="t2m", fps=20.0, min_frames=40, max_frames=199,
                 text_encoder="clip", protocol="essential"),
@@ -73,32 +78,30 @@ def temporary_demo():
 
 
 def get_spec(name, dataset_dir="./datasets"):
-    """The DatasetSpec of ``name``. ``demo`` is made on first use. UserError when the folder or its
-    description is missing."""
+    """The DatasetSpec of ``name``; makes ``demo`` on first use. UserError if missing or not described."""
     known = dict(KNOWN.get(name, {}))
     root = Path(dataset_dir) / known.pop("folder", name)
     if name == "demo" and not root.exists():
         root = temporary_demo() if only_check() and not Path(dataset_dir).is_file() else make_demo(root)
     if not root.is_dir():
         raise MissingFile(f"no data set '{name}' at {root}; put it there, or make one with "
-                        "scripts/prepare_dataset.py")
+                          "python -m scripts.prepare_dataset")
     if known:
         return DatasetSpec(name=name, root=str(root), **known)
     path = root / "dataset.json"
     if not path.is_file():
-        raise MissingFile(f"{root} has no dataset.json; make the data set with scripts/prepare_dataset.py")
+        raise MissingFile(f"{root} has no dataset.json; make it with python -m scripts.prepare_dataset")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error})") from error
     if not isinstance(description, dict):
-        raise UserError(f"{path} must hold an object of JSON, {{...}}, not a {type(description).__name__}")
+        raise UserError(f"{path} must be a JSON object, {{...}}, not a {type(description).__name__}")
     return spec_from_description(description | {"name": name}, root, path)
 
 
 def spec_from_description(description, root="", path="the checkpoint"):
-    """A DatasetSpec from a dict (dataset.json or a checkpoint's); keys that it does not know are left
-    alone."""
+    """A DatasetSpec from the dict in a dataset.json or a checkpoint; unknown keys are ignored."""
     fields = {key: description[key] for key in DatasetSpec.__dataclass_fields__ if key in description}
     missing = {"name", "skeleton", "fps", "min_frames", "max_frames", "text_encoder"} - set(fields)
     if missing:
@@ -108,18 +111,17 @@ def spec_from_description(description, root="", path="the checkpoint"):
     return DatasetSpec(**(fields | {"root": str(root)}))
 
 
-def joints_in_metres(features, spec):
-    """Joints (T, J, 3) numpy, metres, of un-normalised features (T, D) of a data set."""
-    return features_to_joints(torch.as_tensor(features), spec.joints).numpy() * spec.metres_per_unit
-
-
 def spec_of_checkpoint(checkpoint, dataset_name):
-    """The DatasetSpec that a checkpoint carries; for released files, which carry none, what is known under
-    that name."""
+    """The DatasetSpec in a checkpoint; for released files, which have none, that of the known data set."""
     if "dataset" in checkpoint:
         return spec_from_description(checkpoint["dataset"])
     if dataset_name not in KNOWN:
-        raise UserError(f"the checkpoint does not describe its data set, and '{dataset_name}' is none of "
+        raise UserError(f"the checkpoint does not describe its data set, and '{dataset_name}' is not one of "
                         f"{', '.join(KNOWN)}")
     known = {key: value for key, value in KNOWN[dataset_name].items() if key != "folder"}
     return DatasetSpec(name=dataset_name, root="", **known)
+
+
+def joints_in_metres(features, spec):
+    """Joints (T, J, 3) numpy, metres, of un-normalised features (T, D) of a data set."""
+    return features_to_joints(torch.as_tensor(features), spec.joints).numpy() * spec.metres_per_unit

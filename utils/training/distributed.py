@@ -1,10 +1,10 @@
-"""Several processes that work as one, on one machine or many: ``torchrun --nproc_per_node=2 SCRIPT ...``.
+"""Data parallelism over the processes of ``torchrun --nproc_per_node=2 SCRIPT ...``, on one or more machines.
 
-Training: a batch of the whole is ``--batch_size`` times the processes, and every process holds consecutive
-rows of it, as many as the others. What a step draws for its samples is drawn alike by all, for the whole
-batch, and each takes its rows; so the training is that of one process with the larger batch. Evaluation:
-processes take turns at batches, and share what they found. With one process (no torchrun) nothing here does
-anything. Shapes: B rows of the whole batch, b rows of this process.
+Training: the global batch is ``--batch_size`` times the number of processes; each process has an equal number
+of consecutive rows. What a step draws at random it draws for the global batch, identically in all processes,
+and each uses its rows: training equals that of one process with the global batch. Evaluation: batches are
+dealt out and their results gathered. In a single process (no torchrun) everything here does nothing. Shapes:
+B rows of the global batch, b rows of this process.
 """
 import os
 from contextlib import contextmanager
@@ -20,12 +20,11 @@ from utils import errors
 from utils.errors import UserError, is_first
 
 PARTING = timedelta(seconds=20)
-# of waiting for another process that still lives; torchrun ends all when one has died
-TIMEOUT = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)  # of waiting for a process that is alive; if one dies, torchrun ends all
 
 
 class Group(errors.OneProcess):
-    """This process' number, how many there are, and a store that all can write notes to."""
+    """Rank of this process, number of processes, and a key-value store that they share."""
 
     def __init__(self, rank, size, store):
         self.rank, self.size, self.store = rank, size, store
@@ -37,22 +36,20 @@ class Group(errors.OneProcess):
         return self.store.add(what, 0) > 0
 
     def leave(self):
-        """Part from the others, at the end of a script: together, since a connection that closes early can
-        lose a last message."""
+        """Leave the group, all together: closing a connection early can lose messages."""
         try:
             if self.store.add("ready to leave", 1) == self.size:
                 self.store.set("all are ready to leave", "")
             self.store.wait(["all are ready to leave"], PARTING)
-        # one has not come: it has been ended, or still works, and then needs no answer from here
-        except RuntimeError:
+        except RuntimeError:  # a process was ended, or is still busy and will not need this one
             pass
         dist.destroy_process_group()
         errors.processes = errors.OneProcess()
 
 
 def join(device):
-    """The torch.device of this process, which joins the others when torchrun started several; ``device`` as
-    asked for."""
+    """Join the process group, if torchrun made one. Returns this process' device, of the type of
+    ``device``."""
     count, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     if count == 1:
         return device
@@ -62,8 +59,8 @@ def join(device):
                             "cuda, cpu, or nothing")
         if local >= torch.cuda.device_count():
             raise UserError(f"torchrun started process {local + 1} on this machine, which has "
-                            f"{torch.cuda.device_count()} GPUs; "
-                            "pass a smaller --nproc_per_node, or --device cpu")
+                            f"{torch.cuda.device_count()} GPUs; pass a smaller --nproc_per_node, or "
+                            "--device cpu")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if size() == 1:
@@ -84,7 +81,7 @@ def size():
 
 @contextmanager
 def first_goes_ahead():
-    """The first process runs the block before all others do: it makes what they then find."""
+    """The first process runs the block before all others, which then find what it made."""
     if not is_first():
         barrier()
     yield
@@ -93,7 +90,7 @@ def first_goes_ahead():
 
 
 def barrier():
-    """Wait until all are here."""
+    """Wait for all processes."""
     any_of(False)
 
 
@@ -115,12 +112,8 @@ def mean_of(values):
     return dict(zip(values, (row / size()).tolist()))
 
 
-# ---- training ----------------------------------------------------------------------------------------------
-
-
 class _WithLoss(nn.Module):
-    """DistributedDataParallel follows a module's ``forward``: here the model and its loss function are
-    one."""
+    """Model and loss function as one module, as DistributedDataParallel works through ``forward``."""
 
     def __init__(self, model, loss_fn):
         super().__init__()
@@ -131,28 +124,27 @@ class _WithLoss(nn.Module):
 
 
 def with_loss(model, loss_fn):
-    """batch -> ``loss_fn(model, batch)``, whose backward pass leaves the mean gradient of all processes in
-    the model."""
+    """batch -> ``loss_fn(model, batch)``, whose backward pass averages the gradients over the processes."""
     module = _WithLoss(model, loss_fn)
     return module if size() == 1 else DistributedDataParallel(module, forward_sync_buffers=False)
 
 
 class LocalBatch(NamedTuple):
-    """This process' part of a training batch: its ``rows`` (a slice of B) and the generator of what is drawn
-    for all B rows (None: torch's own, for a whole batch)."""
+    """This process' part of a training batch: ``rows`` (a slice of B), and the generator for random numbers
+    of all B rows (None: torch's own)."""
 
     rows: slice = slice(None)
     generator: torch.Generator | None = None
 
 
 def rows_of(b):
-    """The rows of the whole batch that a process holds, of ``b`` each."""
+    """This process' rows of the global batch, where each process has ``b``."""
     return slice(b * rank(), b * (rank() + 1))
 
 
 def local_batch(b, device):
-    """The LocalBatch of a process that holds ``b`` rows. The generator starts as the step does (Trainer),
-    alike in all processes; torch's own differs between them, so that dropout does."""
+    """The LocalBatch of ``b`` rows. Its generator has the step's seed in all processes; torch's own is seeded
+    with seed + rank (Trainer), so that dropout differs."""
     if size() == 1:
         return LocalBatch()
     return LocalBatch(rows_of(b), torch.Generator(device).manual_seed(torch.initial_seed() - rank()))
@@ -173,22 +165,17 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather(x):
-    """(b, ...) of every process -> (B, ...), in the order of the batch. Differentiable: all that any process
-    makes of a row comes back to the process that it is from."""
+    """(b, ...) of each process -> (B, ...). Differentiable: gradients of all processes are summed."""
     return x if size() == 1 else _AllGather.apply(x)
 
 
-# ---- evaluation --------------------------------------------------------------------------------------------
-
-
 def turns(items):
-    """The items of a list that are this process' to work on."""
+    """This process' items of a list: every ``size()``-th."""
     return items[rank() :: size()]
 
 
 def gather_turns(found):
-    """A list in which every process filled some places and left None in the others -> the full list, in all
-    processes."""
+    """Merge lists in which each process filled some places and left the others None; returned in all."""
     if size() == 1:
         return found
     parts = [None] * size()
@@ -199,8 +186,7 @@ def gather_turns(found):
 
 
 def _compact(value):
-    """A tensor, or tuple of tensors, without the rest of the storage that it is a view of: that would be sent
-    along."""
+    """A tensor, or tuple of tensors, without the rest of its storage, which would be sent along."""
     if torch.is_tensor(value):
         return value.clone()
     return tuple(map(_compact, value)) if isinstance(value, tuple) else value

@@ -1,8 +1,8 @@
 """The training loop.
 
-A run is a pure function of its arguments: batches come from (seed, epoch), random numbers from (seed, step).
-So a run that was interrupted anywhere resumes bit for bit as if it had not been (on one machine, with the
-same settings).
+A run is a pure function of its arguments: batches depend on (seed, epoch), random numbers on (seed, step). So
+an interrupted run resumes bit for bit as if it had not been interrupted (on the same machine, with the same
+settings).
 """
 import copy
 import math
@@ -21,31 +21,30 @@ from utils.training import distributed
 from utils.training.checkpoints import ResumableRun
 from utils.training.settings import autocast, learning_rate, peak_memory_mb, resolve_precision, step_seed
 
-# Batches differ in shape, and oneDNN keeps buffers for each of the last 1,024 shapes: gigabytes on a CPU. It
-# reads this once.
+# oneDNN caches buffers for the last 1,024 shapes by default, which takes gigabytes as batches differ in
+# shape.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
-SAVE_SECONDS = 60  # at most this much work is lost by a crash
+SAVE_SECONDS = 60  # between two saves: most of what a crash loses
 
 
 def split_batch(batch, parts):
-    """[(part of a batch, its share of the samples)]: a tensor, or a dict of tensors and lists, cut along the
-    samples."""
+    """[(part, fraction of the samples)] of a batch: a tensor, or a dict of tensors and lists."""
     if parts == 1:
         return [(batch, 1.0)]
-    columns = batch if isinstance(batch, dict) else {"": batch}
-    size = len(next(iter(columns.values())))
+    size = len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
     step = -(-size // parts)
     pieces = []
     for first in range(0, size, step):
-        part = {name: column[first : first + step] for name, column in columns.items()}
-        pieces.append((part if isinstance(batch, dict) else part[""], min(step, size - first) / size))
+        rows = slice(first, first + step)
+        part = {key: value[rows] for key, value in batch.items()} if isinstance(batch, dict) else batch[rows]
+        pieces.append((part, min(step, size - first) / size))
     return pieces
 
 
 class EMA:
-    """Exponential moving average of a model's parameters; its early decay grows with the number of steps, so
-    that a short run is not averaged with its initialisation. Buffers are copied."""
+    """Exponential moving average of a model's parameters; buffers are copied. The decay after n steps is at
+    most (1 + n) / (10 + n), so that short runs do not average in the initialisation."""
 
     def __init__(self, model, decay=0.9999):
         self.decay, self.steps = decay, 0
@@ -56,20 +55,19 @@ class EMA:
         self.steps += 1
         weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
-        for mine, theirs in zip(self.model.buffers(), model.buffers()):
-            mine.copy_(theirs)
+        for average, current in zip(self.model.buffers(), model.buffers()):
+            average.copy_(current)
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """How a Trainer goes through its data.
+    """Settings of a Trainer.
 
-    lr_at: function step -> learning rate. seed: of batches and steps. metric: validation tag whose lowest
-        value is the best.
-    precision: "fp32", "tf32" or "bf16" (autocast) of the training steps. max_iter: most steps; 0 = as the
-        epochs say.
-    clip_grad: largest norm of a step's gradient; 0 = not clipped. log_every: steps between two log entries.
-    accumulate: parts into which a batch is split; their gradients are added up, weighted by their samples.
+    lr_at: function step -> learning rate. seed: of the steps' random numbers. metric: validation tag; its
+    lowest value is the best. precision: "fp32", "tf32" or "bf16" (autocast). max_iter: most steps; 0 = no
+    limit but the epochs. clip_grad: norm to which gradients are clipped; 0 = no clipping. log_every: steps
+    between log entries. accumulate: parts into which each batch is split; their gradients are added, weighted
+    by number of samples.
     """
 
     lr_at: Callable
@@ -83,30 +81,18 @@ class TrainerSettings:
 
 
 class Trainer(ResumableRun):
-    """Fits one model and keeps its run folder.
+    """Trains one model and maintains its run folder. Arguments: see ResumableRun."""
 
-    Args:
-        folder: RunFolder, prepared.
-        key: the model's key in checkpoints ("ae", "mardm", "estimator", "evaluator"); its average is
-            "ema_<key>".
-        model, optimizer: as usual. settings: TrainerSettings. ema: optional EMA.
-        describe: dict of plain values and tensors that lets the checkpoint rebuild its model.
-    """
-
-    def __init__(self, folder, key, model, optimizer, settings, describe, ema=None):
-        super().__init__(folder, key, model, optimizer, settings, describe, ema)
-        self.max_iter = settings.max_iter
-        self.stop_signal = None
-
-    # ---- the loop ------------------------------------------------------------------------------------------
+    stop_signal = None  # number of the signal that asked to stop
 
     def fit(self, loader, loss_fn, epochs, validate=None):
-        """Train until ``epochs`` epochs, or ``max_iter`` steps, are done.
+        """Train for ``epochs`` epochs, or up to ``settings.max_iter`` steps.
 
-        ``loss_fn(model, batch)`` returns a dict of 0-d tensors, "loss" among them, which is minimised; of
-        several processes (torchrun) each gets its rows of the batch, and the mean of their losses counts.
-        ``validate(epoch)``, which all call, returns a dict of floats by tag, or {} when it is not due.
-        UserError on a loss that is not finite.
+        ``loss_fn(model, batch)`` returns a dict of scalar tensors to log; "loss" is minimised. Under torchrun
+        each process gets its rows of the batch, and gradients are averaged over the processes.
+        ``validate(epoch, last)`` is called in all processes after every epoch (from 0; ``last``: training
+        ends with it) and returns {tag: value}, or {} if it is not due. UserError if a logged loss or a weight
+        to save is not finite. SIGINT and SIGTERM finish the step, save, and raise KeyboardInterrupt.
         """
         steps = len(loader)
         if steps == 0:
@@ -114,7 +100,7 @@ class Trainer(ResumableRun):
         first = is_first()
         writer = SummaryWriter(self.folder.model_dir) if first else None
         step_fn = distributed.with_loss(self.model, loss_fn)
-        self.max_iter = min(self.max_iter or epochs * steps, epochs * steps)
+        self.max_iter = min(self.settings.max_iter or epochs * steps, epochs * steps)
         progress = tqdm(total=self.max_iter, initial=self.total_it, unit="step", desc=self.folder.root.name,
                         mininterval=1, smoothing=0.05, disable=not first)
         previous = {name: signal.signal(name, self._request_stop) for name in (signal.SIGINT, signal.SIGTERM)}
@@ -128,13 +114,12 @@ class Trainer(ResumableRun):
             progress.close()
             if first:
                 writer.close()
-        distributed.barrier()  # what the first process has written is there for all
+        distributed.barrier()  # until the first process has written everything
         self.folder.log(f"done: {self.total_it} steps, best {self.best['metric']} {self.best['value']:.5g} "
-                        "after epoch "
-                        f"{self.best['epoch'] + 1}, peak memory {peak_memory_mb():.0f} MB")
+                        f"after epoch {self.best['epoch'] + 1}, peak memory {peak_memory_mb():.0f} MB")
 
     def _request_stop(self, signum, _frame):
-        self.stop_signal = signum  # the step in progress is finished first, so the state saved is whole
+        self.stop_signal = signum  # the current step is finished first, so that the saved state is consistent
 
     def _run_epoch(self, loader, step_fn, writer, progress):
         loader.batch_sampler.epoch, loader.batch_sampler.start = self.epoch, self.batch
@@ -162,13 +147,13 @@ class Trainer(ResumableRun):
         self.optimizer.zero_grad(set_to_none=True)
         totals = {}
         seed = step_seed(self.settings.seed, self.total_it)
-        for i, (part, share) in enumerate(split_batch(batch, self.settings.accumulate)):
-            # dropout; the rest: distributed.share
+        for i, (part, fraction) in enumerate(split_batch(batch, self.settings.accumulate)):
+            # for dropout; other random numbers are drawn for all processes (distributed.local_batch)
             torch.manual_seed(seed + i * distributed.size() + distributed.rank())
             with autocast(self.settings.precision, next(self.model.parameters()).device):
                 values = step_fn(part)
-            (values["loss"] * share).backward()
-            totals = {name: totals.get(name, 0) + share * value.detach() for name, value in values.items()}
+            (values["loss"] * fraction).backward()
+            totals = {name: totals.get(name, 0) + fraction * value.detach() for name, value in values.items()}
         if self.settings.clip_grad:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
         self.optimizer.step()
@@ -179,32 +164,31 @@ class Trainer(ResumableRun):
     def _log_step(self, sums, count, writer, progress):
         means = distributed.mean_of({name: float(total) / count for name, total in sums.items()})
         if not math.isfinite(means["loss"]):
-            raise UserError(f"the loss is {means['loss']} at step {self.total_it}; {self.last_state()}. "
-                            "Try a smaller --lr or a longer --warm_up_iter")
+            raise self.diverged(f"the loss is {means['loss']}")
         means = {f"Train/{name}": value for name, value in means.items()}
         self._write(writer, means | {"Train/lr": self.settings.lr_at(self.total_it - 1)})
         progress.set_postfix(loss=f"{means['Train/loss']:.4f}", refresh=False)
 
     def _write(self, writer, values):
-        if writer is not None:  # the first process has one
+        if writer is not None:  # in the first process
             for tag, value in values.items():
                 writer.add_scalar(tag, value, self.total_it)
 
     def _save_when_due(self, now=False):
-        # the signal reaches the processes in different steps
+        # signals reach the processes at different steps
         stop = distributed.any_of(self.stop_signal is not None)
         if now or stop or time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save()
         if stop:
             self.folder.log(f"stopped at step {self.total_it}; resume with --is_continue")
-            distributed.barrier()  # torchrun ends all processes as soon as one has ended
+            distributed.barrier()  # torchrun ends all processes once one has ended
             raise KeyboardInterrupt
 
     def _finish_epoch(self, validate, writer, last):
         values = {}
         if validate is not None:
             self.model.eval()
-            # plain floats: a numpy number in a checkpoint could not be loaded without running code
+            # plain floats: numpy numbers in a checkpoint could not be loaded without running code
             values = {tag: float(value) for tag, value in validate(self.epoch, last).items()}
         self.epoch, self.batch = self.epoch + 1, 0
         self._write(writer, values)
@@ -220,10 +204,9 @@ class Trainer(ResumableRun):
 
 
 def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None):
-    """The Trainer of a training script's command line (utils/options.py: add_training), with AdamW as
-    published."""
+    """A Trainer from the flags of utils/options.py's add_training, with AdamW and the published betas."""
     device = next(model.parameters()).device
-    # fused: one pass over the weights instead of one for each operation of the update
+    # fused: one pass over the weights, not one per operation of the update
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99),
                                   weight_decay=args.weight_decay, fused=device.type in ("cpu", "cuda"))
     settings = TrainerSettings(
