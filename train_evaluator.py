@@ -1,10 +1,9 @@
-"""Train the judge of a data set that has no released evaluator: text and motion embedded into one space, by
-contrast.
+"""Train the evaluator of a data set without a released one: text and motion in one space, by contrast.
 
     python train_evaluator.py --dataset_name demo --num_workers 0
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar}. evaluation_AE.py,
-evaluation_MARDM.py and train_MARDM.py --need_evaluation use it. It never sees a generated clip.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar}; evaluation_AE.py, evaluation_MARDM.py and
+train_MARDM.py --need_evaluation use it. It never sees a generated clip.
 """
 import copy
 from functools import partial
@@ -34,18 +33,17 @@ def parse_args():
     parser.add_argument("--width", type=options.positive_int, default=192,
                         help="channels of the motion encoder")
     parser.add_argument("--eval_every", type=options.positive_int, default=5,
-                        help="epochs between two validations")
+                        help="epochs between validations")
     return parser.parse_args()
 
 
 def retrieval_check(evaluator, data, seed):
-    """R-precision on the real clips of a split, over 10 draws of retrieval batches. Returns {"Val/R3":
-    ...}."""
+    """``retrieval_scores`` of a split's real clips, over 10 draws of batches; {} if they fill no batch."""
     captions = [entry.captions[0] for entry in data.entries]
     motions = [data.store.frames(e.clip, e.start, e.end) for e in data.entries]
     text, motion = evaluator.embed_text(captions).double().cpu().numpy(), embed_all(evaluator, motions)
-    groups, rng = caption_groups(
-        data.entries) if data.store.spec.distinct_retrieval else None, np.random.default_rng(seed)
+    groups = caption_groups(data.entries) if data.store.spec.distinct_retrieval else None
+    rng = np.random.default_rng(seed)
     batches = [rows for _ in range(10) for rows in draw_batches(len(captions), rng, groups)]
     return retrieval_scores(text, motion, batches) if batches else {}
 
@@ -83,12 +81,11 @@ def main():
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:
             return {}
-        # a copy: it freezes
-        judge = TrainedEvaluator(copy.deepcopy(model), data.store.mean, data.store.std, encode, device)
-        scores = retrieval_check(judge, val_data, args.seed)
+        frozen = copy.deepcopy(model)
+        evaluator = TrainedEvaluator(frozen, data.store.mean, data.store.std, encode, device)
+        scores = retrieval_check(evaluator, val_data, args.seed)
         if not scores:
-            folder.log("no validation: retrieval needs 32 clips with different captions, the validation "
-                       "split has fewer")
+            folder.log("no validation: the split's clips do not fill a retrieval batch of 32")
             return {}
         return {f"Val/{key}": value for key, value in scores.items()} | {"Val/1-R3": 1 - scores["R3"]}
 

@@ -78,7 +78,7 @@ def test_checkpoints_describe_themselves(work):
         content = torch.load(folder / "latest.tar", weights_only=True)
         assert keys <= set(content) and content["total_it"] > 0, name
         assert list(folder.glob("events.out.tfevents.*"))
-        # 10 clips are too few to judge a judge by
+        # 10 clips are too few to validate an evaluator
         assert (folder / "net_best_fid.tar").is_file() == (name != "evaluator")
         assert (folder.parent / "train.log").read_text().strip().endswith("MB")
 
@@ -359,17 +359,17 @@ def test_resume_of_a_finished_run(work):
 def test_need_evaluation(work, capsys):
     """Scores on the validation split need 32 clips there; with fewer it says so, with them the best FID is
     kept."""
-    flags = ["--name", "judged", *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1", "--need_evaluation"]
+    flags = ["--name", "scored", *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1", "--need_evaluation"]
     assert "retrieval needs 32 clips" in same_with_check(capsys, "train_MARDM", flags)
     test = (work / "datasets/demo/test.txt").read_text()
     val = work / "datasets/demo/val.txt"
     before = val.read_text()
     try:
         val.write_text(test)
-        assert call("train_MARDM", *[flag if flag != "judged" else "judged2" for flag in flags]) == 0
+        assert call("train_MARDM", *[flag if flag != "scored" else "scored2" for flag in flags]) == 0
     finally:
         val.write_text(before)
-    best = torch.load(work / "checkpoints/demo/judged2/model/net_best_fid.tar", weights_only=True)["best"]
+    best = torch.load(work / "checkpoints/demo/scored2/model/net_best_fid.tar", weights_only=True)["best"]
     assert best["metric"] == "Val/FID" and best["value"] > 0
 
 
