@@ -267,7 +267,7 @@ def test_good_runs_make_all_commands_work(capsys):
                     "train_length_estimator.py --dataset_name own --name NEW"):
         assert says(findings, command) == "ok", command
     few = [f for f in findings if "--need_evaluation will not work" in f.what]
-    assert len(few) == 1 and "retrieval needs 32 clips; the split, of 6, has too few" in few[0].advice
+    assert len(few) == 1 and "retrieval needs 32 clips; the split of 6 clips has too few" in few[0].advice
     assert not any("--motion_length" in f.what for f in findings)
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from test_scripts import call
 
-import evaluation_MARDM
 import sample
 from models import TextEncoder
 from models.AE import AE

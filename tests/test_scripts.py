@@ -249,7 +249,8 @@ def test_evaluation_of_other_conditions(by_mode, work, capsys, name, mode):
 
 SECTION = ["--source_motion", "clip.npy", "-msec", "0.3,0.6"]
 CHECKED = [
-    ("train_AE", ["--name", "new", *AE]), ("train_AE", ["--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue"]),
+    ("train_AE", ["--name", "new", *AE]),
+    ("train_AE", ["--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue"]),
     ("train_evaluator", ["--name", "new"]), ("train_length_estimator", ["--name", "new"]),
     ("train_MARDM", ["--name", "new", *GENERATOR, "--scale_targets"]),
     ("train_MARDM", ["--name", "new", *GENERATOR, "--cond_mode", "action"]),
@@ -313,9 +314,9 @@ def test_check_needs_an_encoder_only_for_captions_that_are_not_kept(work, tmp_pa
     monkeypatch.setattr(TextEncoder, "load_text_encoder", absent)
     assert call("train_length_estimator", "--name", "new", *ON_DEMO, "--check") == 0
     shutil.copytree(work / "datasets", tmp_path / "datasets", ignore=shutil.ignore_patterns("text_features"))
-    line = same_with_check(capsys, "train_length_estimator", [
-        "--name", "new", *ON_DEMO, "--dataset_dir", tmp_path / "datasets", "--checkpoints_dir", tmp_path / "runs"])
-    assert line == "error: no weights here"
+    folders = ["--dataset_dir", tmp_path / "datasets", "--checkpoints_dir", tmp_path / "runs"]
+    flags = ["--name", "new", *ON_DEMO, *folders]
+    assert same_with_check(capsys, "train_length_estimator", flags) == "error: no weights here"
 
 
 @pytest.mark.parametrize("flags, message", [

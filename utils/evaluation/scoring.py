@@ -109,7 +109,8 @@ def check_retrieval(count, groups=None):
     """UserError unless ``count`` clips fill a retrieval batch, which has each of ``groups`` (N,) once."""
     if (count if groups is None else len(set(map(int, groups)))) < RETRIEVAL:
         different = "" if groups is None else " with different captions"
-        raise UserError(f"retrieval needs {RETRIEVAL} clips{different}; the split of {count} clips has too few")
+        raise UserError(f"retrieval needs {RETRIEVAL} clips{different}; the split of {count} clips has too "
+                        "few")
 
 
 def check_evaluation(suite, captions, groups=None, count=None):
