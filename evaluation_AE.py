@@ -26,7 +26,7 @@ from utils.evaluation.reconstruction import (
     reconstruction_errors,
     reconstruction_fid,
 )
-from utils.evaluation.scoring import evaluate
+from utils.evaluation.scoring import check_evaluation, evaluate
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder
 from utils.report import format_table, write_results
@@ -112,8 +112,9 @@ def main():
         suite, clips = find_suite(args, spec, device), None
         if suite and suite.released:
             clips = TextClips(spec, args.split, args.num_workers, suite.columns)
-            suite.check_captions(clips.captions)
-
+            check_evaluation(suite, clips.captions, count=len(clips))
+    if options.checked():
+        return
     pairs = reconstruct(ae, store, device)
     metrics, scores = reconstruction_errors(pairs, spec), None
     if clips is not None:

@@ -113,14 +113,14 @@ def probe_jobs(conditions, checkpoint, spec, args):
     return jobs, cond, LengthTable(checkpoint["length_counts"])
 
 
-def run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settings):
+def run_probes(probes, pipeline, clips, spec, seed, real, settings):
     """Probe rates of generated clips (``--probe_repeats`` per prompt or action, at estimated lengths), of the
-    real test clips under their own labels, and of the real clips under shuffled labels."""
-    jobs, cond, estimator = probe_jobs(conditions, checkpoint, spec, args)
-    lengths = estimate_lengths(estimator, cond,
-                               [clip_seed(args.seed, "length", prompt, repeat) for prompt, _, repeat in jobs],
-                               spec.min_frames, MAX_LENGTH)
-    seeds = [clip_seed(args.seed, prompt, repeat) for prompt, _, repeat in jobs]
+    real test clips under their own labels, and of the real clips under shuffled labels. probes: of
+    ``probe_jobs``."""
+    jobs, cond, estimator = probes
+    seeds = [clip_seed(seed, "length", prompt, repeat) for prompt, _, repeat in jobs]
+    lengths = estimate_lengths(estimator, cond, seeds, spec.min_frames, MAX_LENGTH)
+    seeds = [clip_seed(seed, prompt, repeat) for prompt, _, repeat in jobs]
     motions = generate(pipeline, cond, lengths, seeds, "probes", **settings)
     report = probe_report([(actions, check(actions, joints_in_metres(motion, spec), spec.fps))
                            for (_, actions, _), motion in zip(jobs, motions)])
@@ -128,7 +128,7 @@ def run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settin
     known, names = read_labels(spec) or {}, [clips.store.ids[entry.clip] for entry in clips.entries]
     if all(knows(known.get(name)) for name in names):
         joints = [joints_in_metres(motion, spec) for motion in real]
-        shuffled = np.random.default_rng(args.seed).permutation(len(names))
+        shuffled = np.random.default_rng(seed).permutation(len(names))
         for side, order in (("real", range(len(names))), ("shuffled", shuffled)):
             report[side] = float(np.mean([check(known[names[row]], clip, spec.fps)
                                           for row, clip in zip(order, joints)]))
@@ -171,15 +171,18 @@ def main():
     with distributed.first_goes_ahead():
         suite = load_suite(args, spec, encode, clip_tokenizer, device)
         clips = TextClips(spec, "test", args.num_workers, suite.columns, conditions)
-        suite.check_captions(clips.captions)
+        distinct = spec.distinct_retrieval and not suite.released
+        groups = clips.groups if distinct else None
+        scoring.check_evaluation(suite, clips.captions, groups, len(clips))
+        probes = probe_jobs(conditions, checkpoint, spec, args) if args.probe_repeats else None
         maker = Maker(pipeline, clips, conditions, settings, args.seed,
                       pipeline.decode_with_tail if suite.published_tail else None)
-
+    if options.checked():
+        return
     begun = time.perf_counter()
-    distinct = spec.distinct_retrieval and not suite.released
     whole = clips.whole(args.seed)
     draw = partial(clips.draw, args.seed) if suite.released else lambda _repeat: whole
-    scores = scoring.evaluate(suite, draw, maker, args.repeats, args.seed, clips.groups if distinct else None,
+    scores = scoring.evaluate(suite, draw, maker, args.repeats, args.seed, groups,
                               maker.many if args.cal_mm else None)
     seconds = {"generating": maker.seconds, "judging": time.perf_counter() - begun - maker.seconds}
     motions = scores.pop("clips")
@@ -192,8 +195,7 @@ def main():
         "seconds": seconds, "foot_skating": {"generated": scoring.mean_foot_skating(motions, spec),
                                              "real": scoring.mean_foot_skating(whole.real, spec)}}
     if args.probe_repeats:
-        results["probes"] = run_probes(pipeline, clips, conditions, checkpoint, spec, args, whole.real,
-                                       settings)
+        results["probes"] = run_probes(probes, pipeline, clips, spec, args.seed, whole.real, settings)
     results = result_header("generation", suite, spec, "test", args, path, checkpoint,
                             weights_hash(pipeline.generator)) | results
     write_results(folder.root / "eval", suite.tag("evaluation_MARDM"), results, make_table(results))

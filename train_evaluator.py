@@ -68,6 +68,9 @@ def main():
     trainer = make_trainer(args, folder, "evaluator", model, describe, metric="Val/1-R3")
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
+    loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
+    if options.checked():
+        return
     groups = torch.as_tensor(caption_groups(data.entries))
 
     def loss_fn(model, batch):
@@ -87,7 +90,6 @@ def main():
             return {}
         return {f"Val/{key}": value for key, value in scores.items()} | {"Val/1-R3": 1 - scores["R3"]}
 
-    loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
     trainer.fit(loader, loss_fn, args.epoch, validate)
 
 

@@ -27,7 +27,7 @@ LISTED = 24  # axes in the printed table
 
 def parse_args():
     parser = options.make_parser(__doc__)
-    options.add_common(parser, name="AE")
+    options.add_common(parser, name="AE", check=False)
     options.add_workers(parser)
     options.add_trained(parser, AE_models, "autoencoder")
     options.add_split(parser)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from test_scripts import call
 
-import edit
 import sample
 from models import TextEncoder
 from models.AE import AE
@@ -271,9 +270,8 @@ SMALL = {"train_AE": [*TINY, "--width", "16"], "train_MARDM": [*TINY, "--model",
 def test_the_doctor_is_right_about_every_command(own_copy, monkeypatch, capsys, lacking):
     """Each command that it prints is run: it works if and only if the doctor said so."""
     encoder = namedtuple("Encoder", "encode")(lambda texts: torch.ones(len(texts), 512))
-    for module in (TextEncoder, sample, edit):
+    for module in (TextEncoder, sample):
         monkeypatch.setattr(module, "load_text_encoder", lambda name: encoder)
-    monkeypatch.setattr(TextEncoder, "find_clip_weights", lambda weights: "somewhere")
     quick = {"time_steps": 1, "ode_steps": 1}
     monkeypatch.setattr(Pipeline, "sample", lambda
                         *args, whole=Pipeline.sample, **settings: whole(*args, **settings | quick))

@@ -84,11 +84,8 @@ def evaluate(suite, draw, generate, repeats, seed, groups=None, multimodal=None)
     rows, drawn, known = [], None, None
     for repeat in tqdm(range(repeats), desc="repeats", unit="repeat", disable=not is_first()):
         rng, before, drawn = np.random.default_rng([seed, repeat]), drawn, draw(repeat)
+        check_retrieval(len(drawn.captions), groups)
         batches = draw_batches(len(drawn.captions), rng, groups)
-        if not batches:
-            different = "" if groups is None else " with different captions"
-            raise UserError(f"retrieval needs {RETRIEVAL} clips{different}; the split of "
-                            f"{len(drawn.captions)} clips has too few")
         if drawn is not before:
             known = suite.text(drawn.captions), *suite.real(drawn.real)
         made = generate(repeat, drawn)
@@ -106,6 +103,23 @@ def evaluate(suite, draw, generate, repeats, seed, groups=None, multimodal=None)
                                  "alike"}} if suite.released else {}
     return {"generated": scores["generated"], "real": scores["real"], **better, "repeats": rows,
             "scored": sum(map(len, batches)) if suite.released else len(made), "clips": suite.clips_of(made)}
+
+
+def check_retrieval(count, groups=None):
+    """UserError unless ``count`` clips fill a retrieval batch, which has each of ``groups`` (N,) once."""
+    if (count if groups is None else len(set(map(int, groups)))) < RETRIEVAL:
+        different = "" if groups is None else " with different captions"
+        raise UserError(f"retrieval needs {RETRIEVAL} clips{different}; the split of {count} clips has too "
+                        "few")
+
+
+def check_evaluation(suite, captions, groups=None, count=None):
+    """UserError where ``evaluate`` would raise one, for ``count`` clips (default: one per caption) with these
+    captions: too few clips for retrieval, or captions that the evaluators cannot embed."""
+    suite.check_captions(captions)
+    check_retrieval(len(captions) if count is None else count, groups)
+    if not suite.released:
+        suite.matching.text_features([caption.text for caption in captions])
 
 
 def score_repeat(suite, known, drawn, made, batches, rng):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.arrays import load_array
-from utils.errors import UserError
+from utils.errors import MissingFile, UserError
 from utils.evaluation import evaluators
 from utils.evaluation.evaluators import embed_all
 from utils.evaluation.word_vectors import FILES, WordVectorizer
@@ -206,9 +206,15 @@ def find_released(args, protocol, dataset, what):
     files = first_place(places)
     if files is None:
         shown = " or ".join(" and ".join(map(str, files)) for files in places)
-        raise UserError(f"no {shown} ({what} of the {protocol} protocol's evaluator): {SOURCE[protocol]}; "
-                        f"put it there, or pass {FLAGS[what]}; {OWN}")
+        raise MissingFile(f"no {shown} ({what} of the {protocol} protocol's evaluator): {SOURCE[protocol]}; "
+                          f"put it there, or pass {FLAGS[what]}; {OWN}")
     return files
+
+
+class OtherFeatures(UserError):
+    """An intact file, of another protocol or skeleton: the one that is needed is missing."""
+
+    missing = True
 
 
 def read_statistics(path, protocol, skeleton):
@@ -219,8 +225,9 @@ def read_statistics(path, protocol, skeleton):
     except UserError as error:
         raise UserError(f"{error}; {SOURCE[protocol]}") from error
     if value.shape != (wanted,) or not np.isfinite(value).all():
-        raise UserError(f"{path} must hold {wanted} finite numbers for the {protocol} protocol, it has shape "
-                        f"{value.shape}")
+        error = OtherFeatures if value.ndim == 1 and np.isfinite(value).all() else UserError
+        raise error(f"{path} must hold {wanted} finite numbers for the {protocol} protocol, it has shape "
+                    f"{value.shape}")
     return value
 
 
@@ -228,6 +235,6 @@ def check_features(found, path, protocol, skeleton):
     """UserError unless an evaluator reads the features of its protocol (standard: without the 4 contacts)."""
     wanted = features_of(protocol, skeleton) - (4 if protocol == "standard" else 0)
     if found != wanted:
-        raise UserError(f"{path} reads {found} features, the {protocol} protocol needs an evaluator of "
-                        f"{wanted}; {SOURCE[protocol]}; pass its file with --matching_evaluator or "
-                        "--contrast_evaluator")
+        raise OtherFeatures(f"{path} reads {found} features, the {protocol} protocol needs an evaluator of "
+                            f"{wanted}; {SOURCE[protocol]}; pass its file with --matching_evaluator or "
+                            "--contrast_evaluator")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.arrays import load_array
-from utils.errors import UserError
+from utils.errors import MissingFile, UserError
 
 MAX_WORDS = 20
 FILES = ("our_vab_data.npy", "our_vab_words.pkl", "our_vab_idx.pkl")
@@ -55,7 +55,7 @@ class WordVectorizer:
         folder = Path(folder)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            raise UserError(f"no {', '.join(missing)} in {folder}; {SOURCE}")
+            raise MissingFile(f"no {', '.join(missing)} in {folder}; {SOURCE}")
         self.vectors = read_vectors(folder / FILES[0])
         words, rows = load_plain_pickle(folder / FILES[1]), load_plain_pickle(folder / FILES[2])
         if not isinstance(words, list) or not isinstance(rows, dict):
@@ -93,6 +93,6 @@ def read_vectors(path):
         vectors = load_array(path)
     except UserError as error:
         raise UserError(f"{error}; {SOURCE}") from error
-    if vectors.ndim != 2 or vectors.shape[1] != 300:
-        raise UserError(f"{path} must have shape (words, 300), it has {vectors.shape}; {SOURCE}")
+    if vectors.ndim != 2 or vectors.shape[1] != 300 or not np.isfinite(vectors).all():
+        raise UserError(f"{path} must be finite and of shape (words, 300), it has {vectors.shape}; {SOURCE}")
     return vectors.astype(np.float32)
