@@ -1,7 +1,4 @@
-# From a fresh clone with python3 (3.10 to 3.12) alone. The environment goes to .venv/, and nowhere else.
-#   make demo    trains, evaluates and samples on the embedded data set
-#   make test    runs all tests
-# Another interpreter: make demo PYTHON=python3.11. More arguments: make test ARGS="-k fsq".
+# Needs only python3 (3.10 to 3.12). Everything is installed into .venv/ and nowhere else.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,13 +9,13 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_inf
 .PHONY: help demo test lint install clean-demo clean
 
 help:
-	@echo "make demo        data, training, evaluation and clips of the embedded data set (about half an hour on 2 cores)"
-	@echo "make test        all tests"
-	@echo "make lint        ruff"
-	@echo "make install     the environment in $(VENV)/, which the others make when it is missing"
-	@echo "make clean-demo  removes what make demo wrote"
-	@echo "make clean       removes $(VENV)/ and the caches"
-	@echo "Options: PYTHON=python3.11 (3.10 to 3.12), ARGS=\"more arguments of the script or of pytest\""
+	@echo "make demo        train, evaluate and sample on the embedded data set (about half an hour on 2 cores)"
+	@echo "make test        run all tests"
+	@echo "make lint        check the style with ruff"
+	@echo "make install     create the environment in $(VENV)/ (the targets above do so if it is missing)"
+	@echo "make clean-demo  remove what make demo wrote"
+	@echo "make clean       remove $(VENV)/ and caches"
+	@echo "Options: PYTHON=python3.11 (3.10 to 3.12), ARGS=\"more arguments\" (demo: --tiny; test: -k fsq)"
 
 demo: $(STAMP)
 	$(BIN)/python -m scripts.demo $(ARGS)
@@ -31,13 +28,14 @@ lint: $(STAMP)
 
 install: $(STAMP)
 
-# The stamp is written last, so an interrupted installation has none and starts again from nothing.
+# The stamp is written last: without it, an interrupted installation starts again from scratch.
 $(STAMP): requirements.txt
 	@python=; for candidate in $(CANDIDATES); do \
 	    if $$candidate -c "$(SUITABLE)" >/dev/null 2>&1; then python=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	    echo "error: no Python 3.10 to 3.12 with venv among: $(CANDIDATES); install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	    echo "error: no Python 3.10 to 3.12 with venv among: $(CANDIDATES); install one, or pass its path:" \
+	        "make PYTHON=/path/to/python3.11" >&2; \
 	    exit 2; \
 	fi; \
 	if [ -f $@ ]; then rm $@; else $$python -m venv --clear $(VENV) || exit 1; fi; \

@@ -16,6 +16,7 @@ from models.AE import FSQ_REACH, AE_models, has_grid
 from models.loading import reach_of
 from models.quantizers import QUANTIZERS, settings_of
 from utils import options
+from utils.arrays import upload
 from utils.data.datasets import MotionStore, WindowDataset, make_loader
 from utils.data.specs import get_spec
 from utils.errors import UserError, run
@@ -128,7 +129,7 @@ def make_loss(args, store, device):
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
 
     def loss_fn(model, motion):
-        motion = motion.to(device, non_blocking=True)
+        motion = upload(motion, device)
         out = model(motion)
         values = {"recons": compare(out.motion, motion),
                   "joints": compare(out.motion[..., joints], motion[..., joints]), "quantizer": out.loss}

@@ -20,6 +20,7 @@ from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features
 from utils import options
+from utils.arrays import upload
 from utils.data.conditions import COND_MODES, load_conditions
 from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader
 from utils.data.specs import get_spec
@@ -87,15 +88,15 @@ class TargetCache:
         new = [row for row, key in enumerate(batch["keys"]) if key not in self.known]
         found = {}
         if new:
-            frames = batch["lengths"][new].to(self.device)
-            motion = batch["motion"][new][:, : int(frames.max())].to(self.device)
-            with torch.autocast(self.device.type, enabled=False):  # float32 codes in any training precision
-                encoded = self.ae.encode_targets(motion, frames)[1].cpu()
+            frames = batch["lengths"][new]
+            motion = upload(batch["motion"][new][:, : int(frames.max())], self.device)
+            with torch.autocast(self.device.type, enabled=False):  # float32 codes, in any training precision
+                encoded = self.ae.encode_targets(motion, upload(frames, self.device))[1].cpu()
             for row, targets in zip(new, encoded):
                 found[row] = targets[: int(batch["lengths"][row]) // 4].clone()
                 self._remember(batch["keys"][row], found[row])
         rows = [found[row] if row in found else self.known[key] for row, key in enumerate(batch["keys"])]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+        return upload(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), self.device)
 
     def _remember(self, key, targets):
         size = targets.numel() * targets.element_size() + 500  # and Python's overhead
@@ -130,8 +131,8 @@ def make_loss(ae, device):
         targets = cache(batch)
         targets = F.pad(targets, (0, 0, 0, int(lengths.max()) - targets.shape[1]))
         latents = ae.embed_targets(targets)
-        return {"loss": model.loss(latents, targets, batch["cond"].to(device), lengths.to(device), rows,
-                                   generator)}
+        return {"loss": model.loss(latents, targets, upload(batch["cond"], device), upload(lengths, device),
+                                   rows, generator)}
 
     return loss_fn
 
@@ -139,7 +140,8 @@ def make_loss(ae, device):
 @torch.no_grad()
 def validation_loss(model, loss_fn, loader):
     """Mean loss over a loader, with the same masks, noise and times at every call."""
-    with torch.random.fork_rng():
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         values = [float(loss_fn(model, batch, whole=True)["loss"]) for batch in loader]
     return sum(values) / len(values)

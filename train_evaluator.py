@@ -13,6 +13,7 @@ import torch
 
 from models.TextEncoder import cached_text_features
 from utils import options
+from utils.arrays import upload
 from utils.data.conditions import Conditions
 from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader
 from utils.data.specs import get_spec
@@ -73,9 +74,9 @@ def main():
     groups = torch.as_tensor(caption_groups(data.entries))
 
     def loss_fn(model, batch):
-        rows = groups[distributed.all_gather(batch["index"])].to(device)
-        loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["cond"].to(device),
-                          rows[:, None] == rows)
+        rows = upload(groups[distributed.all_gather(batch["index"])], device)
+        motion, lengths, text = (upload(batch[key], device) for key in ("motion", "lengths", "cond"))
+        loss = model.loss(motion, lengths, text, rows[:, None] == rows)
         return {"loss": loss}
 
     def validate(epoch, last):

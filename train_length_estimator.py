@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from models.LengthEstimator import LengthEstimator
 from models.TextEncoder import cached_text_features
 from utils import options
+from utils.arrays import upload
 from utils.data.conditions import LENGTH_CLASSES
 from utils.data.datasets import MotionStore, all_captions, make_loader, report_skipped, text_clips
 from utils.data.specs import get_spec
@@ -80,7 +81,7 @@ def main():
         return
 
     def loss_fn(model, batch):
-        text, classes = (part.to(device) for part in batch)
+        text, classes = (upload(part, device) for part in batch)
         if args.text_noise:
             text = text + args.text_noise * text.square().mean().sqrt() * torch.randn_like(text)
         return {"loss": length_loss(model(text), classes, args.soft_lengths)}

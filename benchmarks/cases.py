@@ -1,10 +1,9 @@
-"""The cases of benchmarks/run.py: each times a fast variant and the plain variant of the same code, one after
-the other.
-
-A case is a function of the Bench that returns rows: dicts with what, plain, fast, unit, ratio, aim and note.
-"""
+"""The cases of benchmarks.run: each times the plain and the fast variant of the same code. A case is a
+function of the Bench that returns rows: dicts with what, plain, fast, unit, ratio, aim and note."""
 import tempfile
+from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,9 @@ from utils.training.settings import allow_tf32, autocast
 from utils.training.trainer import EMA
 from utils.visualize import render_many, render_video
 
-ARROW = "{:.3g} -> {:.3g}"
-
 
 class Bench:
-    """Settings and what several cases share: models with random weights, and the speed of matrix products."""
+    """The settings, models with random weights, and the speed of matrix products."""
 
     def __init__(self, args, device):
         self.args, self.device, self._made, self._speeds = args, device, {}, {}
@@ -41,31 +38,32 @@ class Bench:
         return self._speeds[precision]
 
     def pair(self, family):
-        """(generator, autoencoder) of a family. One pair is kept at a time: XL weights take 1 GB, packed once
-        more."""
+        """(generator, autoencoder) of a family, the only one kept: XL weights take 1 GB, packed 1 GB more."""
         if family not in self._made:
-            self._made.clear()
+            self.release()
             torch.manual_seed(0)
             ae = AE_models["FSQ_AE_High" if family == "FSQ-MARDM" else "AE_Model"]().to(self.device).eval()
             model = MARDM_models[f"{family}-SiT-{self.args.size}"](ae_dim=ae.latent_dim,
                                                                    target_dim=ae.target_dim)
-            self._made[family] = wake(model).to(self.device).eval(), ae.requires_grad_(False)
+            self._made[family] = randomize(model).to(self.device).eval(), ae.requires_grad_(False)
         return self._made[family]
+
+    def release(self):
+        self._made.clear()
 
 
 @torch.no_grad()
-def wake(model):
-    """Random weights in every matrix: a fresh model's adaLN-zero layers make its output 0, which no solver
-    finds hard."""
+def randomize(model):
+    """Random weights in every matrix: an untrained model's adaLN-zero layers make its output 0, and every
+    solver's work easy."""
     for parameter in model.parameters():
         if parameter.dim() == 2:
             parameter.normal_(std=parameter.shape[1] ** -0.5)
     return model
 
 
-def row(what, plain, fast, unit="s", aim=None, note="", higher=False):
-    ratio = fast / plain if higher else plain / fast
-    return {"what": what, "plain": plain, "fast": fast, "unit": unit, "ratio": ratio, "aim": aim,
+def row(what, plain, fast, unit="s", aim=None, note=""):
+    return {"what": what, "plain": plain, "fast": fast, "unit": unit, "ratio": plain / fast, "aim": aim,
             "note": note}
 
 
@@ -73,38 +71,32 @@ def row(what, plain, fast, unit="s", aim=None, note="", higher=False):
 
 def generate(bench, family, clips, meter=None, **settings):
     """Seconds to generate ``clips`` clips together."""
-    model, ae = bench.pair(family)
-    args, cond = bench.args, torch.randn(clips, model.cond_dim,
-                                         generator=torch.Generator().manual_seed(0)).to(bench.device)
+    (model, ae), args = bench.pair(family), bench.args
+    cond = torch.randn(clips, model.cond_dim, generator=torch.Generator().manual_seed(0)).to(bench.device)
     lengths = torch.full((clips,), args.frames // 4)
     settings = {"time_steps": args.time_steps, "cfg": args.cfg} | settings
-    work = partial(model.generate, ae, cond, lengths, range(clips), **settings)
-    if meter is None:
-        return seconds(work, bench.device)
-    with meter():
-        return seconds(work, bench.device)
+    with meter() if meter else nullcontext():
+        return seconds(partial(model.generate, ae, cond, lengths, range(clips), **settings), bench.device)
 
 
 def generate_plain(bench, family, clips, **settings):
     """Seconds of the reference sampler, its HeadMeter, and a note. With --plain_iterations only that many
-    iterations, evenly spread, are run, and the seconds are scaled up by the tokens that the others would have
-    sampled."""
+    iterations, evenly spread, are run, and the seconds scaled up by the tokens of all iterations."""
     args, meter = bench.args, HeadMeter(bench.pair(family)[0], bench.device)
-    chosen = sorted(set(np.linspace(0, args.time_steps - 1,
-                                    args.plain_iterations or args.time_steps).round().astype(int)))
-    took = generate(bench, family, clips, meter, sampler="reference", progress=lambda _: map(int, chosen),
-                    **settings)
+    chosen = np.linspace(0, args.time_steps - 1, args.plain_iterations or args.time_steps).round()
+    chosen = sorted(set(chosen.astype(int).tolist()))
+    took = generate(bench, family, clips, meter, sampler="reference", progress=lambda _: chosen, **settings)
     if len(chosen) == args.time_steps:
         return took, meter, ""
     counts = mask_schedule(args.frames // 4, args.time_steps)
     scale = sum(counts) / sum(counts[i] for i in chosen)
     meter.calls = round(meter.calls * args.time_steps / len(chosen))
-    return took * scale, meter, f"plain: {len(chosen)} of {args.time_steps} iterations measured, scaled by {scale:.2f}; "
+    note = f"plain: {len(chosen)} of {args.time_steps} iterations measured, scaled by {scale:.2f}; "
+    return took * scale, meter, note
 
 
 def sampling_case(bench, family, clips, plain_settings, fast_settings, aim, what):
-    """Rows of one batch: seconds of both samplers in each precision asked for, and the head's share of the
-    product speed."""
+    """Rows of one batch: seconds of both samplers for each of --precisions."""
     rows = []
     allow_tf32(False)
     plain, plain_meter, note = generate_plain(bench, family, clips, **plain_settings)
@@ -115,28 +107,27 @@ def sampling_case(bench, family, clips, plain_settings, fast_settings, aim, what
         meter = HeadMeter(bench.pair(family)[0], bench.device)
         fast = generate(bench, family, clips, meter, **settings)
         share = meter.operations / meter.seconds / 1e9 / bench.speed(precision)
-        calls = ARROW.format(plain_meter.calls, meter.calls)
         made = row(f"{what}, {precision}", plain, fast, "s", aim if precision == "fp32" else None,
-                   f"{note}{calls} network calls, {1e-12 * meter.operations:.3g} TFLOP in the head, "
-                   f"{meter.seconds:.3g} s of it")
+                   f"{note}{plain_meter.calls} -> {meter.calls} network calls, "
+                   f"{1e-12 * meter.operations:.3g} TFLOP in the head, {meter.seconds:.3g} s of it")
         rows.append(made | {"share": share, "seconds_per_clip": fast / clips})
     return rows
 
 
 def work(bench):
-    """Token evaluations of the head for one clip, counted."""
+    """Token evaluations of the head per clip, counted."""
     counts = []
     for sampler in ("reference", "fast"):
         meter = HeadMeter(bench.pair("MARDM")[0], bench.device)
         generate(bench, "MARDM", 1, meter, sampler=sampler, ode_steps=1)
         counts.append(meter.tokens)
-    return [row("head token evaluations for a clip, same solver", *counts, "evaluations a solver step", 11)]
+    return [row("head token evaluations per clip, same solver", *counts, "evaluations per solver step", 11)]
 
 
 def same_solver(bench, clips, aim, what):
     settings = {"solver": bench.args.solver, "ode_steps": bench.args.ode_steps}
-    name = f"{what}, MARDM-SiT-{bench.args.size}, {bench.args.solver}"
-    name += "" if bench.args.solver == "dopri5" else f" {bench.args.ode_steps} in both"
+    steps = "" if bench.args.solver == "dopri5" else f" {bench.args.ode_steps} in both"
+    name = f"{what}, MARDM-SiT-{bench.args.size}, {bench.args.solver}{steps}"
     return sampling_case(bench, "MARDM", clips, settings, settings, aim, name)
 
 
@@ -146,64 +137,49 @@ def default_solver(bench, clips, aim, what):
 
 
 def batch(bench):
-    """A batch of clips with the continuous model, the same solver in both, and the head's share of the
-    product speed."""
-    rows = same_solver(bench, bench.args.clips, 9, f"{bench.args.clips} clips together")
+    """A batch of clips with the continuous model, same solver, and the head's share of the product speed."""
+    clips = bench.args.clips
+    rows = same_solver(bench, clips, 9, f"{clips} clips together")
     for precision, made in zip(bench.args.precisions, list(rows)):
         speed = bench.speed(precision)
-        rows.append({"what": f"head's share of the product speed, {bench.args.clips} clips, {precision}",
-                     "plain": speed, "fast": made["share"] * speed, "unit": "GFLOP/s", "ratio": made["share"],
+        rows.append({"what": f"head's share of the product speed, {clips} clips, {precision}", "plain": speed,
+                     "fast": made["share"] * speed, "unit": "GFLOP/s", "ratio": made["share"],
                      "aim": 0.6 if precision == "fp32" else None,
                      "note": "plain: the measured matrix product"})
     return rows
 
 
 def single(bench):
-    """One clip with the continuous model, the same solver in both."""
+    """One clip with the continuous model, same solver."""
     return same_solver(bench, 1, 4, "one clip")
 
 
 def fsq_batch(bench):
-    """A batch of clips with the FSQ model: published solver against our default."""
+    """A batch of clips with the FSQ model: published solver against the default one."""
     return default_solver(bench, bench.args.clips, 30, f"{bench.args.clips} clips together")
 
 
 def fsq_single(bench):
-    """One clip with the FSQ model: published solver against our default."""
+    """One clip with the FSQ model: published solver against the default one."""
     return default_solver(bench, 1, 15, "one clip")
 
 
 # ---- training
 
-class TextTower(torch.nn.Module):
-    """A transformer of the size of CLIP ViT-B/32's text tower (its weights do not matter here): what encoding
-    every batch's captions costs."""
-
-    def __init__(self, width=512, layers=12, heads=8, tokens=77):
-        super().__init__()
-        layer = torch.nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True,
-                                                 norm_first=True)
-        self.layers = torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.tokens, self.width = tokens, width
-
-    def forward(self, count):
-        weight = next(self.parameters())
-        return self.layers(torch.zeros(count, self.tokens, self.width, device=weight.device))[:, -1]
-
-
 def training_step(bench, variant, precision="fp32", compiled=False):
-    """A function that does one training step, for the plain variants ("all tokens", "masked tokens") and the
-    fast one."""
+    """A function that does a training step; variant: "fast", or plain on "all tokens" or "masked tokens"."""
     args, device = bench.args, bench.device
+    bench.release()  # another generator is trained
     torch.manual_seed(0)
-    _, ae = bench.pair("MARDM")
-    bench._made = {"MARDM": (None, ae)}  # the model that trains is another one
-    model = MARDM_models[f"MARDM-SiT-{args.size}"](ae_dim=ae.latent_dim,
-                                                   target_dim=ae.target_dim).to(device).train()
+    ae = AE_models["AE_Model"]().to(device).eval().requires_grad_(False)
+    model = MARDM_models[f"MARDM-SiT-{args.size}"](ae_dim=ae.latent_dim, target_dim=ae.target_dim)
+    model = model.to(device).train()
     count, fast = args.train_batch, variant == "fast"
     clips = {"motion": torch.randn(count, args.frames, 67), "lengths": torch.full((count,), args.frames),
-             "text": torch.randn(count, model.cond_dim), "keys": list(range(count))}
-    tower = None if fast else TextTower().to(device).eval()
+             "cond": torch.randn(count, model.cond_dim), "keys": list(range(count))}
+    # as large as CLIP ViT-B/32's text tower, with random weights
+    layer = torch.nn.TransformerEncoderLayer(512, 8, 2048, 0.0, "gelu", batch_first=True, norm_first=True)
+    tower = torch.nn.TransformerEncoder(layer, 12, enable_nested_tensor=False).to(device).eval()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-4, betas=(0.9, 0.99), fused=fast,
                                   foreach=None if fast else False)
     ema = EMA(model) if fast else PlainEMA(model)
@@ -212,7 +188,7 @@ def training_step(bench, variant, precision="fp32", compiled=False):
     loss_fn = make_loss(ae, device) if fast else partial(plain_values, ae, tower, device, variant)
 
     def step():
-        torch.manual_seed(1)  # every step draws the same masks, so that steps can be compared
+        torch.manual_seed(1)  # the same masks in every step, so that their times can be compared
         with autocast(precision, device):
             loss = loss_fn(model, clips)["loss"]
         optimizer.zero_grad(set_to_none=True)
@@ -225,17 +201,16 @@ def training_step(bench, variant, precision="fp32", compiled=False):
 
 def plain_values(ae, tower, device, variant, model, batch):
     """The loss without caches: captions and motion are encoded in every step."""
+    lengths = batch["lengths"].to(device)
     with torch.no_grad():
-        text = tower(len(batch["keys"]))[:, : model.cond_dim]
-        latents, targets = ae.encode_targets(batch["motion"].to(device), batch["lengths"].to(device))
-    lengths = batch["lengths"].to(device) // 4
-    if variant == "all tokens":
-        return {"loss": plain_loss(model, latents, targets, text, lengths)}
-    return {"loss": model.loss(latents, targets, text, lengths)}
+        cond = tower(torch.zeros(len(lengths), 77, 512, device=device))[:, -1, : model.cond_dim]
+        latents, targets = ae.encode_targets(batch["motion"].to(device), lengths)
+    loss = partial(plain_loss, model) if variant == "all tokens" else model.loss
+    return {"loss": loss(latents, targets, cond, lengths // 4)}
 
 
 def time_steps(bench, variant, precision="fp32", compiled=False):
-    """Seconds a training step: the best of --train_steps after one that fills caches."""
+    """Seconds per training step: the best of --train_steps, after one that fills caches."""
     allow_tf32(precision == "tf32")
     step = training_step(bench, variant, precision, compiled)
     step()
@@ -243,45 +218,40 @@ def time_steps(bench, variant, precision="fp32", compiled=False):
 
 
 def train(bench):
-    """A training step of the large model, without and with all that saves time."""
-    plain = {variant: time_steps(bench, variant) for variant in ("all tokens", "masked tokens")}
+    """A training step of the continuous model, without and with all that saves time."""
+    every, masked = (time_steps(bench, variant) for variant in ("all tokens", "masked tokens"))
     rows = []
-    variants = [(precision, compiled) for precision in bench.args.precisions
-                for compiled in {False, bench.args.compile}]
-    for precision, compiled in variants:
+    for precision, compiled in product(bench.args.precisions, [False, True][: 1 + bench.args.compile]):
         fast = time_steps(bench, "fast", precision, compiled)
-        what = f"MARDM-SiT-{bench.args.size} training step, batch {bench.args.train_batch}, {precision}" + (
-            ", compiled" if compiled else "")
-        first = precision == "fp32" and not compiled
-        rows.append(row(what, plain["all tokens"], fast, "s", 1.5 if first else None,
+        what = f"MARDM-SiT-{bench.args.size} training step, batch {bench.args.train_batch}, {precision}"
+        what += ", compiled" * compiled
+        rows.append(row(what, every, fast, "s", 1.5 if precision == "fp32" and not compiled else None,
                         "plain: head on all tokens, captions and motion encoded in every step, loops for "
                         "AdamW and EMA"))
-        rows.append(row(what + " (masked tokens in both)", plain["masked tokens"], fast, "s", None,
+        rows.append(row(what + " (masked tokens in both)", masked, fast, "s", None,
                         "plain: as above, but the head on masked tokens only, as published"))
-    bench._made.clear()  # it holds an autoencoder without a generator
     return rows
 
 
 # ---- drawing
 
 def demo_clip(frames):
-    """Joints (frames, 22, 3) of a walk, repeated until it is long enough."""
+    """Joints (frames, 22, 3) of a walk forward and back, as often as needed."""
     clip = make_clip(["walk_forward"], np.random.default_rng(0))
     while len(clip) < frames:
-        clip = np.concatenate([clip, clip[::-1]])  # and back
+        clip = np.concatenate([clip, clip[::-1]])
     return clip[:frames]
 
 
 def drawing(bench):
-    """An mp4 against matplotlib, and a batch of them in one process and in several."""
+    """An mp4 against matplotlib, and a batch of them in one process and in two."""
     joints, skeleton = demo_clip(bench.args.frames), SKELETONS["t2m"]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         job = {"joints": joints, "skeleton": skeleton, "fps": 20, "caption": "a person walks ahead"}
         render_video(path=folder / "warm.mp4", **job)
-        fast = seconds(lambda: render_video(path=folder / "fast.mp4", **job), bench.device)
-        plain = seconds(lambda: plain_video(joints, folder / "plain.mp4", skeleton, 20, job["caption"]),
-                        bench.device)
+        fast, plain = (seconds(partial(draw, path=folder / "clip.mp4", **job), bench.device)
+                       for draw in (render_video, plain_video))
         rows = [row(f"mp4 of {bench.args.frames} frames", plain, fast, "s", 10,
                     "plain: matplotlib, 1000 x 1000 pixels, as this field's code draws; fast: 480 x 540")]
         jobs = [job | {"path": folder / f"{i}.mp4"} for i in range(bench.args.videos)]

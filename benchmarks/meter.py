@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: seconds, the machine's matrix-product speed, and the work of a head."""
+"""How the benchmarks measure: seconds, the machine's matrix-product speed, and the work of a head."""
 import time
 from contextlib import contextmanager
 
@@ -13,7 +13,7 @@ def wait_for(device):
 
 
 def seconds(work, device):
-    """Seconds that ``work()`` takes until the device is done with it."""
+    """Seconds until the device has finished ``work()``."""
     wait_for(device)
     start = time.perf_counter()
     work()
@@ -35,9 +35,8 @@ def product_speed(device, size, dtype=torch.float32, rounds=5):
 
 
 class HeadMeter:
-    """Work and time of a generator's head: network calls, token evaluations (a token with and without its
-    condition counts as one), floating point operations of the matrix products that were really done, and
-    seconds."""
+    """Work of a generator's head: network calls, token evaluations (with and without the condition count as
+    one), floating-point operations of the matrix products that were computed, and seconds."""
 
     def __init__(self, model, device):
         self.model, self.device = model, device
@@ -46,7 +45,7 @@ class HeadMeter:
 
     @contextmanager
     def __call__(self):
-        """Measures what happens inside."""
+        """Measures what happens inside the block."""
         head, fast_guided = self.model.DiffMLPs, fast_net.FastNet.guided
         sampler, guided = head.sampler, head.guided
         head.sampler = self._timed(sampler)
@@ -81,17 +80,15 @@ class HeadMeter:
         def counted(*args):
             function, times = make(*args)
             *_, z, z_uncond, cfg = args
-            branches = 1 if z_uncond is None or cfg == 1 else 2
-            rows = branches * len(z)
-            # the fast net projects modulations once for each time of its solver, the plain net at every call
+            rows = len(z) * (1 if z_uncond is None or cfg == 1 else 2)
+            # the fast net projects modulations once per time of its solver, the plain net at every call
             self.operations += 2 * rows * (cond * width + (times or 0) * modulation)
+            per_row = rest if times else rest + modulation
 
             def call(x, t):
                 self.calls += 1
                 self.tokens += len(x)
-                plain = times is None or times == 0
-                self.operations += 2 * rows * (rest
-                                               + (modulation if plain else 0)) + 2 * len(x) * target * width
+                self.operations += 2 * rows * per_row + 2 * len(x) * target * width
                 return function(x, t)
 
             return call

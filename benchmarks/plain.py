@@ -1,15 +1,18 @@
-"""The plain variants: what the fast code is measured against, and tested against. They compute the same
-things in the way that needs no thought. Plain sampling is part of the models: ``--sampler reference``."""
+"""The plain variants that the fast code is measured and tested against: the same results in the most direct
+way. Plain sampling is part of the models: ``--sampler reference``."""
 import imageio_ffmpeg
 import numpy as np
 import torch
+from matplotlib.animation import FFMpegWriter, FuncAnimation
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from models.generation import padding_mask_of
+from utils.curves import plt
 
 
 def plain_loss(model, latents, targets, cond, lengths):
-    """``MARDM.loss`` with the head run on every token, padding too, and all but the masked tokens left out of
-    the mean. It draws the same random numbers, so it gives the same loss and gradient."""
+    """``MARDM.loss`` with the head run on every token, padding too, and averaged over the masked ones. It
+    draws the same random numbers, so loss and gradient are the same."""
     padding = padding_mask_of(lengths, latents.shape[1])
     mask = model.draw_mask(padding)
     latents = model.corrupt(latents, mask)
@@ -29,7 +32,7 @@ def plain_loss(model, latents, targets, cond, lengths):
 
 
 class PlainEMA:
-    """Average of the weights, parameter by parameter."""
+    """Moving average of the weights, parameter by parameter."""
 
     def __init__(self, model, decay=0.9999):
         self.decay, self.average = decay, [parameter.detach().clone() for parameter in model.parameters()]
@@ -41,16 +44,9 @@ class PlainEMA:
 
 
 def plain_video(joints, path, skeleton, fps, caption=""):
-    """A clip (T, J, 3), Y up, drawn as this field's code does it: matplotlib's 3-D axes, cleared and filled
-    again for every frame of a FuncAnimation, 10 x 10 inches at matplotlib's 100 dots an inch."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.animation import FFMpegWriter, FuncAnimation
-    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
-
-    figure = pyplot.figure(figsize=(10, 10), dpi=100)
+    """A clip (T, J, 3), Y up, drawn as is usual in the field: matplotlib's 3-D axes, cleared and filled again
+    for every frame of a FuncAnimation, 1000 x 1000 pixels."""
+    figure = plt.figure(figsize=(10, 10), dpi=100)
     axes = figure.add_subplot(projection="3d")
     figure.suptitle(caption)
     joints = np.asarray(joints) - [0, joints[..., 1].min(), 0]
@@ -71,7 +67,7 @@ def plain_video(joints, path, skeleton, fps, caption=""):
             limb = joints[t, list(chain)] - [x, 0, z]
             axes.plot(limb[:, 0], limb[:, 1], limb[:, 2], linewidth=4)
 
-    with matplotlib.rc_context({"animation.ffmpeg_path": imageio_ffmpeg.get_ffmpeg_exe()}):
+    with plt.rc_context({"animation.ffmpeg_path": imageio_ffmpeg.get_ffmpeg_exe()}):
         FuncAnimation(figure, draw, frames=len(joints)).save(str(path), writer=FFMpegWriter(fps=fps))
-    pyplot.close(figure)
+    plt.close(figure)
     return path

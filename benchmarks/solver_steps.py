@@ -2,14 +2,11 @@
 
     python -m benchmarks.solver_steps --name demo_MARDM --dataset_name demo
 
-Clips are generated along the trajectory of a very fine solver. Whenever tokens are sampled, every solver and
-number of steps below is run from the same noise under the same conditions, and its answers, snapped, are
-compared with the fine solver's; so are those of the default solver with products in bfloat16.
-Prints a table and writes <checkpoint's folder>/eval/solver_steps.json. Without a quantizer only the distance
-is of use.
+Clips are generated with a very fine solver. Whenever tokens are sampled, every solver and number of steps
+below runs too, from the same noise and conditions, and its snapped answers are compared with the fine
+solver's; so are those of the default solver with products in bfloat16. Prints a table and writes
+solver_steps.json into the run's eval/. Without a quantizer only the distance means something.
 """
-
-
 import torch
 
 from models.AE import AE_models
@@ -35,32 +32,22 @@ CANDIDATES = [(solver, n) for solver in ("adams", "euler")
 def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="MARDM")
-    parser.add_argument("--model", choices=list(MARDM_models), default=None,
-                        help="generator of the zoo; default: as trained")
-    parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one it was "
-                                                        "trained on")
-    parser.add_argument("--ae_model", choices=list(AE_models), default=None,
-                        help="its zoo name; default: as trained")
-    parser.add_argument("--text_path", default=None, help="file with a prompt a line; default: the prompts "
-                                                          "of the probes")
-    parser.add_argument("--motion_length", type=options.positive_int, default=120, help="frames a clip")
-    parser.add_argument("--clips", type=options.positive_int, default=32,
-                        help="clips, of evenly spread prompts")
-    parser.add_argument("--time_steps", type=options.positive_int, default=18, help="iterations of unmasking")
-    parser.add_argument("--cfg", type=options.non_negative_float, default=None,
-                        help="guidance scale; default: what the data set recommends")
-    parser.add_argument("--fine_steps", type=options.positive_int, default=200,
-                        help="midpoint steps of the fine solver")
+    add = parser.add_argument
+    add("--model", choices=list(MARDM_models), help="generator of the zoo; default: as trained")
+    add("--ae_name", help="the autoencoder's --name; default: the one it was trained on")
+    add("--ae_model", choices=list(AE_models), help="the autoencoder's zoo name; default: as trained")
+    add("--text_path", help="file with one prompt per line; default: the prompts of the probes")
+    add("--motion_length", type=options.positive_int, default=120, help="frames per clip")
+    add("--clips", type=options.positive_int, default=32, help="clips, of evenly spread prompts")
+    add("--time_steps", type=options.positive_int, default=18, help="iterations of unmasking")
+    add("--cfg", type=options.non_negative_float, help="guidance scale; default: the data set's")
+    add("--fine_steps", type=options.positive_int, default=200, help="midpoint steps of the fine solver")
     return parser.parse_args()
 
 
 class Study:
-    """Stands in for a SiT head while clips are generated: answers with the fine solver and keeps the score of
-    the others.
-
-    The tally of a solver: tokens whose code differs, coordinates that differ, sum of squared distances before
-        snapping.
-    """
+    """Stands in for a SiT head during generation: answers with the fine solver, and compares the others. A
+    solver's tally: tokens and coordinates that differ once snapped, sum of squared distances before that."""
 
     def __init__(self, head, snap, fine_steps, candidates=CANDIDATES):
         self.head, self.snap, self.fine = head, snap, ("midpoint", fine_steps)
@@ -68,7 +55,7 @@ class Study:
         self.tokens, self.spread = 0, 0.0
 
     def sampler(self, cfg, temperature, _fast, dtype, cache, **_solver_settings):
-        cache = {} if cache is None else cache  # the weights stand still here
+        cache = {} if cache is None else cache  # the weights do not change here
 
         def solver(candidate):
             name, low, _ = candidate[0].partition(" bf16")
@@ -94,11 +81,10 @@ class Study:
                                (found - answer).double().square().sum()]).double()
 
     def rows(self):
-        """[{solver, steps, network calls, share of codes and of coordinates that differ, relative
-        distance}]."""
-        def calls(solver, steps):  # the last step to a predicted x is one of Euler's
-            return 2 * steps - (self.head.prediction == "x") if solver.startswith(("midpoint",
-                                                                                   "heun")) else steps or None
+        """[{solver, steps, calls of the network, fractions that differ, relative distance}]."""
+        def calls(solver, steps):  # the last step to a predicted x is an Euler step
+            twice = solver in ("midpoint", "heun")
+            return 2 * steps - (self.head.prediction == "x") if twice else steps or None
 
         return [{"solver": solver, "steps": steps or None, "calls": calls(solver, steps),
                  "codes_differ": float(tally[0]) / self.tokens,
@@ -127,7 +113,7 @@ def main():
         return
     head = generator.DiffMLPs
     study = Study(head, pipeline.ae.snap, args.fine_steps)
-    del generator.DiffMLPs
+    del generator.DiffMLPs  # torch does not let another object replace a module
     generator.DiffMLPs = study
     cfg = spec.cfg if args.cfg is None else args.cfg
     seeds = [clip_seed(args.seed, prompt, row) for row, prompt in enumerate(prompts)]

@@ -1,8 +1,7 @@
-"""Many runs of the root scripts, some at a time, and the table of their metrics: what
-scripts/quantizer_bench.py and scripts/ablation.py share.
+"""What quantizer_bench, ablation and demo share: calling the root scripts, and tables of their metrics.
 
-A table has rows, and each row has a run for every seed. It is kept in one JSON file that grows with each run
-that ends, so that a start can go on where the last one stopped.
+A table has rows, and each row one run per seed. It is one JSON file, written again after every run, so the
+same command resumes where it was stopped.
 """
 import json
 import math
@@ -13,60 +12,96 @@ import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from utils import options
+from utils.data.specs import get_spec
 from utils.errors import UserError
-from utils.files import RunFolder, file_hash
+from utils.files import RunFolder, file_hash, read_checkpoint
 from utils.report import markdown_table, write_json
 from utils.training.settings import code_version, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def add_runs(parser, what):
-    """Flags of a script that makes a table of runs."""
+def add_experiment(parser, name, batch_size, samples):
+    """Flags of every Experiment; ``samples``: what a batch consists of."""
+    options.add_common(parser, name, check=False)
     options.add_workers(parser)
-    parser.add_argument("--seeds", type=options.positive_int, default=3,
-                        help="runs a row: seeds --seed, --seed + 1 ...")
-    parser.add_argument("--jobs", type=options.positive_int, default=1,
-                        help="runs at a time; beyond 1 each has its share of the cores, and a log of its own")
-    parser.add_argument("--warm_up_iter", type=options.non_negative_int, default=None,
-                        help="steps of linear warm-up; default: a tenth of the steps, 2,000 at most")
-    parser.add_argument("--output_dir", default=None, help=f"folder of the {what}; default: "
-                                                           "generation/<name>_<dataset>")
+    add = parser.add_argument
+    add("--seeds", type=options.positive_int, default=3, help="runs per row: seeds --seed, --seed + 1 ...")
+    add("--jobs", type=options.positive_int, default=1,
+        help="runs at the same time; with more than 1 they divide the cores, and each has its own log")
+    add("--steps", type=options.positive_int, default=20_000, help="training steps per run")
+    add("--batch_size", type=options.positive_int, default=batch_size, help=f"{samples} per step")
+    add("--lr", type=options.positive_float, default=2e-4, help="learning rate after warm-up")
+    add("--warm_up_iter", type=options.non_negative_int,
+        help="steps of linear warm-up; default: a tenth of the steps, at most 2,000")
+    add("--dropout", type=options.fraction, default=0.2, help="dropout of the trained networks")
+    add("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32", help="precision of training")
+    add("--evaluator", default="evaluator", help="--name of the evaluator's run")
+    add("--output_dir", help="folder of the table; default: generation/<name>_<dataset>")
 
 
-def warm_up_of(args):
-    return min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter
+Finished = namedtuple("Finished", "code seconds memory_gb")  # exit code, wall time, peak resident memory
 
 
-def evaluator_hash(args, spec):
-    """Hash of the data set's own evaluator, None where there is none: metrics of two judges are not for one
-    table."""
-    path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
-    return file_hash(path) if path.is_file() else None
+class Runner:
+    """Runs the project's scripts in processes of their own, from the folder ``cwd``."""
+
+    def __init__(self, cwd=None):
+        self.cwd, self.children, self.stopped = cwd, set(), False
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self.environment = os.environ | {"PYTHONPATH": path}  # for `-m`, from any folder
+
+    def split_cores(self, jobs):
+        """Divide the cores among ``jobs`` simultaneous runs, unless the user has set OMP_NUM_THREADS."""
+        if jobs > 1:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+
+    def run(self, command, **streams):
+        """Run ``NAME.py --flag ...`` (a root script) or ``-m scripts.NAME --flag ...``; returns Finished."""
+        start, (name, *arguments) = time.monotonic(), command
+        name = str(ROOT / name) if name.endswith(".py") else name
+        process = subprocess.Popen([sys.executable, name, *arguments], cwd=self.cwd, env=self.environment,
+                                   **streams)
+        self.children.add(process)
+        try:
+            code, memory = wait_for(process)
+        except KeyboardInterrupt:
+            code, memory = wait_for(process)  # the child got the signal too, and saves its run
+        finally:
+            self.children.discard(process)
+        return Finished(code, time.monotonic() - start, memory)
+
+    def stop(self):
+        """Start nothing more, and let the children save and end. After Ctrl-C this is their second signal,
+        which does no harm; it is SIGTERM because background jobs of a shell ignore SIGINT."""
+        self.stopped = True
+        for process in list(self.children):
+            process.terminate()
 
 
-def check_begun(path, began, settings):
-    """UserError when a run that is to go on, or to be judged again, was begun with other settings than the
-    table's; ``began``: the flags in its checkpoint."""
-    for key, value in {**settings, "max_iter": settings["steps"],
-                       "dataset_name": settings["dataset"]}.items():
-        if key in began and began[key] != value:
-            raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another --name, or "
-                            "remove that run")
+def wait_for(process):
+    """(exit code, peak memory in GB) of a child, once it has ended."""
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except ChildProcessError:  # ``terminate`` was called just as it ended, and has collected it
+        return process.wait(), 0.0
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 @contextmanager
-def ended_like_ctrl_c():
-    """SIGTERM as if it were Ctrl-C: the children must not be left alone."""
+def sigterm_as_ctrl_c():
+    """SIGTERM raises KeyboardInterrupt, so that the children are stopped too."""
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -77,160 +112,55 @@ def ended_like_ctrl_c():
         signal.signal(signal.SIGTERM, before)
 
 
-class Finished(NamedTuple):
-    """Exit code, wall time and largest resident memory of a script."""
-
-    code: int
-    seconds: float
-    memory_gb: float
-
-
-class Runner:
-    """Calls the scripts as a user would, and can end them."""
-
-    def __init__(self, cwd=None):
-        self.cwd, self.children, self.stopped = cwd, set(), False
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        self.environment = os.environ | {"PYTHONPATH": path}  # for `-m`, from any folder
-
-    def run(self, command, **streams):
-        """Run a command, ``train_AE.py --flag ...`` or ``-m scripts.NAME --flag ...``; returns Finished."""
-        start, name = time.monotonic(), [str(ROOT / command[0])] if command[0].endswith(
-            ".py") else command[:1]
-        process = subprocess.Popen([sys.executable, *name, *command[1:]], cwd=self.cwd, env=self.environment,
-                                   **streams)
-        self.children.add(process)
-        try:
-            code, memory = wait_for(process)
-        except KeyboardInterrupt:
-            code, memory = wait_for(process)  # it got the same signal, and saves what it has
-        finally:
-            self.children.discard(process)
-        return Finished(code, time.monotonic() - start, memory)
-
-    def stop(self):
-        """Ask what runs to save and end, and begin nothing more. After Ctrl-C the children have been asked
-        already; twice is no harm."""
-        self.stopped = True
-        for process in list(self.children):
-            # and not SIGINT, which what a shell has put into the background does not hear
-            process.terminate()
-
-
-def wait_for(process):
-    """(exit code, peak memory in GB) of a child that has ended."""
-    try:
-        _, status, usage = os.wait4(process.pid, 0)
-    except ChildProcessError:  # ``terminate`` has met it just as it ended
-        return process.wait(), 0.0
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, gigabytes(usage)
-
-
-def gigabytes(usage):
-    """Largest resident memory, of resource.getrusage or os.wait4."""
-    return usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-class Scripts(Runner):
-    """A Runner for the runs of a table: they share flags, and several may go on at a time.
-
-    Args:
-        args: of add_common and add_runs. folder: of the logs, which are written where several runs go on at a
-            time.
-    """
-
-    def __init__(self, args, folder):
-        super().__init__()
-        self.args, self.logs = args, Path(folder) / "logs"
-        self.shared = ["--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir,
-                       "--checkpoints_dir", args.checkpoints_dir, "--device", args.device, "--num_workers",
-                       str(args.num_workers)]
-
-    def split_cores(self, jobs):
-        """Give each of ``jobs`` runs at a time its part of the cores, unless the user has set it."""
-        if jobs > 1:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
-
-    def __call__(self, run, *command):
-        """Run a command for the run of that name; its wall time in seconds. UserError when it fails or was
-        stopped."""
-        if self.stopped:
-            raise UserError(f"{run} was not resumed")
-        command = [*map(str, command), *self.shared]
-        if self.args.jobs > 1:
-            finished, where = self._logged(run, command)
-        else:
-            print("\npython " + shlex.join(command), flush=True)
-            finished, where = self.run(command), "above"
-        if finished.code:
-            raise UserError(f"{' '.join(command[:2])} did not finish for {run}; its message is {where}. Once "
-                            "its cause is gone, "
-                            "the same command resumes")
-        return finished.seconds
-
-    def _logged(self, run, command):
-        self.logs.mkdir(parents=True, exist_ok=True)
-        path = self.logs / f"{run}.log"
-        with open(path, "a", encoding="utf-8") as log:
-            log.write("\npython " + shlex.join(command) + "\n")
-            log.flush()
-            return self.run(command, stdout=log, stderr=log), f"in {path}"
-
-
 class RunTable:
-    """The runs so far, {row: {seed: metrics}}, and the settings that all of them have.
+    """The runs so far, {row: {seed: metrics}}, and the settings that they share.
 
     Args:
-        path: of the JSON file. kind: what it says it is. settings: plain values. order: rows, as the table
-            lists them.
-        columns: {name: (unit, digits)}. before: settings that the files of earlier versions lack, and what
-            they were then.
+        path, kind: of the JSON file. settings: plain values. order: all rows, as the table lists them.
+        columns: {metric: (unit, digits)}. before: {setting: value} of files older than the setting.
     """
 
     def __init__(self, path, kind, settings, order, columns, before=None):
         self.path, self.kind, self.settings = Path(path), kind, settings
-        self.order, self.columns = list(order), columns
-        self.before = before or {}
+        self.order, self.columns, self.before = list(order), dict(columns), before or {}
         self.runs, self.lock = self.read(), threading.Lock()
 
     def read(self):
-        """The runs in the file, {} without one. UserError for a damaged file, or one of another table."""
+        """The runs in the file, {} without one. UserError if it is damaged or belongs to another table."""
         if not self.path.is_file():
             return {}
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            kind, settings, runs = content["kind"], content["settings"], content["runs"]
-            if not isinstance(settings, dict) or not all(isinstance(runs[row], dict) for row in runs):
-                raise ValueError("no dicts")
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self.path} is damaged or no table of runs; move it away") from error
+            kind, settings, runs = content["kind"], self.before | content["settings"], content["runs"]
+            if not all(isinstance(seeds, dict) for seeds in runs.values()):
+                raise ValueError("a row must be an object")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{self.path} is damaged or not a table of runs; move it away") from error
         if kind != self.kind:
-            raise UserError(f"{self.path} holds a {kind}, not a {self.kind}; pick another --output_dir")
-        settings = self.before | settings
-        different = [key for key, value in self.settings.items() if settings.get(key) != value]
-        if different:
-            raise UserError(f"{self.path} was made with {different[0]} {settings.get(different[0])}, not "
-                            f"{self.settings[different[0]]}; pick another --name and --output_dir")
+            raise UserError(f"{self.path} is a table of kind '{kind}', not '{self.kind}'; pick another "
+                            "--output_dir")
+        for key, value in self.settings.items():
+            if settings.get(key) != value:
+                raise UserError(f"{self.path} was made with {key} {settings.get(key)}, not {value}; pick "
+                                "another --name and --output_dir")
         return runs
 
     def save(self):
-        """Write the file; runs that another process has put there meanwhile stay."""
+        """Write the file, with the runs that another process has added to it in the meantime."""
         for row, runs in self.read().items():
             self.runs[row] = runs | self.runs.get(row, {})
         write_json(self.path, {"kind": self.kind, "settings": self.settings, "runs": self.runs,
                                "rows": self.rows(), "machine": machine(), "code_version": code_version()})
 
-    def fill(self, wanted, measure, scripts, jobs):
-        """``measure(row, seed)`` -> metrics, ``jobs`` at a time, for every one of ``wanted`` that is not
-        there. When one fails, those that go on are waited for and kept, no other is begun, and its error is
-        raised; when the user stops, what goes on is asked to save and end."""
+    def fill(self, wanted, measure, runner, jobs):
+        """Call ``measure(row, seed)`` -> metrics, ``jobs`` at a time, for every missing one of ``wanted``.
+        After a failure no further run starts, those under way are finished and kept, and the error is raised;
+        when the user interrupts, those under way save and end."""
         missing = [(row, seed) for row, seed in dict.fromkeys(wanted)
                    if str(seed) not in self.runs.get(row, {})]
-        self.save()  # that the folder can be written to is seen before hours of work, not after
+        self.save()  # an unwritable folder is noticed before hours of work
         jobs, failed = max(1, min(jobs, len(missing))), threading.Event()
-        scripts.split_cores(jobs)
+        runner.split_cores(jobs)
         progress = tqdm(total=len(missing), unit="run", desc="runs", disable=jobs == 1)
 
         def job(row, seed):
@@ -247,35 +177,33 @@ class RunTable:
                 failed.set()
                 raise
 
-        with ended_like_ctrl_c(), ThreadPoolExecutor(jobs) as pool:
+        with sigterm_as_ctrl_c(), ThreadPoolExecutor(jobs) as pool, progress:
             started = [pool.submit(job, row, seed) for row, seed in missing]
             try:
                 wait(started)
             except KeyboardInterrupt:
                 failed.set()
-                scripts.stop()
+                runner.stop()
                 raise
-            finally:
-                progress.close()
         for future in started:
             future.result()
 
     def rows(self):
-        """[{"row", "seeds", figure: mean, figure_std: ...}] over the seeds, in the table's order."""
-        found = []
+        """[{"row", "seeds", metric: mean, metric_std: ...}] over the seeds, in the table's order."""
+        summaries = []
         for row in self.order:
-            runs = list(self.runs.get(row, {}).values())
-            if runs:
+            if runs := list(self.runs.get(row, {}).values()):
+                summary = {"row": row, "seeds": len(runs)}
                 values = {key: [run[key] for run in runs] for key in self.columns
-                          if all(is_number(run.get(key)) for run in runs)}
-                found.append({"row": row, "seeds": len(runs)}
-                             | {key: float(np.mean(v)) for key, v in values.items()}
-                             | {f"{key}_std": float(np.std(v, ddof=1)) for key, v in values.items()
-                                if len(v) > 1})
-        return found
+                          if all(run.get(key) is not None and math.isfinite(run[key]) for run in runs)}
+                summary |= {key: float(np.mean(v)) for key, v in values.items()}
+                if len(runs) > 1:
+                    summary |= {f"{key}_std": float(np.std(v, ddof=1)) for key, v in values.items()}
+                summaries.append(summary)
+        return summaries
 
     def markdown(self):
-        """The table, with the settings above it."""
+        """The table in Markdown, below a line with the settings and the machine."""
         header = ["row", *(f"{key} ({unit})" if unit else key for key, (unit, _) in self.columns.items()),
                   "seeds"]
         cells = [[summary["row"], *(self.cell(summary, key) for key in self.columns), str(summary["seeds"])]
@@ -284,26 +212,128 @@ class RunTable:
         above = f"Mean ± standard deviation over the seeds. Settings: {settings}. Machine: {machine()}."
         return above + "\n\n" + "\n".join(markdown_table(header, cells)) + "\n"
 
-    def publish(self, draw):
-        """Print the table, and put it and ``draw(table, path)``'s figure beside the JSON file."""
-        text, path = self.markdown(), self.path.with_suffix(".md")
-        path.write_text(text, encoding="utf-8")
-        print(f"\n{text}\nwrote {self.path} and {path.name}")
-        draw(self, self.path.with_suffix(".png"))
-
     def cell(self, summary, key):
-        """Mean ± standard deviation; "-" where a run of the row has no such figure."""
+        """Mean ± standard deviation; "-" where a run of the row lacks the metric."""
         if key not in summary:
             return "-"
         digits, std = self.columns[key][1], summary.get(f"{key}_std")
         return f"{summary[key]:.{digits}f}" + (f" ± {std:.{digits}f}" if std else "")
 
+    def publish(self, draw):
+        """Print the table, write it as .md beside the JSON file, and draw it there: ``draw(table, path)``."""
+        text, path = self.markdown(), self.path.with_suffix(".md")
+        path.write_text(text, encoding="utf-8")
+        print(f"\n{text}\nwrote {self.path} and {path.name}")
+        draw(self, self.path.with_suffix(".png"))
 
-def is_number(value):
-    return value is not None and math.isfinite(value)
+
+class Experiment:
+    """A RunTable whose runs are trained and evaluated by the root scripts, called as a user would call them.
+
+    A subclass defines ``train_flags``, ``read``, and
+        kind, file, order, columns, before: of the table. scripts: the training and the evaluation script.
+        names: flags that become settings of the table. trained, evaluated: those of them that are passed on
+        to each script, besides those that ``measure`` always passes. milestones: in % of the steps.
+    """
+
+    before, evaluated, evaluation_flags = {}, (), ()
+
+    def __init__(self, args):
+        self.args, self.spec, self.runner = args, get_spec(args.dataset_name, args.dataset_dir), Runner()
+        RunFolder(args.checkpoints_dir, self.spec.name, args.name)  # refuses a bad --name at once
+        evaluator = RunFolder(args.checkpoints_dir, self.spec.name, args.evaluator).checkpoint()
+        self.settings = {name: getattr(args, name) for name in self.names} | {
+            "dataset": args.dataset_name,
+            "warm_up_iter": min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter,
+            "milestones": [args.steps * percent // 100 for percent in self.milestones],
+            "evaluator": file_hash(evaluator) if evaluator.is_file() else None}
+        output = Path(args.output_dir or f"generation/{args.name}_{self.spec.name}")
+        self.table = RunTable(output / self.file, self.kind, self.settings, self.order, self.columns,
+                              self.before)
+
+    def wanted(self, rows):
+        """[(row, seed)], seed by seed, so that a table of one seed is complete first."""
+        seeds = range(self.args.seed, self.args.seed + self.args.seeds)
+        return [(row, seed) for seed in seeds for row in rows]
+
+    def fill(self, wanted):
+        """Measure what the table lacks."""
+        self.table.fill(wanted, self.measure, self.runner, self.args.jobs)
+
+    def folder(self, row, seed):
+        """RunFolder of a run."""
+        return RunFolder(self.args.checkpoints_dir, self.spec.name,
+                         f"{self.args.name}_{row.replace(' ', '_')}_{seed}")
+
+    def measure(self, row, seed):
+        """Metrics of a row with one seed; what an earlier start has trained is kept."""
+        folder, s = self.folder(row, seed), self.settings
+        name, resume = folder.root.name, ["--is_continue"] if folder.latest.is_file() else []
+        if resume:
+            self.check_begun(folder.latest)
+        train, evaluate = self.scripts
+        shared = self.flags("batch_size", "lr", "warm_up_iter", "milestones", "dropout", "precision")
+        seconds = self.call(name, train, "--name", name, "--seed", seed, "--max_iter", s["steps"], "--epoch",
+                            s["steps"], *shared, *self.flags(*self.trained), *self.train_flags(row, seed),
+                            *resume)
+        self.call(name, evaluate, "--name", name, "--which", "latest", "--seed", seed, "--evaluator",
+                  self.args.evaluator, *self.flags(*self.evaluated), *self.evaluation_flags)
+        metrics = self.read(folder, seed)
+        if metrics["steps"] != s["steps"]:
+            raise UserError(f"{folder.latest} has {metrics['steps']} steps, not {s['steps']}; remove it, or "
+                            "pick another --name")
+        return metrics | {"seconds": seconds, "resumed": bool(resume)}  # seconds of the last start alone
+
+    def flags(self, *names):
+        """Command-line flags of these settings; None and False are left out."""
+        flags = []
+        for name, value in ((name, self.settings[name]) for name in names):
+            if value is not None and value is not False:
+                values = value if isinstance(value, list) else [] if value is True else [value]
+                flags += [f"--{name}", *values]
+        return flags
+
+    def began(self, checkpoint):
+        """{setting: value} that a checkpoint's run was begun with."""
+        return checkpoint.get("args", {})
+
+    def check_begun(self, path):
+        """UserError when the run to resume was begun with other settings than the table's."""
+        began, s = self.began(read_checkpoint(path)), self.settings
+        expected = s | {"max_iter": s["steps"], "dataset_name": s["dataset"]}
+        del expected["evaluator"]  # a hash here, a name among the run's flags
+        for key, value in expected.items():
+            if key in began and began[key] != value:
+                raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another "
+                                "--name, or remove that run")
+
+    def call(self, run, *command):
+        """Run a script for the run of that name, with a log if several run at a time; returns seconds.
+        UserError when it fails, or after ``stop``."""
+        if self.runner.stopped:
+            raise UserError(f"{run} was not started")
+        args = self.args
+        command = [*map(str, command), "--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir,
+                   "--checkpoints_dir", args.checkpoints_dir, "--device", args.device, "--num_workers",
+                   str(args.num_workers)]
+        shown = "\npython " + shlex.join(command)
+        if args.jobs == 1:
+            print(shown, flush=True)
+            finished, where = self.runner.run(command), "above"
+        else:
+            path = self.table.path.parent / "logs" / f"{run}.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as log:
+                print(shown, file=log, flush=True)
+                finished, where = self.runner.run(command, stdout=log, stderr=log), f"in {path}"
+        if finished.code:
+            script = command[1] if command[0] == "-m" else command[0]
+            raise UserError(f"{script} did not finish for {run}; its message is {where}. Remove the cause, "
+                            "then the same command resumes")
+        return finished.seconds
 
 
 def newest_result(folder, stem):
-    """The content of the newest evaluation in a run's folder: <stem>.json, or <stem>_<protocol>.json."""
+    """Content of the newest <stem>.json or <stem>_<protocol>.json in a folder."""
     path = max(Path(folder).glob(f"{stem}*.json"), key=lambda file: file.stat().st_mtime)
     return json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The benchmarks run, measure what they say, and their plain variants do the same as the fast code."""
+"""The benchmarks run and measure what they should; the plain variants give the results of the fast code."""
 import json
 import subprocess
 import sys
@@ -10,6 +10,7 @@ from conftest import ROOT
 from test_generation import make_pair
 
 from benchmarks.cases import demo_clip, row
+from benchmarks.data import measure
 from benchmarks.meter import HeadMeter
 from benchmarks.plain import PlainEMA, plain_video
 from benchmarks.run import HEADER, cells, read_results, save
@@ -32,8 +33,8 @@ def test_quick_run(tmp_path):
     assert all(made["plain"] > 0 and made["fast"] > 0 for made in rows)
     counted = results["work"]["rows"][0]  # 6 tokens in 4 iterations
     assert counted["plain"] == sum(mask_schedule(6, 4)) and counted["fast"] == 6
-    assert results["single"]["about"]["torch"] == torch.__version__ and results["single"][
-        "about"]["threads"] == 1
+    about = results["single"]["about"]
+    assert about["torch"] == torch.__version__ and about["threads"] == 1
     assert all(made["what"] in out.with_suffix(".md").read_text() for made in rows)
 
 
@@ -48,8 +49,8 @@ def test_results_of_other_cases_stay(tmp_path):
     assert list(results) == ["work", "single"] and results["single"]["rows"][0]["ratio"] == 8
     table = path.with_suffix(".md").read_text()
     assert "one again" in table and "evaluations" in table and "missed" not in table
-    assert len(cells(row("x", 1.0, 1.0, aim=2))) == len(HEADER) and "missed" in cells(row("x", 1.0, 1.0,
-                                                                                          aim=2))[5]
+    missed = cells(row("x", 1.0, 1.0, aim=2))
+    assert len(missed) == len(HEADER) and missed[5] == "2: missed"
 
 
 @pytest.mark.parametrize("name, content", [("x.json", "{"), ("x.json", '{"work": 1}'), ("x.md", "")])
@@ -61,8 +62,7 @@ def test_other_files_are_not_overwritten(tmp_path, name, content):
 
 @pytest.mark.parametrize("sampler", ["fast", "reference"])
 def test_the_meter_counts_the_work(sampler):
-    """By hand: 5 tokens leave the mask one after the other, Heun of 3 steps asks 6 times, at 4 different
-    times."""
+    """By hand: 5 tokens are unmasked one by one; 3 steps of Heun call the network 6 times, at 4 times t."""
     model, ae = make_pair()
     meter = HeadMeter(model, torch.device("cpu"))
     with meter():
@@ -105,5 +105,12 @@ def test_study_of_solver_steps():
     model.generate(ae, torch.randn(4, 16), torch.full((4,), 8), range(4), time_steps=4, cfg=2.0)
     same, coarse, finer, near = study.rows()
     assert study.tokens == 32 and same["codes_differ"] == same["distance"] == 0 and same["calls"] == 80
-    assert coarse["distance"] > finer["distance"] > near["distance"] and coarse[
-        "codes_differ"] > near["codes_differ"]
+    assert coarse["distance"] > finer["distance"] > near["distance"]
+    assert coarse["codes_differ"] > near["codes_differ"]
+
+
+def test_opening_a_data_set():
+    found = measure(clips=40)
+    assert found["packed_mb"] > 0 and len(found["second"]["worker_memory_mb"]) == 2
+    assert all(opened["clips"] == 40 and opened["clips_s"] > 0 and opened["memory_mb"]["private"] > 0
+               for opened in (found["first"], found["second"]))

@@ -1,5 +1,4 @@
-"""The environment: pinned once, complete, the same for pip and conda; the Makefile's choice of an
-interpreter."""
+"""Requirements: complete, pinned once for pip and conda; and the Makefile's choice of an interpreter."""
 import ast
 import importlib.metadata
 import os
@@ -11,16 +10,15 @@ import sys
 import pytest
 from conftest import ROOT
 
-# import name: package name
 PACKAGE_OF = {"cv2": "opencv-python-headless", "clip": "openai-clip", "PIL": "pillow",
-              "mpl_toolkits": "matplotlib"}
+              "mpl_toolkits": "matplotlib"}  # import name: package name
 ROOMS = ("models", "utils", "diffusions", "scripts", "benchmarks", "tests")
 LINE = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[0-9.]+)(?P<only>; python_version >= \"3\.11\")? +# .+")
 
 
 def pins(here=False):
-    """{package: version} of requirements.txt; ``here``: of the lines that apply to this Python. Every line
-    but a comment is a pin with its reason."""
+    """{package: version} of requirements.txt, whose lines are pins with reasons, or comments; ``here``: of the
+    lines that apply to this Python."""
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines()
              if not line.startswith("#")]
     assert [line for line in lines if not LINE.fullmatch(line)] == []
@@ -29,9 +27,9 @@ def pins(here=False):
 
 
 def third_party_imports():
-    """{module: file} of everything that the code imports and neither we nor Python provide."""
+    """{module: file} of all imports from outside the project and the standard library."""
     files = [*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))]
-    ours = {*ROOMS, *(file.stem for file in files)}  # scripts and tests import each other by their bare names
+    ours = {*ROOMS, *(file.stem for file in files)}  # tests import each other by name
     found = {}
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -64,8 +62,7 @@ def test_conda_installs_the_same_versions():
     dependencies = lines[lines.index("dependencies:") + 1:]
     python, *rest = dependencies
     assert python in ("- python=3.10", "- python=3.11", "- python=3.12")
-    assert rest == ["- pip", "- pip:",
-                    "- -r requirements.txt"], "versions of packages belong in requirements.txt"
+    assert rest == ["- pip", "- pip:", "- -r requirements.txt"], "versions belong in requirements.txt"
 
 
 def test_project_file_states_the_makefiles_range():
@@ -82,7 +79,7 @@ def test_installed_versions_are_the_pinned_ones():
 
 @pytest.fixture
 def clone(tmp_path):
-    """A folder with the Makefile, and stand-in interpreters that say which version they are."""
+    """A folder with the Makefile, and room for fake interpreters."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "requirements.txt").write_text("")
     (tmp_path / "bin").mkdir()
@@ -90,7 +87,7 @@ def clone(tmp_path):
 
 
 def interpreter(folder, name, minor, pip_fails=False):
-    """A fake Python 3.<minor>. Its venv holds a pip that notes each call, and a pytest."""
+    """A fake Python 3.<minor>, whose venv has a pip that records each call, and a pytest."""
     file = folder / "bin" / name
     file.write_text(f"""#!/bin/sh
 case "$*" in
@@ -126,7 +123,7 @@ def test_make_installs_once_and_again_when_requirements_change(clone):
 
 
 @needs_make
-def test_make_takes_another_interpreter_where_python3_does_not_suit(clone):
+def test_make_takes_another_interpreter_if_python3_is_unsuitable(clone):
     interpreter(clone, "python3", minor=13)
     interpreter(clone, "python3.11", minor=11)
     assert make(clone, "test").returncode == 0
@@ -134,7 +131,7 @@ def test_make_takes_another_interpreter_where_python3_does_not_suit(clone):
 
 
 @needs_make
-def test_make_without_a_suitable_python_says_so_in_one_line(clone):
+def test_make_without_a_suitable_python_fails_in_one_line(clone):
     interpreter(clone, "python3.9", minor=9)
     done = make(clone, "test", "PYTHON=python3.9")
     said = [line for line in done.stderr.splitlines() if not line.startswith("make: ")]

@@ -1,4 +1,5 @@
-"""scripts/prepare_dataset.py on a small made-up capture with bad clips of every kind."""
+"""scripts.prepare_dataset on a small made-up capture with bad clips of every kind."""
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -6,7 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_motion_process import circle
+from conftest import ROOT
+from test_motion import circle
 
 from scripts import prepare_dataset
 from utils.data.datasets import MotionStore, text_clips
@@ -73,9 +75,8 @@ def source(tmp_path):
 
 def prepare(monkeypatch, source, out, *flags, workers=0):
     """Run the script in this process; the exit code."""
-    argv = ["prepare_dataset.py", "--source", str(source), "--out", str(out), "--workers", str(workers),
-            *flags]
-    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "argv", ["prepare_dataset", "--source", str(source), "--out", str(out),
+                                      "--workers", str(workers), *flags])
     try:
         run(prepare_dataset.main)
     except SystemExit as stop:
@@ -107,7 +108,8 @@ def test_whole_data_set(source, tmp_path, monkeypatch, capsys):
     assert features.shape == (259, 263) and features.dtype == np.float32
     assert np.array_equal(features, joints_to_features(joints, T2M, T2M.target_offsets))  # t2m is retargeted
     assert (out / "texts" / "walk_a.txt").read_text() == TAGGED
-    assert (out / "texts" / "walk_b.txt").read_text() == "someone walks in a curve##0.0#0.0\nSomeone turns##0.0#0.0\n"
+    assert (out / "texts" / "walk_b.txt").read_text() == (
+        "someone walks in a curve##0.0#0.0\nSomeone turns##0.0#0.0\n")
     assert json.loads((out / "labels.json").read_text()) == {"walk_a": {"actions": ["walk_forward"]}}
     assert (out / "manifest.csv").read_text() == (source / "manifest.csv").read_text()
     about = json.loads((out / "dataset.json").read_text())
@@ -127,7 +129,8 @@ def test_every_clip_that_is_left_out_is_named(source, tmp_path, monkeypatch, cap
                                                      "short": "20 frames, outside 40..199"}
     assert report["text_to_motion"] == {"train": 2, "val": 0, "test": 1}
     printed = capsys.readouterr().out
-    assert "5 clips (train 3, val 1, test 1)" in printed and f"{len(BAD)} clips left out altogether" in printed
+    assert "5 clips (train 3, val 1, test 1)" in printed
+    assert f"{len(BAD)} clips left out altogether" in printed
     assert "garbage: joints cannot be read" in printed and "long: 259 frames" in printed
 
 
@@ -186,8 +189,19 @@ def test_kit_has_its_own_defaults(source, tmp_path, monkeypatch):
         np.save(source / "joints" / f"{name}.npy", circle(1, frames=50, skeleton=SKELETONS["kit"]))
     assert prepare(monkeypatch, source, tmp_path / "mine", "--skeleton", "kit") == 0
     about = json.loads((tmp_path / "mine" / "dataset.json").read_text())
-    assert (about["fps"], about["min_frames"], about["retarget"], about["feature_dim"]) == (12.5, 24, "none",
-                                                                                            251)
+    assert (about["fps"], about["min_frames"], about["retarget"]) == (12.5, 24, "none")
+    assert about["feature_dim"] == 251
+
+
+def test_a_new_skeleton_needs_its_row_only(source, tmp_path, monkeypatch):
+    row = dataclasses.replace(SKELETONS["kit"], name="new", fps=30.0, min_frames=45, height_range=(2, 3))
+    monkeypatch.setitem(SKELETONS, "new", row)
+    for name in sum(GOOD.values(), []):
+        np.save(source / "joints" / f"{name}.npy", circle(1, frames=50, skeleton=row))
+    assert prepare(monkeypatch, source, tmp_path / "mine", "--skeleton", "new") == 0
+    spec, report = get_spec("mine", tmp_path), json.loads((tmp_path / "mine" / "report.json").read_text())
+    assert (spec.skeleton, spec.fps, spec.min_frames) == ("new", 30.0, 45)
+    assert "a body 2 to 3" in report["odd"]["turn"]
 
 
 def test_an_existing_folder_is_kept(source, tmp_path, monkeypatch, capsys):
@@ -203,8 +217,7 @@ def test_an_existing_folder_is_kept(source, tmp_path, monkeypatch, capsys):
     photos.mkdir()
     (photos / "a.jpg").touch()
     capsys.readouterr()
-    assert "is no data set made by this script" in error_line(monkeypatch, capsys, source, photos,
-                                                              "--overwrite")
+    assert "was not made by this script" in error_line(monkeypatch, capsys, source, photos, "--overwrite")
     assert (photos / "a.jpg").exists()
 
 
@@ -235,8 +248,8 @@ def test_an_interrupted_run_leaves_nothing_and_keeps_what_was_there(source, tmp_
 
 
 def test_joints_in_the_wrong_unit_or_lying_down_are_pointed_out(source, tmp_path, monkeypatch, capsys):
-    # millimetres; Z up
-    for name, change in (("walk_a", lambda x: x * 1000), ("turn", lambda x: x[..., [0, 2, 1]])):
+    for name, change in (("walk_a", lambda x: x * 1000),  # millimetres
+                         ("turn", lambda x: x[..., [0, 2, 1]])):  # Z up
         file = source / "joints" / f"{name}.npy"
         np.save(file, change(np.load(file)))
     assert prepare(monkeypatch, source, tmp_path / "mine", "--retarget", "none") == 0
@@ -256,11 +269,11 @@ def write(path, text):
     (lambda s: (s / "val.txt").unlink(), "val.txt is missing"),
     (lambda s: write(s / "train.txt", "\n"), "train.txt is empty"),
     (lambda s: write(s / "train.txt", b"\xff\xfe\x00"), "is not UTF-8"),
-    (lambda s: write(s / "test.txt", "turn\nwalk_a\n"), "'walk_a' stands in train.txt already"),
+    (lambda s: write(s / "test.txt", "turn\nwalk_a\n"), "'walk_a' is already in train.txt"),
     (lambda s: write(s / "test.txt", "../walk_a\n"), "is not a plain file name"),
     (lambda s: write(s / "train.txt", "nan\nflat\n"), "no clip of"),
-    (lambda s: write(s / "train.txt", "other_body\n"), "(50, 21, 3), expected (frames, 22, 3) for the t2m "
-                                                       "skeleton"),
+    (lambda s: write(s / "train.txt", "other_body\n"),
+     "(50, 21, 3), expected (frames, 22, 3) for the t2m skeleton"),
 ])
 def test_sources_that_cannot_be_used(source, tmp_path, monkeypatch, capsys, spoil, words):
     spoil(source)
@@ -270,10 +283,10 @@ def test_sources_that_cannot_be_used(source, tmp_path, monkeypatch, capsys, spoi
 @pytest.mark.parametrize("out, flags, words", [
     ("mine", ["--skeleton", "kit", "--retarget", "target"], "pass --retarget none"),
     ("mine", ["--min_frames", "200"], "--min_frames 200 is more than --max_frames 199"),
-    ("capture", ["--overwrite"], "is the source or holds it"),
+    ("capture", ["--overwrite"], "is the source or contains it"),
     ("kit", [], "names the data set"),
 ])
-def test_flags_that_cannot_be_meant(source, tmp_path, monkeypatch, capsys, out, flags, words):
+def test_flags_that_make_no_sense(source, tmp_path, monkeypatch, capsys, out, flags, words):
     assert words in error_line(monkeypatch, capsys, source, tmp_path / out, *flags)
 
 
@@ -285,6 +298,6 @@ def test_out_below_a_file(source, tmp_path, monkeypatch, capsys):
 
 def test_command_line():
     command = [sys.executable, "-m", "scripts.prepare_dataset", "--source", "nowhere", "--out", "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith(
-        "error: no folder nowhere") and done.stderr.count("\n") == 1
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: no folder nowhere")

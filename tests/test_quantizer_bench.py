@@ -1,4 +1,4 @@
-"""Code statistics, scripts/analyze_codes.py and scripts/quantizer_bench.py, on a small demo set."""
+"""Code statistics, scripts.analyze_codes and scripts.quantizer_bench, on a small demo set."""
 import json
 import math
 
@@ -33,10 +33,9 @@ def test_entropy_by_hand():
 
 def test_usage_of_flat_and_of_axis_indices():
     flat = usage_statistics(torch.tensor([0, 0, 5, 5, 7, 7, 9, 9]), 16)
-    assert flat["codes_used"] == 4 and flat["codebook_usage"] == 0.25 and flat[
-        "perplexity"] == 4 and flat["entropy_bits"] == 2
-    assert flat["bits_per_token"] == 4 and flat["entropy_ceiling_bits"] == 3 and flat[
-        "entropy_share"] == pytest.approx(2 / 3)
+    assert flat["codes_used"] == flat["perplexity"] == flat["bits_per_token"] == 4
+    assert flat["codebook_usage"] == 0.25 and flat["entropy_bits"] == 2
+    assert flat["entropy_ceiling_bits"] == 3 and flat["entropy_share"] == pytest.approx(2 / 3)
     rows = usage_statistics(torch.tensor([[0, 1], [0, 1], [1, 0], [1, 1]]), 17**64)
     assert rows["codes_used"] == 3 and rows["entropy_bits"] == 1.5 and rows["entropy_ceiling_bits"] == 2
     assert rows["bits_per_token"] == pytest.approx(64 * math.log2(17))
@@ -66,8 +65,7 @@ def data(tmp_path_factory):
 
 
 class Coordinates(torch.nn.Module):
-    """Stands for an autoencoder whose code moves joint 1 sideways by 0.1 m a step: targets are that
-    coordinate."""
+    """An autoencoder whose code moves joint 1 sideways, 0.1 m per step; targets are that coordinate."""
 
     class Line:
         axis_sizes = (8,)
@@ -92,9 +90,9 @@ def test_topology_by_hand(data):
     found = topology(Coordinates(), store, samples=64)
     assert found["axes"] == [pytest.approx(100 / 22, rel=1e-4)] and found["step_mm"] == found["axes"][0]
     assert found["rank_correlation"] > 0.97  # 1 but for rounding, which splits ties
-    # other coordinates among 8 of equal number lie 3 steps away in the mean: 2 sum_k k (8 - k) / (8 x 7)
-    assert found["swap_mm"] == pytest.approx(3 * 100 / 22, rel=0.2) and found["ratio"] == pytest.approx(1 / 3,
-                                                                                                        rel=0.2)
+    # two different values of 8 equally frequent ones are on average 3 apart: 2 sum_k k (8 - k) / (8 x 7)
+    assert found["swap_mm"] == pytest.approx(3 * 100 / 22, rel=0.2)
+    assert found["ratio"] == pytest.approx(1 / 3, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["FSQ_AE_High", "VQ_AE_RVQ"])
@@ -121,8 +119,7 @@ def test_analyze_codes_of_a_continuous_autoencoder_says_why_not(data, monkeypatc
     kwargs = {"input_width": 67, "width": 8, "latent_dim": 8}
     (data / "checkpoints/demo/plain/model").mkdir(parents=True)
     torch.save({"ae": AE_models["AE_Model"](**kwargs).state_dict(), "model_name": "AE_Model",
-                "model_kwargs": kwargs},
-               data / "checkpoints/demo/plain/model/latest.tar")
+                "model_kwargs": kwargs}, data / "checkpoints/demo/plain/model/latest.tar")
     assert call("scripts.analyze_codes", "--name", "plain", *ON) == 2
     assert "has no codes" in capsys.readouterr().err
 
@@ -156,18 +153,17 @@ def test_the_reach_of_grids_is_checked_where_it_matters(data, monkeypatch, capfd
     kwargs = torch.load(data / "checkpoints/demo/reach_FSQ_AE_iFSQ_8x9_3407/model/latest.tar",
                         weights_only=True)["model_kwargs"]
     assert kwargs["reach"] == 4
-    # it has no grid
-    assert call("scripts.quantizer_bench", *flags, "AE_Model", "--output_dir", "one", "--fsq_reach", "1") == 0
-    assert call("scripts.quantizer_bench", *flags, "FSQ_AE_iFSQ_8x9", "--output_dir", "one", "--fsq_reach",
-                "1") == 2
+    one = ["--output_dir", "one", "--fsq_reach", "1"]
+    assert call("scripts.quantizer_bench", *flags, "AE_Model", *one) == 0  # it has no grid
+    assert call("scripts.quantizer_bench", *flags, "FSQ_AE_iFSQ_8x9", *one) == 2
     assert "was begun with fsq_reach 4.0, not 1.0" in capfd.readouterr().err
-    path = data / "one/bench.json"  # what tables of before the reach could be chosen look like
+    path = data / "one/bench.json"  # as before the reach could be chosen
     table = json.loads(path.read_text())
     del table["settings"]["fsq_reach"]
     write_json(path, table)
     assert call("scripts.quantizer_bench", *flags, "AE_Model", "--output_dir", "one") == 2
     assert "was made with fsq_reach 1.0, not 4.0" in capfd.readouterr().err
-    assert call("scripts.quantizer_bench", *flags, "AE_Model", "--output_dir", "one", "--fsq_reach", "1") == 0
+    assert call("scripts.quantizer_bench", *flags, "AE_Model", *one) == 0
 
 
 def test_numbers_of_codes_beyond_any_float_are_shown():

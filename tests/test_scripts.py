@@ -487,7 +487,7 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
      "was trained as FSQ_AE_High"),
     ("train_MARDM", ["--name", "new", *TRAIN, "--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model",
                      "MARDM-SiT-S"],
-     "is trained on"),
+     "needs an autoencoder"),
     ("sample", ["--name", "mardm", *ON_DEMO], "either --text_prompt or --text_path"),
     ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "  "], "prompt is empty"),
     ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "-4"], "0 or more"),

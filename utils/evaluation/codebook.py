@@ -76,13 +76,18 @@ def collect_indices(ae, store, device="cpu"):
     return torch.cat(distributed.gather_turns(found))
 
 
+def code_axes(ae, indices):
+    """axis_statistics of indices (N,) or (N, A), which are on the CPU; the quantizer may be elsewhere."""
+    digits = ae.quantizer.to_digits(indices.to(next(ae.parameters()).device)).cpu()
+    return axis_statistics(digits, ae.quantizer.axis_sizes)
+
+
 def code_usage(ae, store, device="cpu"):
     """``usage_statistics`` and ``axes_summary`` of a split; {} for a continuous autoencoder."""
     if ae.codebook_size is None:
         return {}
     indices = collect_indices(ae, store, device)
-    axes = axis_statistics(ae.quantizer.to_digits(indices), ae.quantizer.axis_sizes)
-    return usage_statistics(indices, ae.codebook_size) | axes_summary(axes)
+    return usage_statistics(indices, ae.codebook_size) | axes_summary(code_axes(ae, indices))
 
 
 def draw_windows(store, samples, rng):

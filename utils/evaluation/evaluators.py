@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.arrays import upload
 from utils.errors import UserError
 from utils.files import read_checkpoint
 from utils.training import distributed
@@ -173,7 +174,7 @@ class ContrastiveEvaluator(nn.Module):
             lengths = (lengths + 1) // 2  # outputs whose centre is a real frame
             padding = padding_mask(lengths, x.shape[1])
             x = F.gelu(norm(x))
-        x = x + sinusoids(x.shape[1], x.shape[2]).to(x)
+        x = x + upload(sinusoids(x.shape[1], x.shape[2]), x.device).to(x.dtype)
         x = self.transformer(x, src_key_padding_mask=padding)  # (B, L, width)
         mean = x.masked_fill(padding[..., None], 0).sum(1) / lengths[:, None]
         peak = x.masked_fill(padding[..., None], float("-inf")).amax(1)

@@ -21,7 +21,7 @@ def heading_error(motion, target, metres_per_unit=1.0):
     """Mean absolute error () of the accumulated heading (radians, half yaw) plus that of the root path
     (metres), of un-normalised features (B, T, D). Differentiable."""
     heading = (motion[..., 0].cumsum(1) - target[..., 0].cumsum(1)).abs().mean()
-    path = (recover_root(motion)[1] - recover_root(target)[1])[..., [0, 2]].abs().mean()
+    path = (recover_root(motion)[1] - recover_root(target)[1])[..., ::2].abs().mean()
     return heading + path * metres_per_unit
 
 
