@@ -1,8 +1,8 @@
 """Linear-path flow matching ("SiT", Ma et al. 2024, arXiv 2401.08740).
 
-x_t = t x_1 + (1 - t) x_0 with x_1 the data and x_0 noise. The net predicts the velocity x_1 - x_0, or x_1
-itself, which gives the velocity (x_1 - x_t) / (1 - t) (Li and He 2025, arXiv 2511.13720). Sampling integrates
-dx/dt = velocity from t = 0 to t = 1. Shapes: x (N, d), t (N,).
+x_t = t x_1 + (1 - t) x_0 with x_1 the data and x_0 noise. The net predicts the velocity x_1 - x_0, or x_1,
+from which the velocity is (x_1 - x_t) / (1 - t) (Li and He 2025, arXiv 2511.13720). Sampling integrates dx/dt
+= velocity from t = 0 to t = 1. Shapes: x (N, d), t (N,).
 """
 import torch
 from torchdiffeq import odeint
@@ -10,7 +10,7 @@ from torchdiffeq import odeint
 SOLVERS = ("adams", "euler", "midpoint", "heun", "dopri5")
 # fixed steps get shorter towards the data, where a target on a grid bends the path: 1 - (1 - i / steps)^1.5
 SPACING = 1.5
-# least 1 - t by which the error of a predicted x_1 is divided in training, and where dopri5 hands over
+# smallest 1 - t by which training divides the error of a predicted x_1, and where dopri5 hands over
 LEAST_LEFT = 0.05
 
 
@@ -20,8 +20,8 @@ def draw_time(count, device, generator=None):
 
 
 def training_loss(net, x_1, t, noise, prediction="velocity"):
-    """Mean squared error of the velocity, also where the net predicts x_1. ``net(x_t (N, d), t (N,)) -> (N,
-    d)``; returns ()."""
+    """Mean squared error () of the velocity, also where ``net(x_t (N, d), t (N,)) -> (N, d)`` predicts
+    x_1."""
     along = t[:, None]
     x_t = along * x_1 + (1 - along) * noise
     if prediction == "x":
@@ -30,18 +30,14 @@ def training_loss(net, x_1, t, noise, prediction="velocity"):
 
 
 def velocity_of(net, prediction="velocity"):
-    """The velocity (N, d) as a function of x (N, d) and one time t () below 1, from a net that predicts it,
-    or x_1."""
-    if prediction == "velocity":
-        return net
-    return lambda x, t: (net(x, t) - x) / (1 - t)
+    """The velocity as a function of x (N, d) and one time t below 1, from a net that predicts it or x_1."""
+    return net if prediction == "velocity" else lambda x, t: (net(x, t) - x) / (1 - t)
 
 
 def integrate(velocity_net, noise, solver="adams", steps=20, rtol=1e-3, atol=1e-6, jump=False):
-    """The sample reached from ``noise`` (N, d). ``steps`` counts the intervals of a fixed-step solver;
-    rtol and atol belong to dopri5, whose step size couples the rows of a batch (a fixed step does not).
-    ``jump``: the last step is an Euler step, so the velocity is never asked for at t = 1, where that of a
-        predicted x_1 is 0 / 0."""
+    """The sample reached from ``noise`` (N, d). ``steps``: intervals of a fixed-step solver. rtol, atol: of
+    dopri5, whose step size couples the rows of a batch (a fixed step does not). ``jump``: the last step is an
+    Euler step, so the velocity is never evaluated at t = 1, where that of a predicted x_1 is 0 / 0."""
     if solver == "dopri5":
         last = 1 - LEAST_LEFT if jump else 1.0
         ends = torch.tensor([0.0, last], device=noise.device, dtype=noise.dtype)
@@ -65,8 +61,8 @@ def time_grid(steps):
 
 
 def adams(net, x, grid, jump=False):
-    """The two-step method of Adams and Bashforth: of second order, with one call a step. The first step, and
-    the last one of a ``jump``, is an Euler step."""
+    """The two-step Adams-Bashforth method: second order with one call per step. The first step, and the last
+    one of a ``jump``, is an Euler step."""
     before = None
     for t, t_next in grid:
         here, h = net(x, t), t_next - t
@@ -78,8 +74,8 @@ def adams(net, x, grid, jump=False):
 
 
 def times_of(solver, steps, jump=False):
-    """The different times at which ``integrate`` asks for the velocity, in order; [] for dopri5, which
-    chooses them itself."""
+    """The distinct times at which ``integrate`` evaluates the velocity, in order; [] for dopri5, which
+    adapts."""
     asked = {}
     if solver != "dopri5":
         integrate(lambda x, t: asked.setdefault(t) or x, torch.zeros(1, 1), solver, steps, jump=jump)

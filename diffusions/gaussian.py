@@ -1,7 +1,6 @@
 """Gaussian diffusion with the cosine schedule and a noise target (Ho et al. 2020; Nichol & Dhariwal 2021,
 arXiv 2102.09672). Ancestral sampling with the fixed small variance; x_0 is not clipped. Shapes: x (N, d), t
-(N,) int64.
-"""
+(N,) int64."""
 import math
 
 import numpy as np
@@ -10,12 +9,9 @@ import torch
 
 def cosine_betas(num_steps, offset=0.008, largest=0.999):
     """betas (num_steps,) float64 of the squared-cosine alpha-bar."""
-
-    def alpha_bar(u):
-        return math.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
-
-    return np.array([min(1 - alpha_bar((i + 1) / num_steps) / alpha_bar(i / num_steps), largest)
-                     for i in range(num_steps)])
+    kept = [math.cos((i / num_steps + offset) / (1 + offset) * math.pi / 2) ** 2
+            for i in range(num_steps + 1)]
+    return np.array([min(1 - after / before, largest) for before, after in zip(kept[:-1], kept[1:])])
 
 
 class GaussianDiffusion:
@@ -29,9 +25,9 @@ class GaussianDiffusion:
         self.alphas_cumprod = np.cumprod(alphas)
         before = np.append(1.0, self.alphas_cumprod[:-1])
         self.posterior_variance = self.betas * (1 - before) / (1 - self.alphas_cumprod)
-        # The variance of step 0 is 0: its logarithm is taken from step 1, and no noise is added there anyway.
-        first_two = np.append(self.posterior_variance[1], self.posterior_variance[1:])
-        self.posterior_log_variance_clipped = np.log(first_two)
+        # the variance of step 0 is 0: its logarithm is that of step 1 (no noise is added there anyway)
+        clipped = np.append(self.posterior_variance[1], self.posterior_variance[1:])
+        self.posterior_log_variance_clipped = np.log(clipped)
         self.posterior_mean_coef1 = self.betas * np.sqrt(before) / (1 - self.alphas_cumprod)
         self.posterior_mean_coef2 = (1 - before) * np.sqrt(alphas) / (1 - self.alphas_cumprod)
 
@@ -40,16 +36,12 @@ class GaussianDiffusion:
         return torch.randint(self.num_steps, (count,), device=device, generator=generator)
 
     def training_loss(self, noise_net, x_0, t, noise):
-        """Mean squared error of the noise. ``noise_net(x_t (N, d), t (N,)) -> (N, d)``; returns ()."""
-        return (noise_net(self.add_noise(x_0, t, noise), t) - noise).square().mean()
-
-    def add_noise(self, x_0, t, noise):
-        """x_t (N, d) at steps t (N,)."""
-        kept = self._at(self.alphas_cumprod, t, x_0)
-        return kept.sqrt() * x_0 + (1 - kept).sqrt() * noise
+        """Mean squared error () of the noise. ``noise_net(x_t (N, d), t (N,)) -> (N, d)``."""
+        kept = torch.as_tensor(self.alphas_cumprod, device=x_0.device)[t].to(x_0.dtype)[:, None]
+        return (noise_net(kept.sqrt() * x_0 + (1 - kept).sqrt() * noise, t) - noise).square().mean()
 
     def ancestral_step(self, noise_net, x, t, noise, temperature=1.0):
-        """x_{t-1} from x_t, t an int, which ``noise_net(x, t)`` gets as it is; ``noise`` (N, d) is scaled by
+        """x_{t-1} from x_t, t an int that ``noise_net(x, t)`` gets as it is; ``noise`` (N, d) is scaled by
         ``temperature`` and left out at t = 0."""
         kept = float(self.alphas_cumprod[t])
         x_0 = math.sqrt(1 / kept) * x - math.sqrt(1 / kept - 1) * noise_net(x, t)
@@ -59,12 +51,8 @@ class GaussianDiffusion:
         return mean + math.exp(0.5 * float(self.posterior_log_variance_clipped[t])) * temperature * noise
 
     def sample(self, noise_net, noise, draw_noise, temperature=1.0):
-        """The sample reached from ``noise`` (N, d); ``draw_noise() -> (N, d)`` is called once a step."""
+        """The sample reached from ``noise`` (N, d); ``draw_noise() -> (N, d)`` is called once per step."""
         x = noise
         for t in reversed(range(self.num_steps)):
             x = self.ancestral_step(noise_net, x, t, draw_noise(), temperature)
         return x
-
-    @staticmethod
-    def _at(table, t, like):
-        return torch.as_tensor(table, device=like.device)[t].to(like.dtype)[:, None]

@@ -1,11 +1,11 @@
-"""Stage one: the motion autoencoder and its quantized relatives.
+"""Stage one: the motion autoencoder, continuous or quantized.
 
-Shapes: B clips, T frames, D features a frame, L = T / 4 tokens, C = latent width (512), d = width of a
-target.
+Shapes: B clips, T frames, D features per frame, L = T / 4 tokens, C latent width (512), d width of a target.
 
-Every autoencoder speaks the same four verbs, so stage two has no branches on the kind of autoencoder:
+Every autoencoder has the same four verbs, so stage two does not branch on the kind of autoencoder:
 ``encode_targets``, ``embed_targets``, ``snap``, ``decode_targets``.
 """
+from collections import OrderedDict
 from functools import partial
 from typing import NamedTuple
 
@@ -13,14 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.FSQ import check_levels
 from models.quantizers import make_quantizer
 from models.VQ import all_reduce_
 
 UNIT = 4  # frames per token: two down-samplings by two
 PUBLISHED_TOKENS = 49  # tokens to which the published evaluation pads: 196 frames
-# of the grids that train_AE.py trains; with the published 1 z may run away (docs/quantizers.md)
-FSQ_REACH = 4.0
+FSQ_REACH = 4.0  # default of train_AE.py; with the published 1, z may diverge (docs/quantizers.md)
 
 
 class Reconstruction(NamedTuple):
@@ -31,12 +29,14 @@ class Reconstruction(NamedTuple):
     indices: torch.Tensor | None
 
 
+def valid_mask(lengths, count):
+    """(B, count) bool, true before each of ``lengths`` (B,)."""
+    return torch.arange(count, device=lengths.device) < lengths[:, None]
+
+
 def zero_tail(x, lengths):
-    """Zero x (B, C, T) from ``lengths`` (B,) on. A convolution then sees the end of a clip as it sees the end
-    alone."""
-    if lengths is None:
-        return x
-    return x * (torch.arange(x.shape[-1], device=x.device) < lengths[:, None])[:, None].to(x.dtype)
+    """Zero x (B, C, T) from ``lengths`` (B,) on: convolutions then pad a clip as if it were alone."""
+    return x if lengths is None else x * valid_mask(lengths, x.shape[-1])[:, None].to(x.dtype)
 
 
 class ResConv1DBlock(nn.Module):
@@ -53,28 +53,24 @@ class ResConv1DBlock(nn.Module):
         return x + self.dropout(self.conv2(torch.relu(h)))
 
 
-class Resnet1D(nn.Module):
-    """Residual blocks with dilations 9, 3, 1."""
-
-    def __init__(self, width, depth, dropout):
-        super().__init__()
-        self.model = nn.Sequential(*[ResConv1DBlock(width, 3**i, dropout) for i in reversed(range(depth))])
+def resnet(width, depth, dropout):
+    """Residual blocks with dilations 9, 3, 1, under their released name ``model``."""
+    blocks = [ResConv1DBlock(width, 3**i, dropout) for i in reversed(range(depth))]
+    return nn.Sequential(OrderedDict(model=nn.Sequential(*blocks)))
 
 
 def run_stack(layer, x, lengths):
-    """Run nested layers over x (B, C, T), zeroing what lies behind each clip's end before every convolution
-    that looks sideways; returns x and the lengths at its rate. ``lengths`` None: all clips are full."""
+    """Run nested layers over x (B, C, T), zeroed after each clip's end before every convolution of several
+    frames; returns x and the lengths (None: all clips are full) at its frame rate."""
     if isinstance(layer, nn.Sequential):
         for inner in layer:
             x, lengths = run_stack(inner, x, lengths)
-    elif isinstance(layer, Resnet1D):
-        return run_stack(layer.model, x, lengths)
     elif isinstance(layer, ResConv1DBlock):
         x = layer(x, lengths)
     elif isinstance(layer, nn.Conv1d):
         x = layer(zero_tail(x, lengths))
         if layer.stride[0] == 2 and lengths is not None:
-            lengths = torch.div(lengths, 2, rounding_mode="floor")
+            lengths = lengths // 2
     else:
         x = layer(x)
         if isinstance(layer, nn.Upsample) and lengths is not None:
@@ -87,10 +83,8 @@ class Encoder(nn.Module):
 
     def __init__(self, input_width, width, latent_dim, depth, dropout):
         super().__init__()
-        down = [
-            nn.Sequential(nn.Conv1d(width, width, 4, stride=2, padding=1), Resnet1D(width, depth, dropout))
-            for _ in range(2)
-        ]
+        down = [nn.Sequential(nn.Conv1d(width, width, 4, stride=2, padding=1), resnet(width, depth, dropout))
+                for _ in range(2)]
         first, last = nn.Conv1d(input_width, width, 3, padding=1), nn.Conv1d(width, latent_dim, 3, padding=1)
         self.model = nn.Sequential(first, nn.ReLU(), *down, last)
 
@@ -103,13 +97,8 @@ class Decoder(nn.Module):
 
     def __init__(self, input_width, width, latent_dim, depth, dropout):
         super().__init__()
-        up = [
-            nn.Sequential(
-                Resnet1D(width, depth, dropout), nn.Upsample(scale_factor=2),
-                nn.Conv1d(width, width, 3, padding=1)
-            )
-            for _ in range(2)
-        ]
+        up = [nn.Sequential(resnet(width, depth, dropout), nn.Upsample(scale_factor=2),
+                            nn.Conv1d(width, width, 3, padding=1)) for _ in range(2)]
         first = nn.Conv1d(latent_dim, width, 3, padding=1)
         last = [nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), nn.Conv1d(width, input_width, 3, padding=1)]
         self.model = nn.Sequential(first, nn.ReLU(), *up, *last)
@@ -119,39 +108,26 @@ class Decoder(nn.Module):
 
 
 class AE(nn.Module):
-    """The continuous autoencoder: released MARDM weights load into it.
+    """The continuous autoencoder; released MARDM weights load into it.
 
     Args:
-        input_width: D, features a frame (67 for t2m, 64 for kit).
+        input_width: D, features per frame (67 for t2m, 64 for kit).
         width: channels of the convolutions.
         latent_dim: C, channels of the latent.
-        depth: residual blocks a level.
+        depth: residual blocks per level.
         dropout: in the residual blocks.
+
+    Attributes: ``target_dim`` d; ``levels`` of the grid and ``codebook_size``, None where there is none;
+    ``finite_targets``, whether every target is a code (not when latents are continuous or codes are mixed).
     """
 
-    levels = None  # of the grid: none here
+    levels, codebook_size, finite_targets = None, None, False
 
     def __init__(self, input_width=67, width=512, latent_dim=512, depth=3, dropout=0.2):
         super().__init__()
-        self.input_width, self.latent_dim = input_width, latent_dim
+        self.input_width, self.latent_dim, self.target_dim = input_width, latent_dim, latent_dim
         self.encoder = Encoder(input_width, width, latent_dim, depth, dropout)
         self.decoder = Decoder(input_width, width, latent_dim, depth, dropout)
-
-    @property
-    def target_dim(self):
-        """d: the width of what stage two predicts."""
-        return self.latent_dim
-
-    @property
-    def codebook_size(self):
-        """Number of codes, None without a quantizer."""
-        return None
-
-    @property
-    def finite_targets(self):
-        """Whether a target is one of the codes; not without a quantizer, nor with one that mixes codes
-        outside training."""
-        return False
 
     def forward(self, motion):
         """Normalised motion (B, T, D), T a multiple of 4 -> Reconstruction."""
@@ -159,12 +135,11 @@ class AE(nn.Module):
         return Reconstruction(decoded, decoded.new_zeros(()), None)
 
     def encode(self, motion, lengths=None):
-        """Motion (B, T, D) -> latents (B, C, L). ``lengths`` (B,) in frames, multiples of 4: what lies behind
-        is ignored."""
+        """Motion (B, T, D) -> latents (B, C, L). ``lengths`` (B,): frames to read, multiples of 4."""
         return self.encoder(motion.transpose(1, 2), lengths)
 
     def decode(self, latents, lengths=None):
-        """Latents (B, C, L) -> motion (B, T, D). ``lengths`` (B,) in tokens; motion behind the end is 0."""
+        """Latents (B, C, L), ``lengths`` (B,) in tokens -> motion (B, T, D), 0 after each clip's end."""
         return self.decoder(latents, lengths).transpose(1, 2)
 
     def encode_targets(self, motion, lengths=None):
@@ -173,23 +148,22 @@ class AE(nn.Module):
         return latents, latents
 
     def embed_targets(self, targets):
-        """Targets (B, L, d) -> latents (B, L, C), what the transformer reads and the decoder eats."""
+        """Targets (B, L, d) -> latents (B, L, C), the input of the transformer and of the decoder."""
         return targets
 
     def snap(self, targets):
-        """Targets (B, L, d) -> the nearest targets that the decoder was trained on; the identity here."""
+        """Points (B, L, d) -> the nearest targets that the decoder was trained on; the identity here."""
         return targets
 
     def decode_targets(self, targets, lengths=None):
-        """Targets (B, L, d), lengths (B,) in frames -> motion (B, T, D), 0 behind each clip's end."""
-        if lengths is not None:
-            lengths = torch.div(lengths, UNIT, rounding_mode="floor")
+        """Targets (B, L, d), lengths (B,) in frames -> motion (B, T, D), 0 after each clip's end."""
+        lengths = None if lengths is None else lengths // UNIT
         return self.decode(self.embed_targets(targets).transpose(1, 2), lengths)
 
     def decode_with_tail(self, latents, frames, mean, std):
-        """[(T_i + 4, D)] un-normalised motions as the published evaluation makes them: latents (B, L, C) are
-        decoded up to 196 frames, whatever the clips' lengths ``frames`` (B,), and the evaluator's
-        convolutions see what comes after a clip's end. mean, std: (D,) of the features."""
+        """[(T_i + 4, D)] un-normalised motions of ``frames`` (B,), as the published evaluation makes them:
+        latents (B, L, C) are decoded up to 196 frames whatever the clips' lengths, so the evaluator's
+        convolutions see what follows a clip's end. mean, std (D,): of the features."""
         latents = F.pad(latents, (0, 0, 0, PUBLISHED_TOKENS - latents.shape[1]))
         motion = self.decode(latents.transpose(1, 2)) * std + mean
         motion = F.pad(motion, (0, 0, 0, UNIT)).cpu()
@@ -197,44 +171,30 @@ class AE(nn.Module):
 
 
 class QuantizedAE(AE):
-    """Conv stack -> C -> linear to d -> quantizer -> linear to C -> conv stack. Targets are the quantizer's
-    codes.
+    """Convolutions -> C -> linear to d -> quantizer -> linear to C -> convolutions. Targets are the codes.
 
-    ``direct``: no linear layers; the convolutions themselves lead to the quantizer and on from it, and C is
-    d. ``reach``: z is divided by it before the quantizer, and the decoder reads codes times it: how wide the
-    codes are for the convolutions, whatever they are as targets.
+    ``direct``: no linear layers; the convolutions lead straight to the quantizer, and C is d. ``reach``: z
+    is divided by it before the quantizer and the decoder reads codes times it, which sets how wide the codes
+    are for the network without changing the targets.
     """
 
     def __init__(self, quantizer, input_width=67, direct=False, reach=1.0, **kwargs):
         super().__init__(input_width, **kwargs | ({"latent_dim": quantizer.dim} if direct else {}))
         self.quantizer, self.norm, self.reach = quantizer, None, reach
+        self.target_dim, self.codebook_size = quantizer.target_dim, quantizer.codebook_size
+        self.finite_targets = not getattr(quantizer, "soft", False)
         self.pre_quant = nn.Identity() if direct else nn.Linear(self.latent_dim, quantizer.dim)
         self.post_quant = nn.Identity() if direct else nn.Linear(quantizer.dim, self.latent_dim)
 
-    @property
-    def target_dim(self):
-        return self.quantizer.target_dim
-
-    @property
-    def codebook_size(self):
-        return self.quantizer.codebook_size
-
-    @property
-    def finite_targets(self):
-        return not getattr(self.quantizer, "soft", False)
-
     def quantize(self, motion, lengths=None):
-        """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L) or, one an axis, (B, L, axes)."""
+        """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L) or, one per axis, (B, L, axes)."""
         z = self.pre_quant(super().encode(motion, lengths).transpose(1, 2)) / self.reach
-        mask = None
-        if lengths is not None:
-            tokens = torch.div(lengths, UNIT, rounding_mode="floor")[:, None]
-            mask = torch.arange(z.shape[1], device=z.device) < tokens
+        mask = None if lengths is None else valid_mask(lengths // UNIT, z.shape[1])
         return self.quantizer(z if self.norm is None else self.norm(z, mask), mask)
 
     def forward(self, motion):
         out = self.quantize(motion)
-        return Reconstruction(self.decode_from_fsq(out.z_q), out.loss, out.indices)
+        return Reconstruction(self.decode_targets(out.z_q), out.loss, out.indices)
 
     def encode(self, motion, lengths=None):
         """Motion (B, T, D) -> quantized latents (B, C, L): ``decode(encode(x))`` is the reconstruction."""
@@ -261,9 +221,8 @@ class QuantizedAE(AE):
 
 
 class RunningNorm(nn.Module):
-    """z (..., d) less its running mean, divided by its running standard deviation, each dimension by itself.
-    What a grid's bound expects is a z of about this spread; without, z starts so narrow that nearly all of it
-    falls on the middle level."""
+    """z (..., d) with mean 0 and spread 1 per dimension, by running statistics: what a grid's bound expects.
+    Without it, z starts so narrow that nearly all of it falls on the middle level."""
 
     def __init__(self, dim, momentum=0.1):
         super().__init__()
@@ -273,18 +232,17 @@ class RunningNorm(nn.Module):
         self.register_buffer("seeded", torch.tensor(False))  # by the first batch
 
     def forward(self, z, mask=None):
-        """z (..., d) -> (..., d), float32. In training the statistics follow the vectors of the mask (...),
-        or all."""
+        """z (..., d) -> (..., d), float32. Training takes statistics of the mask's (...) vectors."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             if self.training:
-                self.follow((z if mask is None else z[mask]).detach().reshape(-1, z.shape[-1]))
+                self.update((z if mask is None else z[mask]).detach().reshape(-1, z.shape[-1]))
             return (z - self.mean) * torch.rsqrt(self.var + 1e-8)
 
     @torch.no_grad()
-    def follow(self, vectors):
+    def update(self, vectors):
         count, total, squares = vectors.new_full((), len(vectors)), vectors.sum(0), vectors.square().sum(0)
-        all_reduce_(count, total, squares)  # of several processes that train together
+        all_reduce_(count, total, squares)  # over the processes of a training
         some = count > 0  # not read, which would wait for a GPU
         mean, mean_square = total / count.clamp(min=1), squares / count.clamp(min=1)
         weight = torch.where(self.seeded, self.momentum, 1.0) * some
@@ -294,27 +252,23 @@ class RunningNorm(nn.Module):
 
 
 class FSQ_AE(QuantizedAE):
-    """The autoencoder on a grid. ``levels``: values a dimension; ``quantizer``, ``settings``: a name of the
-    FSQ family in models/quantizers.py and its hyper-parameters; ``normalise``: bring z to mean 0 and spread 1
-    before the grid; ``direct``: see QuantizedAE."""
+    """The autoencoder on a grid. ``levels``: values per dimension; ``quantizer``, ``settings``: a name of the
+    FSQ family in models/quantizers.py and its hyper-parameters; ``normalise``: adds a RunningNorm."""
 
     def __init__(self, input_width=67, levels=(8, 5, 5, 5, 5), quantizer="fsq", settings=None,
                  normalise=False, **kwargs):
         super().__init__(make_quantizer("FSQ", quantizer, settings, levels=levels), input_width, **kwargs)
+        self.levels = self.quantizer.levels
         if isinstance(self.pre_quant, nn.Linear):
             nn.init.orthogonal_(self.pre_quant.weight)
         if normalise:
             self.norm = RunningNorm(self.quantizer.dim)
 
-    @property
-    def levels(self):
-        return self.quantizer.levels
-
 
 class VQ_AE(QuantizedAE):
-    """The autoencoder on an unordered codebook of ``num_codes`` codes (a layer, for RVQ) of ``code_dim``
-    dimensions (None: as many as the latent has, 512 as published); ``quantizer``, ``settings``: a name of the
-    VQ family in models/quantizers.py and its hyper-parameters."""
+    """The autoencoder on an unordered codebook of ``num_codes`` codes (per layer, for RVQ) of ``code_dim``
+    dimensions (None: latent_dim, 512 as published); ``quantizer``, ``settings``: a name of the VQ family in
+    models/quantizers.py and its hyper-parameters."""
 
     def __init__(self, input_width=67, num_codes=512, code_dim=None, quantizer="vq", settings=None,
                  latent_dim=512, **kwargs):
@@ -324,14 +278,10 @@ class VQ_AE(QuantizedAE):
 
 
 FSQ_LEVELS = {
-    "FSQ_AE_Small": (5, 5, 5, 5, 5),
-    "FSQ_AE_Medium": (8, 5, 5, 5, 5),
-    "FSQ_AE_Large": (8, 6, 6, 5, 5, 5),
-    "FSQ_AE_High": (8, 8, 8, 5, 5, 5),
-    "FSQ_AE_XLarge": (8, 8, 8, 6, 5, 5),
-    "FSQ_AE_Ultra": (8, 8, 8, 8, 5, 5),
-    "FSQ_AE_HighDim7": (7, 5, 5, 5, 5, 5, 5),
-    "FSQ_AE_Mega": (8, 8, 8, 8, 8, 5),
+    "FSQ_AE_Small": (5, 5, 5, 5, 5), "FSQ_AE_Medium": (8, 5, 5, 5, 5),
+    "FSQ_AE_Large": (8, 6, 6, 5, 5, 5), "FSQ_AE_High": (8, 8, 8, 5, 5, 5),
+    "FSQ_AE_XLarge": (8, 8, 8, 6, 5, 5), "FSQ_AE_Ultra": (8, 8, 8, 8, 5, 5),
+    "FSQ_AE_HighDim7": (7, 5, 5, 5, 5, 5, 5), "FSQ_AE_Mega": (8, 8, 8, 8, 8, 5),
     "FSQ_AE_HighDim8": (5, 5, 5, 5, 5, 5, 5, 5),
 }
 
@@ -343,7 +293,6 @@ FSQ_ROWS = {
     "FSQ_AE_Hybrid": dict(quantizer="hybrid", levels=HIGH),
     "FSQ_AE_Residual": dict(quantizer="residual", levels=(5,) * 6),
     "FSQ_AE_iFSQ": dict(quantizer="ifsq", levels=(7, 7, 7, 7, 5, 5)),
-    # dimensions x levels
     **{f"FSQ_AE_iFSQ_{dims}x{count}": dict(quantizer="ifsq", levels=(count,) * dims)
        for dims, count in ((8, 9), (12, 9), (16, 5), (16, 9), (16, 17), (24, 9), (32, 9), (64, 9), (64, 17),
                            (128, 17))},
@@ -358,10 +307,8 @@ VQ_ROWS = {
     "VQ_AE_RVQ": dict(quantizer="rvq", code_dim=32),
     "VQ_AE_RVQ_Direct": dict(quantizer="rvq", code_dim=32, direct=True),
     "VQ_AE_RVQ_First": dict(quantizer="rvq", code_dim=32, settings={"use_layers": 1}),
-    "VQ_AE_SimVQ": dict(quantizer="simvq"),
-    "VQ_AE_Rotation": dict(quantizer="rotation"),
-    "VQ_AE_DiVeQ": dict(quantizer="diveq"),
-    "VQ_AE_SF_DiVeQ": dict(quantizer="sf_diveq"),
+    "VQ_AE_SimVQ": dict(quantizer="simvq"), "VQ_AE_Rotation": dict(quantizer="rotation"),
+    "VQ_AE_DiVeQ": dict(quantizer="diveq"), "VQ_AE_SF_DiVeQ": dict(quantizer="sf_diveq"),
     "VQ_AE_Gumbel": dict(quantizer="gumbel"),
     "VQ_AE_Gumbel_NoNoise": dict(quantizer="gumbel", settings={"noise": False}),
     "VQ_AE_Gumbel_Nearest": dict(quantizer="gumbel", settings={"nearest": 16}),
@@ -371,8 +318,7 @@ VQ_ROWS = {
 
 
 def make_narrow_ae(**kwargs):
-    """The continuous autoencoder with a latent of 64 channels at any width: the control of a grid of 64
-    dimensions."""
+    """The continuous autoencoder with a latent of 64 channels whatever the width: the control for 64 x 17."""
     return AE(**kwargs | {"latent_dim": 64})
 
 
@@ -388,9 +334,5 @@ AE_models = {
 
 
 def has_grid(name):
-    """Whether a row of the zoo, or a family of rows, quantizes on a grid: what has a reach."""
+    """Whether a row of the zoo, or a family of rows, quantizes on a grid, which has a reach."""
     return name.startswith("FSQ_AE")
-
-
-__all__ = ["AE", "FSQ_AE", "VQ_AE", "AE_models", "FSQ_LEVELS", "FSQ_REACH", "Reconstruction", "UNIT",
-           "check_levels", "has_grid"]

@@ -1,6 +1,6 @@
 """DiVeQ and SF-DiVeQ: differentiable vector quantization without auxiliary losses (arXiv 2509.26469).
 
-Shapes: (..., d) vectors, K codes. Not to be mixed up with Gumbel-softmax VQ (models/GumbelVQ.py).
+Shapes: (..., d) vectors, K codes. Not to be confused with Gumbel-softmax VQ (models/GumbelVQ.py).
 """
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,8 @@ from utils.errors import UserError
 
 
 def step_towards(z, codes, noise_variance):
-    """||codes - z|| x a fixed unit vector, which points at the codes up to a little noise: its length passes
-    the gradient to both. (..., d)"""
+    """||codes - z|| x a fixed, slightly noisy unit vector towards the codes, (..., d): the length passes the
+    gradient to both."""
     with torch.no_grad():
         direction = codes - z
         direction = F.normalize(direction + noise_variance**0.5 * torch.randn_like(direction), dim=-1)
@@ -20,18 +20,14 @@ def step_towards(z, codes, noise_variance):
 
 
 class DiVeQ(VQ):
-    """In training z is moved by its distance to the code, in a slightly noisy direction. Codes that nothing
-    has chosen for ``replace_every`` steps are replaced with used ones.
-
-    Args:
-        noise_variance: of the noise on the direction (0.001). replace_every: steps, 0 = never.
-    """
+    """In training z moves by its distance to the code, in a direction with noise of ``noise_variance``. Codes
+    unused for ``replace_every`` steps (0 = never) are replaced with used ones."""
 
     def __init__(self, codebook_size=512, dim=512, noise_variance=1e-3, replace_every=100):
         super().__init__(codebook_size, dim, beta=0.0)
         if noise_variance < 0 or replace_every < 0:
-            raise UserError(f"DiVeQ needs a variance and steps of 0 or more; got {noise_variance} and "
-                            f"{replace_every}")
+            raise UserError("DiVeQ's noise_variance and replace_every must be 0 or more; "
+                            f"got {noise_variance} and {replace_every}")
         self.noise_variance, self.replace_every = noise_variance, replace_every
         self.register_buffer("uses", torch.zeros(self.codebook_size, dtype=torch.long))
         self.register_buffer("steps", torch.tensor(0))
@@ -50,8 +46,7 @@ class DiVeQ(VQ):
 
     @torch.no_grad()
     def replace_unused(self):
-        """Codes without a use since the last call become copies of used ones, drawn by their use, each moved
-        a little."""
+        """Codes unused since the last call become jittered copies of used ones, drawn by frequency of use."""
         unused = (self.uses == 0).nonzero()[:, 0]
         if 0 < len(unused) < self.codebook_size:
             picks = torch.multinomial(self.uses.double(), len(unused), replacement=True)
@@ -68,27 +63,26 @@ class DiVeQ(VQ):
 
 
 class SFDiVeQ(VQ):
-    """Space-filling DiVeQ: z is quantized onto the polyline through consecutive codes, so every code is in
-    use.
+    """Space-filling DiVeQ: z is quantized onto the polyline through consecutive codes, so all are in use.
 
-    In training each segment offers one random point, and z is moved to the nearest of them by its distances
-    to the segment's two ends. Otherwise z goes to the nearest of ``segment_points`` evenly spaced points a
-    segment (the paper takes any point of the segment, which has no rate in bits). Index = segment x
-    segment_points + point.
+    In training each segment offers one random point, and z moves to the nearest of them by its distances to
+    the segment's ends. Otherwise z goes to the nearest of ``segment_points`` evenly spaced points per segment
+    (the paper takes any point, which has no rate in bits). Index = segment x segment_points + point.
     """
 
     def __init__(self, codebook_size=512, dim=512, noise_variance=1e-3, segment_points=16):
         super().__init__(codebook_size, dim, beta=0.0)
         if self.codebook_size < 2 or segment_points < 1 or noise_variance < 0:
-            raise UserError("SF-DiVeQ needs 2 codes, 1 point a segment and a variance of 0 or more; got "
-                             f"{codebook_size}, {segment_points} and {noise_variance}")
-        self.num_codes, self.noise_variance, self.segment_points = self.codebook_size, noise_variance, int(segment_points)
+            raise UserError("SF-DiVeQ needs 2 codes, 1 point per segment and a noise_variance of 0 or more; "
+                            f"got {codebook_size}, {segment_points} and {noise_variance}")
+        self.num_codes, self.segment_points = self.codebook_size, int(segment_points)
+        self.noise_variance = noise_variance
         self.codebook_size = (self.num_codes - 1) * self.segment_points + 1
         self.axis_sizes = (self.codebook_size,)
 
     @torch.no_grad()
     def seed(self, vectors):
-        # In the order of time: consecutive codes, which a segment joins, then lie close together.
+        # in the order of time, so that consecutive codes, which a segment joins, are close together
         picks = torch.linspace(0, len(vectors) - 1, self.num_codes, device=vectors.device).long()
         self.codebook.copy_(jittered(vectors, picks))
 
@@ -96,31 +90,31 @@ class SFDiVeQ(VQ):
         if not self.training:
             indices = self.get_indices(z)
             return Quantized(self.decode_indices(indices), indices, z.new_zeros(()))
-        share = torch.rand(self.num_codes - 1, 1, device=z.device)
+        place = torch.rand(self.num_codes - 1, 1, device=z.device)  # along each segment
         with torch.no_grad():
-            points = self.codebook[:-1].lerp(self.codebook[1:], share)
+            points = self.codebook[:-1].lerp(self.codebook[1:], place)
             segment = nearest_codes(z.detach().reshape(-1, self.dim), points).reshape(z.shape[:-1])
-        share = share[segment]
+        place = place[segment]
         first, second = (F.embedding(segment + i, self.codebook) for i in (0, 1))
-        z_q = (z + (1 - share) * step_towards(z, first, self.noise_variance)
-               + share * step_towards(z, second, self.noise_variance))
-        indices = (segment + share[..., 0]).mul(self.segment_points).round().long()
+        z_q = (z + (1 - place) * step_towards(z, first, self.noise_variance)
+               + place * step_towards(z, second, self.noise_variance))
+        indices = (segment + place[..., 0]).mul(self.segment_points).round().long()
         return Quantized(z_q, indices, z.new_zeros(()))
 
     @torch.no_grad()
     def get_indices(self, z_q):
-        """Index (...) of the nearest point of the polyline to each vector (..., d), among all segments."""
+        """Index (...) of the nearest point of the polyline to each vector (..., d), over all segments."""
         flat = z_q.detach().reshape(-1, self.dim).float()
-        found = [self._nearest_points(part) for part in flat.split(rows_at_a_time(4 * self.num_codes))]
-        return torch.cat(found).reshape(z_q.shape[:-1]) if found else flat.new_zeros(z_q.shape[:-1]).long()
+        parts = flat.split(rows_at_a_time(4 * self.num_codes))
+        return torch.cat([self._nearest_points(part) for part in parts]).reshape(z_q.shape[:-1])
 
     def _nearest_points(self, flat):
         starts, along = self.codebook[:-1], self.codebook[1:] - self.codebook[:-1]
         squares = along.square().sum(1).clamp(min=1e-12)
-        ahead = flat @ along.T - (starts * along).sum(1)  # (N, segments): how far z lies along each segment
+        ahead = flat @ along.T - (starts * along).sum(1)  # (N, segments): projection of z on each segment
         point = (ahead / squares).clamp(0, 1).mul_(self.segment_points).round_()
-        share = point / self.segment_points
-        distances = starts.square().sum(1) - 2 * flat @ starts.T + share * (share * squares - 2 * ahead)
+        place = point / self.segment_points
+        distances = starts.square().sum(1) - 2 * flat @ starts.T + place * (place * squares - 2 * ahead)
         segment = distances.argmin(1)
         return segment * self.segment_points + point.gather(1, segment[:, None])[:, 0].long()
 
@@ -130,10 +124,10 @@ class SFDiVeQ(VQ):
         return self.lookup(indices)
 
     def lookup(self, indices):
-        segment = torch.div(indices, self.segment_points, rounding_mode="floor")
-        share = (indices % self.segment_points / self.segment_points)[..., None]
+        segment, point = indices // self.segment_points, indices % self.segment_points
         first = F.embedding(segment, self.codebook)
-        return first.lerp(F.embedding((segment + 1).clamp(max=self.num_codes - 1), self.codebook), share)
+        second = F.embedding((segment + 1).clamp(max=self.num_codes - 1), self.codebook)
+        return first.lerp(second, (point / self.segment_points)[..., None])
 
     def neighbour(self, z_q, axis):
         """The next point along the polyline, or the previous one at its end."""

@@ -7,6 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import nn
 
 from diffusions import flow
@@ -14,7 +15,7 @@ from diffusions.gaussian import GaussianDiffusion
 from models.fast_net import FastNet
 from utils.errors import UserError
 
-SOLVER, ODE_STEPS = "adams", 16  # how they were chosen stands in docs/performance.md
+SOLVER, ODE_STEPS = "adams", 16  # chosen in docs/performance.md
 
 
 def modulate(x, shift, scale):
@@ -22,8 +23,7 @@ def modulate(x, shift, scale):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of t (N,), unscaled, cosine half before sine half, period 10,000, then a two-layer MLP -> (N,
-    W)."""
+    """t (N,) -> (N, W): sinusoids of the unscaled t, cosines first, period 10,000, then a two-layer MLP."""
 
     def __init__(self, width, frequencies=256):
         super().__init__()
@@ -38,8 +38,8 @@ class TimeEmbedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """LayerNorm, modulation, linear-SiLU-linear, gated residual. The modulation is made from SiLU(y), which
-    is the same for all blocks and so computed by the caller, once."""
+    """LayerNorm, modulation, linear-SiLU-linear, gated residual. ``activated``: SiLU(y), which the caller
+    computes once for all blocks."""
 
     def __init__(self, width):
         super().__init__()
@@ -85,10 +85,8 @@ class DenoisingMLP(nn.Module):
                 nn.init.zeros_(layer.bias)
         for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)
-        # adaLN-zero: every block starts as the identity, the net's output as 0.
-        for block in self.res_blocks:
-            nn.init.zeros_(block.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.adaLN_modulation[1].weight)
+        for layer in (*self.res_blocks, self.final_layer):  # adaLN-zero: blocks start as the identity
+            nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x, t, c):
@@ -99,79 +97,74 @@ class DenoisingMLP(nn.Module):
         return self.final_layer(x, activated)
 
     def forward_with_cfg(self, x, t, c, cfg_scale):
-        """Classifier-free guidance: c (2N, Z) holds the conditional half, then the unconditional one; x (2N,
-        d) is read from its first half only. Returns u + cfg_scale (c - u), twice over: (2N, d)."""
+        """Classifier-free guidance: c (2N, Z) is the conditional half, then the unconditional one; of x (2N,
+        d) only the first half is read. Returns u + cfg_scale (c - u), twice: (2N, d)."""
         half = x[: len(x) // 2]
-        cond, uncond = self(torch.cat([half, half]), t, c).chunk(2)
-        guided = uncond + cfg_scale * (cond - uncond)
-        return torch.cat([guided, guided])
+        cond, uncond = self(repeat(half, "n d -> (two n) d", two=2), t, c).chunk(2)
+        return repeat(uncond + cfg_scale * (cond - uncond), "n d -> (two n) d", two=2)
 
 
 class DiffHead(nn.Module):
-    """What both heads share: the net, the guided net as a function of (x, t), the loss, and sampling around
-    the process.
+    """What all heads share: the net, guidance, the loss, and sampling around the ``process``.
 
-    ``prediction``: what the net answers; None = the first of ``predictions``. ``target_scale``: the net works
-    on targets divided by it, as latent diffusion does (Rombach et al. 2022, arXiv 2112.10752); 1 in the
-    published models.
+    ``prediction``: the net's output, by default the first of ``predictions``. ``target_scale``: the net works
+    on targets divided by it, as in latent diffusion (Rombach et al. 2022, arXiv 2112.10752); 1 as published.
     """
 
     predictions = ()
 
     def __init__(self, target_dim, cond_dim, width, depth, prediction=None, target_scale=1.0):
         super().__init__()
-        self.target_dim, self.prediction, self.target_scale = target_dim, prediction or self.predictions[0], target_scale
+        self.target_dim, self.target_scale = target_dim, target_scale
+        self.prediction = prediction or self.predictions[0]
         if self.prediction not in self.predictions:
             raise UserError(f"a {type(self).__name__} predicts {' or '.join(self.predictions)}, not "
                             f"'{self.prediction}'")
         self.net = DenoisingMLP(target_dim, cond_dim, width, depth)
 
     def guided(self, z, z_uncond, cfg):
-        """x (N, d), t () or (N,) -> (N, d): the net under condition z (N, Z), guided away from ``z_uncond``
-        by ``cfg``. A guidance of 1, or no ``z_uncond``, is the plain conditional net, at half the work."""
+        """The plain net under conditions z (N, Z), guided away from ``z_uncond`` by ``cfg``, as a function of
+        x (N, d) and one time t -> (N, d). With a ``cfg`` of 1, or no ``z_uncond``, only the conditional net
+        runs."""
+
+        def times(t, x, count):
+            return torch.as_tensor(t, device=x.device).expand(count)
+
         count = len(z)
         if z_uncond is None or cfg == 1:
-            return lambda x, t: self.net(x, self._times(t, count, x), z)
+            return lambda x, t: self.net(x, times(t, x, count), z)
         both = torch.cat([z, z_uncond])
         return lambda x, t: self.net.forward_with_cfg(
-            torch.cat([x, x]), self._times(t, 2 * count, x), both, cfg)[:count]
-
-    @staticmethod
-    def _times(t, count, x):
-        t = torch.as_tensor(t, device=x.device)
-        if t.is_floating_point():
-            t = t.to(x.dtype)
-        return t.expand(count) if t.dim() == 0 else t.repeat(count // len(t))
+            repeat(x, "n d -> (two n) d", two=2), times(t, x, 2 * count), both, cfg)[:count]
 
     def loss(self, target, z, t=None, noise=None, generator=None, own=None):
         """Mean training loss () of targets (N, d) under conditions z (N, Z); t and noise are drawn unless
         given.
 
-        ``own`` (M,) bool: these N are the true ones of M rows, for all of which t and noise are drawn; the
-        loss is then what they add to the mean over all M."""
+        ``own`` (M,) bool marks these N among M rows of several processes: t and noise are drawn for all M,
+        and the loss is the contribution of the N to the mean over all M."""
         target = target / self.target_scale
         count = len(target) if own is None else len(own)
         if t is None:
             t = self.process.draw_time(count, target.device, generator)
         if noise is None:
             noise = torch.randn(count, target.shape[1], device=target.device, generator=generator)
-        if own is None:
-            return self.training_loss(lambda x, time: self.net(x, time, z), target, t, noise)
-        t, noise = t[own], noise[own]
-        if not len(target):
-            return self.net(target, t, z).sum()  # 0, with a gradient of 0 for every weight
-        return self.training_loss(lambda x, time: self.net(x, time, z), target, t,
-                                  noise) * (len(target) / count)
+        if own is not None:
+            t, noise = t[own], noise[own]
+            if not len(target):
+                return self.net(target, t, z).sum()  # 0, with a gradient of 0 for every weight
+        loss = self.training_loss(lambda x, time: self.net(x, time, z), target, t, noise)
+        return loss if own is None else loss * (len(target) / count)
 
     def training_loss(self, net, target, t, noise):
         return self.process.training_loss(net, target, t, noise)
 
     def sampler(self, cfg=1.0, temperature=1.0, fast=True, dtype=None, cache=None, **solver_settings):
-        """A function (z (N, Z), z_uncond (N, Z) or None, draw_noise) -> targets (N, d); ``draw_noise() -> (N,
-        d)``.
+        """A function (z (N, Z), z_uncond (N, Z) or None, draw_noise) -> targets (N, d), where ``draw_noise()
+        -> (N, d)``. What depends on time alone is computed here, once.
 
-        What depends on the time alone is done here, once. ``fast`` False runs the plain net; ``dtype`` and
-        ``cache`` belong to the fast net (models/fast_net.py), the rest: see ``MARDM.generate``.
+        ``fast`` False runs the plain net; ``dtype`` and ``cache`` belong to the fast net
+        (models/fast_net.py); for the rest see ``SamplerSettings``.
         """
         run, times = self.process_sampler(temperature, **solver_settings)
         guided = FastNet(self.net, times, dtype, cache).guided if fast else self.guided
@@ -197,7 +190,7 @@ class SiTHead(DiffHead):
 
     def process_sampler(self, temperature, solver=SOLVER, ode_steps=ODE_STEPS):
         """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the
-        starting noise."""
+        initial noise."""
         if solver not in flow.SOLVERS:
             raise UserError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")
         jump = self.prediction == "x"
@@ -210,8 +203,7 @@ class SiTHead(DiffHead):
 
 
 class DDPMHead(DiffHead):
-    """50 cosine steps with a noise target; sampled step by step (solver and ode_steps have no meaning
-    here)."""
+    """50 cosine steps with a noise target; ancestral sampling (solver and ode_steps are ignored)."""
 
     predictions = ("noise",)
 
@@ -220,8 +212,8 @@ class DDPMHead(DiffHead):
         self.process = GaussianDiffusion(50)
 
     def process_sampler(self, temperature, **_solver_settings):
-        """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales every
-        step's noise."""
+        """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the
+        noise of every step."""
 
         def run(net, draw_noise):
             return self.process.sample(net, draw_noise(), draw_noise, temperature)

@@ -1,6 +1,5 @@
-"""Gumbel-softmax vector quantization: soft weights over the codebook, sharpened as training goes on (Jang et
-al. 2017, arXiv 1611.01144, with distances for logits). A blog post calls it DiVeQ; models/DiVeQ.py is another
-method.
+"""Gumbel-softmax vector quantization: soft weights over the codebook that sharpen during training (Jang et
+al. 2017, arXiv 1611.01144, with distances for logits). A blog post calls it DiVeQ; models/DiVeQ.py differs.
 
 Shapes: (..., d) vectors, K codes.
 """
@@ -21,23 +20,20 @@ class GumbelVQ(VQ):
 
     Args:
         noise: add the Gumbel noise.
-        nearest: weights over the so many nearest codes only; 0 = over all.
-        soft: the weighted sum outside training too (without noise). Targets are then any points, so ``snap``
-            leaves them.
-        diversity: weight of 1 - entropy of the mean weights / log K.
-        tau_start, tau_decay, tau_end: temperature of the first step, factor a step, and where it stops.
+        nearest: number of nearest codes that get a weight, 0 = all.
+        soft: weighted sums (without noise) outside training too. ``snap`` is then the identity.
+        diversity: weight of the loss 1 - entropy of the mean weights / log K.
+        tau_start, tau_decay, tau_end: first temperature, its factor per step, and its lower bound.
     """
 
     def __init__(self, codebook_size=512, dim=512, noise=True, nearest=0, soft=False, diversity=0.0,
                  tau_start=1.0, tau_decay=0.9999, tau_end=0.1):
         super().__init__(codebook_size, dim, beta=0.0)
         if not 0 <= nearest <= self.codebook_size:
-            raise UserError(f"Gumbel-softmax VQ of {self.codebook_size} codes cannot take the nearest "
-                            f"{nearest}")
+            raise UserError(f"a codebook of {self.codebook_size} codes cannot take the nearest {nearest}")
         if min(tau_start, tau_end) <= 0 or not 0 < tau_decay <= 1 or diversity < 0:
-            raise UserError("Gumbel-softmax VQ needs temperatures above 0, a decay in 0..1 and a diversity "
-                            "weight of 0 or more; "
-                             f"got {tau_start}, {tau_end}, {tau_decay} and {diversity}")
+            raise UserError("gumbel: tau_start and tau_end are above 0, tau_decay in 0..1, diversity >= 0; "
+                            f"got {tau_start}, {tau_end}, {tau_decay} and {diversity}")
         self.noise, self.nearest, self.soft, self.diversity = noise, int(nearest), soft, diversity
         self.tau_start, self.tau_decay, self.tau_end = tau_start, tau_decay, tau_end
         self.register_buffer("steps", torch.tensor(0))
@@ -53,7 +49,7 @@ class GumbelVQ(VQ):
         tau, flat = self.tau, z.reshape(-1, self.dim)
         valid = flat.new_ones(len(flat)) if mask is None else mask.reshape(-1).to(flat.dtype)
         rows = max(1, rows_at_a_time(4 * (self.nearest * self.dim or self.codebook_size)))
-        # Made twice, forwards and backwards, so that the weights of all vectors are never there at once.
+        # checkpointing recomputes the weights in the backward pass, so those of all vectors never coexist
         parts = [checkpoint(self.mix, part, weight, self.codebook, tau, use_reentrant=False)
                  for part, weight in zip(flat.split(rows), valid.split(rows))]
         z_q = torch.cat([part for part, _ in parts]).reshape(z.shape)
@@ -61,26 +57,24 @@ class GumbelVQ(VQ):
         if self.training:
             self.steps += 1
         else:
-            indices = self.get_indices(z_q)  # of the code nearest to what the decoder gets
+            indices = self.get_indices(z_q)  # of the code nearest to the decoder's input
         return Quantized(z_q, indices, self.diversity_loss(mean) if self.diversity else z.new_zeros(()))
 
     def mix(self, flat, valid, table, tau):
-        """flat (N, d) -> their soft codes (N, d), and the sum of the weights (K,) over the valid (N,)
-        ones."""
-        picks = nearest_codes(flat.detach(), table, self.nearest).reshape(len(flat),
-                                                                          -1) if self.nearest else None
-        if picks is None:
-            logits = 2 * flat @ table.T - table.square().sum(1) - flat.square().sum(1, keepdim=True)  # (N, K)
-        else:
+        """flat (N, d) -> soft codes (N, d), and their weights' sum (K,) over the ``valid`` (N,; 0 or 1)."""
+        if self.nearest:
+            picks = nearest_codes(flat.detach(), table, self.nearest).reshape(len(flat), -1)
             near = F.embedding(picks, table)  # (N, K', d)
             logits = -(flat[:, None] - near).square().sum(-1)
+        else:
+            logits = 2 * flat @ table.T - table.square().sum(1) - flat.square().sum(1, keepdim=True)  # (N, K)
         if self.noise and self.training:
             logits = logits - torch.empty_like(logits).exponential_().clamp(min=1e-20).log()
         weights = (logits / tau).softmax(1)
-        if picks is None:
+        if not self.nearest:
             return weights @ table, valid @ weights
-        total = flat.new_zeros(self.codebook_size).index_add(0, picks.reshape(-1),
-                                                             (weights * valid[:, None]).reshape(-1))
+        counted = (weights * valid[:, None]).flatten()
+        total = flat.new_zeros(self.codebook_size).index_add(0, picks.flatten(), counted)
         return (weights[..., None] * near).sum(1), total
 
     def diversity_loss(self, mean):

@@ -1,12 +1,11 @@
-"""FSQ + VQ: a grid, and a small codebook inside its cells. Shapes: (..., d) with d the dimensions of the
-grid."""
+"""FSQ + VQ: a grid, and a small codebook inside its cells. Shapes: (..., d), d the dimensions of the grid."""
 import torch
 from torch import nn
 
 from models.FSQ import FSQ, Quantized
 from models.VQ import VQ
 
-CELL = 0.49  # of a step: how far an offset reaches, so that a sum of grid point and offset tells both
+CELL = 0.49  # of a step: how far an offset reaches, so that a sum identifies its grid point and offset
 
 
 class CellVQ(VQ):
@@ -22,14 +21,9 @@ class CellVQ(VQ):
 
 
 class HybridFSQ(nn.Module):
-    """FSQ + VQ: a grid point, plus a code for where in the point's cell z lies. z_q is their sum; since the
-    offsets stay inside the cell, rounding a sum gives the grid point back, and snapping is exact.
-
-    Args:
-        levels: of the grid. offset_codes: codes of the offsets.
-        beta: weight of their commitment loss. It pulls every z to one place of its cell, and with 0.25 all z
-            into one cell.
-    """
+    """FSQ + VQ: z_q is a grid point plus one of ``offset_codes`` offsets for the position inside its cell.
+    Offsets stay inside the cell, so rounding a sum returns its grid point, and snapping is exact. ``beta``:
+    weight of the offsets' commitment loss; with 0.25 it pulls all z into one cell."""
 
     def __init__(self, levels, offset_codes=64, beta=0.0):
         super().__init__()
@@ -46,16 +40,17 @@ class HybridFSQ(nn.Module):
             x = self.grid.bound(z.float())
             points = self.grid.snap(x)
             out = self.offsets((x - points) * self.grid.per_unit, mask)
-            indices = self._pack(self.grid.get_indices(points), out.indices)
+            indices = self._join(self.grid.get_indices(points), out.indices)
             return Quantized(points + out.z_q / self.grid.per_unit, indices, out.loss)
 
-    def _pack(self, points, offsets):
+    def _join(self, points, offsets):
+        """Indices of grid points and of offsets -> one index, or digits."""
         if self.has_flat_index:
             return points * self.offsets.codebook_size + offsets
         return torch.cat([self.grid.to_digits(points), offsets[..., None]], -1)
 
     def _split(self, x):
-        """Points (..., d) -> grid points (..., d), and what is left in steps (..., d)."""
+        """Points (..., d) -> grid points (..., d), and the offsets from them (..., d) in steps."""
         points = self.grid.snap(x)
         return points, (x.detach().float() - points) * self.grid.per_unit
 
@@ -67,17 +62,17 @@ class HybridFSQ(nn.Module):
 
     def get_indices(self, z_q):
         points, left = self._split(z_q)
-        return self._pack(self.grid.get_indices(points), self.offsets.get_indices(left))
+        return self._join(self.grid.get_indices(points), self.offsets.get_indices(left))
 
     def to_digits(self, indices):
         """Indices -> (..., d + 1): the grid's digits and the offset's index."""
         if not self.has_flat_index:
             return indices
-        points = torch.div(indices, self.offsets.codebook_size, rounding_mode="floor")
-        return torch.cat([self.grid.to_digits(points), (indices % self.offsets.codebook_size)[..., None]], -1)
+        size = self.offsets.codebook_size
+        return torch.cat([self.grid.to_digits(indices // size), (indices % size)[..., None]], -1)
 
     def decode_indices(self, indices):
-        """Inverse of ``get_indices``. UserError for an index outside."""
+        """Inverse of ``get_indices``. UserError for an index outside the codebook."""
         digits = self.to_digits(indices)
         points = self.grid.decode_indices(self.grid.from_digits(digits[..., :-1]))
         return points + self.offsets.decode_indices(digits[..., -1]) / self.grid.per_unit
@@ -86,8 +81,7 @@ class HybridFSQ(nn.Module):
         return z_q
 
     def neighbour(self, z_q, axis):
-        """One level further along a dimension with the same offset; on the last axis the nearest other
-        offset."""
+        """One level along a dimension with the same offset; on the last axis the nearest other offset."""
         points, left = self._split(z_q)
         if axis < self.dim:
             return self.grid.neighbour(points, axis) + left / self.grid.per_unit

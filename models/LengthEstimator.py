@@ -1,5 +1,5 @@
-"""How long is the motion that a sentence describes? A classifier over lengths in tokens, after Guo et al.,
-"Generating Diverse and Natural 3D Human Motions from Text" (CVPR 2022). Shapes: B batch, C classes."""
+"""Motion lengths from text: a classifier over lengths in tokens, after Guo et al., "Generating Diverse and
+Natural 3D Human Motions from Text" (CVPR 2022). Shapes: B batch, C classes."""
 import math
 
 import torch
@@ -10,9 +10,7 @@ FRAMES_PER_CLASS = 4  # class c stands for c tokens of the autoencoder, 4 frames
 
 class LengthEstimator(nn.Module):
     """Text feature (B, input_size) -> logits (B, output_size); class c means a motion of 4 c frames.
-
-    Parameter names are those of the released MARDM files (``output.N``), which load as they are.
-    """
+    Parameter names are those of the released MARDM files (``output.N``)."""
 
     def __init__(self, input_size=512, output_size=50, width=512):
         super().__init__()
@@ -32,11 +30,8 @@ class LengthEstimator(nn.Module):
 
 
 class LengthTable:
-    """For generators without text: how often each length occurred in training. counts (A, C): a row an
-    action, or one row.
-
-    Called with one-hot actions (B, A), or ones (B, 1), it answers as a LengthEstimator does: logits (B, C).
-    """
+    """A LengthEstimator for generators without text: logits (B, C) from the frequencies ``counts`` (A, C) of
+    the training lengths, one row per action or one row in all, for one-hot actions (B, A) or ones (B, 1)."""
 
     def __init__(self, counts):
         self.counts = counts.float()
@@ -46,14 +41,17 @@ class LengthTable:
 
 
 def sample_length(logits, generator=None, min_frames=40):
-    """Logits (B, C) -> lengths in frames (B,), int64 on the CPU, multiples of 4 and at least ``min_frames``, drawn from the
-    middle fifth of the predicted distribution: that keeps some variety and leaves out the lengths of other motions than the one
-    meant. ``generator``: on the CPU. ValueError where every class is too short."""
+    """Logits (B, C) -> lengths in frames (B,), int64 on the CPU, multiples of 4 and at least ``min_frames``.
+
+    Draws, with a CPU ``generator``, from the middle fifth of the predicted distribution without the classes
+    below ``min_frames``: that keeps some variety but leaves out lengths of motions other than the one meant.
+    ValueError where every class is too short.
+    """
     shortest = max(0, math.ceil(min_frames / FRAMES_PER_CLASS))
     if shortest >= logits.shape[-1]:
         longest = FRAMES_PER_CLASS * (logits.shape[-1] - 1)
-        raise ValueError(f"min_frames is {min_frames}, but the longest class of the estimator is {longest} frames")
-    logits = logits.detach().float().cpu()[:, shortest:]  # (B, C - shortest)
+        raise ValueError(f"min_frames is {min_frames}, but the estimator's longest class is {longest} frames")
+    cumulative = logits.detach().float().cpu()[:, shortest:].softmax(dim=-1).cumsum(dim=-1)
     quantile = 0.4 + 0.2 * torch.rand(len(logits), 1, generator=generator)
-    classes = (logits.softmax(dim=-1).cumsum(dim=-1) < quantile).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
-    return FRAMES_PER_CLASS * (classes + shortest)  # (B,)
+    classes = (cumulative < quantile).sum(dim=-1).clamp(max=cumulative.shape[-1] - 1)
+    return FRAMES_PER_CLASS * (classes + shortest)

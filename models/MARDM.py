@@ -1,17 +1,17 @@
 """Stage two: the masked transformer with a per-token diffusion head (MARDM, Meng et al., CVPR 2025, arXiv
-2411.16575), over latents of a continuous autoencoder or over the codes of a quantized one ("denoising to the
-grid").
+2411.16575), over latents of a continuous autoencoder or codes of a quantized one ("denoising to the grid").
 
 Shapes: B clips, L tokens, C latent width of the autoencoder, d width of a target, Z width of the transformer.
 """
 import math
+from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -19,17 +19,7 @@ from models.DiffMLPs import HEADS, modulate
 from models.generation import SamplerSettings, generate, padding_mask_of
 from utils.errors import UserError
 
-# of the masked tokens: replaced by noise; of the rest: replaced by the mask token
-NOISED, MASKED = 0.10, 0.88
-
-
-class InputProcess(nn.Module):
-    def __init__(self, ae_dim, width):
-        super().__init__()
-        self.poseEmbedding = nn.Linear(ae_dim, width)
-
-    def forward(self, x):
-        return self.poseEmbedding(x)
+NOISED, MASKED = 0.10, 0.88  # fraction of masked tokens replaced by noise; of the rest, by the mask token
 
 
 class PositionalEncoding(nn.Module):
@@ -45,13 +35,11 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("pe", pe)
 
     def forward(self, x, padding_mask=None):
-        """``padding_mask`` (B, L; true = padding), when given, adds the positions counted from each clip's
-        end as well, their channels in reverse order: how far along a clip is decides as much of a motion as
-        what came before."""
+        """With a ``padding_mask`` (B, L; true = padding) positions from each clip's end are added too, their
+        channels in reverse order: a motion depends on what remains as much as on what came before."""
         x = x + self.pe[: x.shape[1], 0]
         if padding_mask is not None:
-            # tokens that follow, -1 in the padding
-            left = (~padding_mask).flip(1).long().cumsum(1).flip(1) - 1
+            left = (~padding_mask).flip(1).long().cumsum(1).flip(1) - 1  # tokens that follow; -1: padding
             x = x + self.pe[left.clamp(min=0), 0].flip(-1)
         return self.dropout(x)
 
@@ -66,17 +54,14 @@ class Attention(nn.Module):
         self.proj_dropout = nn.Dropout(dropout)
 
     def forward(self, x, padding_mask):
-        def split(y):
-            return rearrange(y, "b l (heads d) -> b heads l d", heads=self.heads)
-
-        query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        # The CPU's fused attention is slow backwards in bfloat16, several times slower than plain matrix
-        # products.
+        query, key, value = (rearrange(layer(x), "b l (heads c) -> b heads l c", heads=self.heads)
+                             for layer in (self.query, self.key, self.value))
+        # fused attention on a CPU in bfloat16: its backward pass is several times slower than matrix products
         plain = query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
         with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             y = F.scaled_dot_product_attention(query, key, value, attn_mask=~padding_mask[:, None, None],
                                                dropout_p=self.dropout if self.training else 0.0)
-        return self.proj_dropout(self.proj(rearrange(y, "b heads l d -> b l (heads d)")))
+        return self.proj_dropout(self.proj(rearrange(y, "b heads l c -> b l (heads c)")))
 
 
 class MLP(nn.Module):
@@ -101,48 +86,34 @@ class MARTransBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x, cond, padding_mask):
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rearrange(
-            self.adaLN_modulation(cond), "b (six z) -> six b 1 z", six=6)
+        modulations = rearrange(self.adaLN_modulation(cond), "b (six z) -> six b 1 z", six=6)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 
 @dataclass(frozen=True)
 class MARDMSettings:
-    """What a MARDM is made of; a checkpoint keeps them as ``model_kwargs``.
+    """What a MARDM is built from; checkpoints keep them as ``model_kwargs``."""
 
-    ae_dim: C, width of the autoencoder's latents, which the transformer reads.
-    cond_mode: "text" (features (B, cond_dim)), "action" (one-hot (B, num_actions)) or "uncond".
-    target_dim: d, width of what the head predicts; None = ae_dim (continuous autoencoder).
-    head: "SiT" or "DDPM". head_width, head_depth: of its network.
-    cond_dim: width of the text features (CLIP 512, MiniLM 384).
-    width, ff, layers, heads, dropout: of the transformer.
-    cond_drop_prob: probability with which training drops a condition, for guidance.
-    diffmlps_batch_mul: fresh (noise, time) pairs that a masked token sees in a training step.
-    count_from_end: give the transformer positions from the clip's end too (no parameters). The published
-        models, which learn a clip's length from the padding alone, have none; the families of ours do.
-    prediction: what the head predicts: "velocity" or "x" (SiT), "noise" (DDPM); None = the first one.
-    target_scale: see DiffHead.
-    """
-
-    ae_dim: int = 512
-    cond_mode: str = "text"
-    target_dim: int | None = None
-    head: str = "SiT"
-    cond_dim: int = 512
+    ae_dim: int = 512  # C, width of the autoencoder's latents, the transformer's input
+    cond_mode: str = "text"  # features (B, cond_dim); or "action", one-hot (B, num_actions); or "uncond"
+    target_dim: int | None = None  # d, width of the head's output; None = ae_dim (continuous autoencoder)
+    head: str = "SiT"  # a name of HEADS
+    cond_dim: int = 512  # width of the text features (CLIP 512, MiniLM 384)
     num_actions: int = 1
-    width: int = 1024
+    width: int = 1024  # of the transformer, as are ff, layers, heads and dropout
     ff: int = 4096
     layers: int = 1
     heads: int = 16
     dropout: float = 0.2
     head_width: int = 1792
     head_depth: int = 16
-    cond_drop_prob: float = 0.1
-    diffmlps_batch_mul: int = 4
-    count_from_end: bool = False
-    prediction: str | None = None
-    target_scale: float = 1.0
+    cond_drop_prob: float = 0.1  # probability with which training drops a condition, for guidance
+    diffmlps_batch_mul: int = 4  # (noise, time) pairs per masked token and training step
+    count_from_end: bool = False  # add positions from the clip's end; the published models have none
+    prediction: str | None = None  # "velocity" or "x" (SiT), "noise" (DDPM); None = the first of the head's
+    target_scale: float = 1.0  # see DiffHead
 
 
 class MARDM(nn.Module):
@@ -159,7 +130,7 @@ class MARDM(nn.Module):
         self.cond_drop_prob, self.diffmlps_batch_mul = s.cond_drop_prob, s.diffmlps_batch_mul
         self.cond_dim = {"text": s.cond_dim, "action": s.num_actions, "uncond": s.width}[s.cond_mode]
         self.mask_latent = nn.Parameter(torch.zeros(1, 1, s.ae_dim))
-        self.input_process = InputProcess(s.ae_dim, s.width)
+        self.input_process = nn.Sequential(OrderedDict(poseEmbedding=nn.Linear(s.ae_dim, s.width)))
         self.position_enc = PositionalEncoding(s.width, s.dropout)
         self.MARTransformer = nn.ModuleList(MARTransBlock(s.width, s.heads, s.ff, s.dropout)
                                             for _ in range(s.layers))
@@ -169,8 +140,7 @@ class MARDM(nn.Module):
                                       s.target_scale)
 
     def _init_weights(self):
-        # 1 / sqrt(inputs) at every width, so that in narrow models too the tokens are not drowned by the
-        # unscaled positions.
+        # 1 / sqrt(inputs): unscaled positions must not drown the tokens of narrow models
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
@@ -183,8 +153,8 @@ class MARDM(nn.Module):
 
     def forward(self, latents, cond, padding_mask, force_mask=False, mask=None):
         """latents (B, L, C), cond (B, cond_dim; ignored when unconditional), padding_mask (B, L; true =
-        padding) -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) reorders known tokens
-        before masked ones inside ("hard pseudo reorder"); attention does not see the order, so only rounding
+        padding) -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) moves known tokens before
+        masked ones inside ("hard pseudo reorder"); attention does not depend on the order, so only rounding
         changes."""
         if force_mask or self.cond_mode == "uncond":
             cond = latents.new_zeros(len(latents), self.cond_dim)
@@ -201,13 +171,12 @@ class MARDM(nn.Module):
 
     def loss(self, latents, targets, cond, lengths, rows=slice(None), generator=None):
         """Mean head loss () over the masked tokens. latents (B, L, C), targets (B, L, d), cond (B, cond_dim),
-        lengths (B,) in tokens. The number of masked tokens follows the cosine of a uniform draw a clip, over
-        the padded length.
+        lengths (B,) in tokens.
 
         A process that holds some ``rows`` of a larger batch passes the larger batch's ``lengths``, its own
-        rows of all else, and a ``generator`` that is alike in all processes: everything is drawn for the
-        whole batch. The mean of the processes' losses is then the loss of the whole batch, whatever number of
-        masked tokens each has.
+        rows of all else, and a ``generator`` in the same state as the other processes': everything is drawn
+        for the whole batch. The mean of the processes' losses is then the loss of the whole batch, however
+        many masked tokens each has.
         """
         padding = padding_mask_of(lengths, latents.shape[1])
         mask = self.draw_mask(padding, generator)
@@ -215,25 +184,30 @@ class MARDM(nn.Module):
         cond = self.drop_cond(cond, len(mask), rows, generator)
         # (N,) places of the masked tokens: a mask would be read back from a GPU each time that it is used
         places = mask[rows].flatten().nonzero()[:, 0]
-        z = self(latents, cond, padding[rows]).flatten(0, 1)[places]
-        times, own = self.diffmlps_batch_mul, None
+        z = rearrange(self(latents, cond, padding[rows]), "b l z -> (b l) z")[places]
+        targets = rearrange(targets, "b l d -> (b l) d")[places]
+
+        def pairs(x):
+            return repeat(x, "n ... -> (pairs n) ...", pairs=self.diffmlps_batch_mul)
+
+        own = None
         if generator is not None:
             own = torch.zeros_like(mask)
             own[rows] = True
-            own = own[mask].repeat(times)
-        loss = self.DiffMLPs.loss(targets.flatten(0, 1)[places].repeat(times, 1), z.repeat(times, 1),
-                                  generator=generator, own=own)
+            own = pairs(own[mask])
+        loss = self.DiffMLPs.loss(pairs(targets), pairs(z), generator=generator, own=own)
         return loss * (len(lengths) / len(latents))
 
     def drop_cond(self, cond, batch, rows=slice(None), generator=None):
-        """The condition of ``rows`` of a batch, a random share of them zeroed in training."""
+        """The condition of ``rows`` of a batch, in training zeroed with probability ``cond_drop_prob``."""
         if self.cond_mode == "uncond" or not self.training or self.cond_drop_prob == 0:
             return cond
         keep = torch.rand(batch, 1, device=cond.device, generator=generator) >= self.cond_drop_prob
         return cond * keep[rows]
 
     def draw_mask(self, padding, generator=None):
-        """Training mask (B, L) bool; never a padded token, and never empty for the batch as a whole."""
+        """Training mask (B, L) bool: per clip the cosine of a uniform draw of the padded length, without
+        padding; never empty for the batch as a whole."""
         batch, num_tokens = padding.shape
         ratio = torch.cos(torch.rand(batch, 1, device=padding.device, generator=generator) * math.pi * 0.5)
         count = (ratio * num_tokens).round().clamp(min=1)
@@ -244,7 +218,7 @@ class MARDM(nn.Module):
 
     def corrupt(self, latents, mask, rows=slice(None), generator=None):
         """Of the masked tokens of ``rows`` (latents (b, L, C); mask (B, L) of the whole batch) some become
-        noise, most the mask token, a few stay as they are."""
+        noise, most the mask token, and a few stay as they are."""
         draw = torch.rand(2, *mask.shape, device=mask.device, generator=generator)
         noised = mask & (draw[0] < NOISED)
         hidden = mask & ~noised & (draw[1] < MASKED)
@@ -256,8 +230,8 @@ class MARDM(nn.Module):
     # ---- generation ----------------------------------------------------------------------------------------
 
     def generate(self, ae, cond, lengths, seeds, known=None, progress=None, weight_cache=None, **settings):
-        """Targets (B, L, d) for ``lengths`` (B,) in tokens: models/generation.py. ``settings``: those of
-        ``SamplerSettings``."""
+        """Targets (B, L, d) for ``lengths`` (B,) in tokens: models/generation.py. ``settings``:
+        SamplerSettings."""
         return generate(self, ae, cond, lengths, seeds, SamplerSettings(**settings), known, progress,
                         weight_cache)
 
@@ -273,19 +247,15 @@ SIZES = {
     "L": dict(width=768, ff=3072, layers=2, heads=12, head_width=1280, head_depth=12),
     "XL": dict(width=1024, ff=4096, layers=1, heads=16, head_width=1792, head_depth=16),
 }
+# families of generators, and the beginning of the names of the autoencoders that each is trained on
+FAMILIES = {"MARDM": "AE_Model", "FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE"}
 
 MARDM_models = {
     f"{family}-{head}-{size}": partial(MARDM, head=head, count_from_end=family != "MARDM", **settings)
-    for family in ("MARDM", "FSQ-MARDM", "VQ-MARDM")
-    for head in HEADS
-    for size, settings in SIZES.items()
+    for family in FAMILIES for head in HEADS for size, settings in SIZES.items()
 }
-MARDM_models.update({name.replace("VQ-", "VQ_", 1): MARDM_models[name] for name in list(MARDM_models)
-                     if name[:2] == "VQ"})
-
-
-# and the autoencoders that each is trained on
-FAMILIES = {"FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE", "MARDM": "AE_Model"}
+MARDM_models |= {name.replace("VQ-", "VQ_", 1): build for name, build in MARDM_models.items()
+                 if name.startswith("VQ-")}
 
 
 def family_of(ae_name):
@@ -294,7 +264,7 @@ def family_of(ae_name):
 
 
 def check_pair(model_name, ae_name):
-    """UserError unless the generator's family fits the kind of autoencoder (both zoo names)."""
+    """UserError unless the generator's family fits the kind of autoencoder (both names of the zoo)."""
     name = model_name.replace("VQ_", "VQ-", 1)
     wanted = next(kind for family, kind in FAMILIES.items() if name.startswith(f"{family}-"))
     if not ae_name.startswith(wanted):

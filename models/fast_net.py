@@ -1,10 +1,9 @@
-"""The denoising net as sampling runs it: the numbers of ``DenoisingMLP`` up to rounding, in less time.
+"""The denoising net for sampling: the results of ``DenoisingMLP`` up to rounding, in less time.
 
-While a token is sampled its condition stands still and only x and the time change, and a solver's times are
-known beforehand. So the modulations, which hold 60% of the weights, are projected for many times in one
-product, and weights are read once where the plain net reads them at every step. Both guidance branches share
-one call. On a CPU the weights are packed for oneDNN, which reads them faster when a call has few rows
-(docs/performance.md).
+While a token is sampled its condition is fixed, only x and the time change, and a solver's times are known in
+advance. So the modulations, which hold 60% of the weights, are projected for many times in one product, and
+their weights are read once instead of at every step. Both guidance branches share one call. On a CPU the
+weights are reordered for oneDNN, which then reads them faster when a call has few rows (docs/performance.md).
 
 Shapes: N tokens, M = N or 2 N rows (guidance), d target dimensions, W width of the net, Z width of the
 transformer's output.
@@ -13,42 +12,34 @@ import torch
 import torch.nn.functional as F
 
 TABLE_BYTES = 2**28  # of the modulations that are kept at a time
-# weights in a layer: smaller layers lie in the cache anyway, and oneDNN's calls cost more than MKL's
-PREPACKED_FROM = 2**18
+REORDERED_FROM = 2**18  # weights per layer: smaller layers stay in the cache, where MKL's calls cost less
 
 
 def fast_linear(layer, dtype=None, cache=None):
     """A function x (..., in) -> ``layer(x)`` (..., out) of x's dtype, for inference. ``dtype`` of the
-    product; None = the weights'. ``cache``: a dict that keeps the packed weights by layer; it must not
-    outlive a change of the weights (a fused optimiser changes them without a trace, so nobody can tell)."""
+    product; None = the weights'. ``cache``: a dict that keeps converted weights by layer; it must not outlive
+    a change of the weights, which cannot be detected (a fused optimiser leaves no trace)."""
     weight, bias = layer.weight, layer.bias
     dtype = dtype or weight.dtype
-    packable = (weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-                and weight.numel() >= PREPACKED_FROM
-                and dtype in (torch.float32, torch.bfloat16))
-    if not packable and dtype == weight.dtype:
+    reordered = (weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+                 and weight.numel() >= REORDERED_FROM and dtype in (torch.float32, torch.bfloat16))
+    if not reordered and dtype == weight.dtype:
         return layer
     cache = {} if cache is None else cache
     if (layer, dtype) not in cache:
         lower = weight.detach().to(dtype)
-        cache[layer, dtype] = torch.ops.mkldnn._reorder_linear_weight(
-            lower) if packable else lower, bias.detach().to(dtype)
+        lower = torch.ops.mkldnn._reorder_linear_weight(lower) if reordered else lower
+        cache[layer, dtype] = lower, bias.detach().to(dtype)
     weight, bias = cache[layer, dtype]
-    if packable:
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [],
-                                                            "").to(x.dtype)
-    return lambda x: F.linear(x.to(dtype), weight, bias).to(x.dtype)
+    if not reordered:
+        return lambda x: F.linear(x.to(dtype), weight, bias).to(x.dtype)
+    linear = torch.ops.mkldnn._linear_pointwise
+    return lambda x: linear(x.to(dtype), weight, bias, "none", [], "").to(x.dtype)
 
 
 class FastNet:
-    """The denoising net for one solver.
-
-    Args:
-        net: DenoisingMLP.
-        times: the times at which the solver will ask, in order; empty when it chooses them itself (dopri5).
-        dtype: of the products, None = the weights'; bfloat16 halves what is read.
-        cache: keeps packed weights from one FastNet to the next, see ``fast_linear``.
-    """
+    """The denoising net for one solver. ``times``: those of the solver's calls, in order; empty when it
+    chooses them itself (dopri5). ``dtype``, ``cache``: see ``fast_linear``; bfloat16 halves what is read."""
 
     def __init__(self, net, times, dtype=None, cache=None):
         self.net, self.times = net, list(times)
@@ -58,23 +49,20 @@ class FastNet:
             return fast_linear(layer, dtype, cache)
 
         layers = [*net.res_blocks, net.final_layer]
-        self.cond_embed, self.input_proj, self.output = map(fast,
-                                                            (net.cond_embed, net.input_proj,
-                                                             net.final_layer.linear))
+        self.cond_embed, self.input_proj = fast(net.cond_embed), fast(net.input_proj)
+        self.output = fast(net.final_layer.linear)
         self.projections = [fast(layer.adaLN_modulation[1]) for layer in layers]
         self.mlps = [(fast(block.mlp[0]), fast(block.mlp[2])) for block in net.res_blocks]
         self.row_bytes = 4 * sum(layer.adaLN_modulation[1].out_features for layer in layers)
-        self.embedded = self._embed(self.times)
+        self.embedded = self.embed(self.times) if self.times else {}
 
-    def _embed(self, times):
+    def embed(self, times):
         """Time embeddings {t: (W,)}."""
-        if not times:
-            return {}
         device = self.net.cond_embed.weight.device
         return dict(zip(times, self.net.time_embed(torch.tensor(times, device=device))))
 
     def guided(self, z, z_uncond, cfg):
-        """x (N, d), t () -> (N, d) as ``DiffHead.guided`` gives it, for these conditions (N, Z)."""
+        """x (N, d), t () -> (N, d) as in ``DiffHead.guided``, for these conditions (N, Z)."""
         if z_uncond is None or cfg == 1:
             return _Conditioned(self, z)
         net = _Conditioned(self, torch.cat([z, z_uncond]))
@@ -95,16 +83,16 @@ class _Conditioned:
         self.known = {}  # t -> modulations of every layer
 
     def modulations(self, t):
-        """Of every layer (M, 3 W), the last (M, 2 W), at time t; those of the times that follow are made with
+        """Those of every layer (M, 3 W), the last (M, 2 W), at time t; the next times' are computed with
         it."""
         if t not in self.known:
-            self.known = {}  # freed before the next ones are made
+            self.known = {}  # freed before the next ones are allocated
             times, embedded = self.fast.times, self.fast.embedded
             if t in embedded:
                 place = times.index(t)
                 ahead = times[place : place + self.group]
             else:
-                ahead, embedded = [t], self.fast._embed([t])
+                ahead, embedded = [t], self.fast.embed([t])
             y = F.silu(self.base + torch.stack([embedded[time] for time in ahead])[:, None])  # (times, M, W)
             parts = [project(y) for project in self.fast.projections]
             self.known = {time: [part[k] for part in parts] for k, time in enumerate(ahead)}

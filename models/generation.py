@@ -1,9 +1,9 @@
-"""The generation loop of stage two: all tokens are masked, and in every iteration some leave the mask for
-good (MARDM).
+"""The generation loop of stage two: all tokens start masked, and each iteration unmasks some for good
+(MARDM).
 
-Which tokens leave when is drawn on the CPU before the loop, from the clips' own random generators, so the
-loop itself never waits for an accelerator. Shapes: B clips, L tokens, N tokens of all clips that are sampled
-in an iteration, d width of a target.
+Which tokens are unmasked when is drawn on the CPU before the loop, from the clips' own random generators, so
+the loop never waits for an accelerator. Shapes: B clips, L tokens, N tokens of all clips that are sampled in
+an iteration, d width of a target.
 """
 import math
 from dataclasses import dataclass
@@ -18,39 +18,29 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How clips are generated.
+    """How clips are generated. The "fast" ``sampler`` samples a token in the iteration that unmasks it.
+    "reference" samples every masked token in each iteration and keeps those that are unmasked: the same
+    distribution for 11 x the work. It also runs without models/fast_net.py and with one transformer call per
+    guidance branch."""
 
-    time_steps: iterations of unmasking. cfg: guidance scale, 1 = none. temperature: factor of the noise.
-    sampler: "fast" samples a token in the iteration in which it leaves the mask; "reference" samples every
-        masked token in each iteration and throws all but those away: the same distribution, 11 x the work. It
-        also does without everything else that saves time (models/fast_net.py, one transformer call for both
-        guidance branches).
-    precision: "bf16" for products in bfloat16 (fast sampler); all else is float32, and so is snapping. "tf32"
-        is set for the whole process (utils/training/settings.py).
-    hard_pseudo_reorder: put known tokens before masked ones inside the transformer (changes rounding only).
-    solver, ode_steps: of the SiT head.
-    """
-
-    time_steps: int = 18
-    cfg: float = 4.5
-    temperature: float = 1.0
+    time_steps: int = 18  # iterations of unmasking
+    cfg: float = 4.5  # guidance scale, 1 = none
+    temperature: float = 1.0  # factor of the noise
     sampler: str = "fast"
-    precision: str = "fp32"
-    hard_pseudo_reorder: bool = False
-    solver: str = SOLVER
+    precision: str = "fp32"  # "bf16": products in bfloat16; "tf32" is set in utils/training/settings.py
+    hard_pseudo_reorder: bool = False  # known tokens first in the transformer: changes rounding only
+    solver: str = SOLVER  # of the SiT head, as is ode_steps
     ode_steps: int = ODE_STEPS
 
     def check(self, lengths):
         """UserError for what cannot be generated."""
         if self.time_steps < 1 or int(lengths.min()) < 1:
-            raise UserError(f"generation needs 1 iteration and 1 token at least; got {self.time_steps} "
-                            "iterations and a shortest "
-                            f"clip of {int(lengths.min())} tokens")
+            raise UserError("generation needs at least 1 iteration and 1 token; "
+                            f"got {self.time_steps} and a clip of {int(lengths.min())}")
         if self.sampler not in ("fast", "reference"):
             raise UserError(f"unknown sampler '{self.sampler}'; one of fast, reference")
         if self.precision == "bf16" and self.sampler != "fast":
-            raise UserError("precision bf16 belongs to the fast sampler; the reference sampler computes in "
-                            "float32")
+            raise UserError("precision bf16 belongs to the fast sampler; the reference sampler is float32")
 
 
 def padding_mask_of(lengths, num_tokens):
@@ -59,8 +49,8 @@ def padding_mask_of(lengths, num_tokens):
 
 
 def mask_schedule(num_tokens, time_steps):
-    """How many of ``num_tokens`` are masked in each iteration, a list of ``time_steps`` ints that starts at
-    ``num_tokens``. Float32 and round-half-to-even, as the published models were run."""
+    """How many of ``num_tokens`` are masked in each iteration: ``time_steps`` ints, ``num_tokens`` first.
+    Float32 and round-half-to-even, as the published models were run."""
     ratio = torch.cos(torch.linspace(0, 1, time_steps, dtype=torch.float32) * math.pi * 0.5)
     return (ratio * num_tokens).round().clamp(min=1).long().tolist()
 
@@ -69,16 +59,15 @@ class UnmaskingPlan:
     """Which tokens (B, L) are masked in which iteration, and which are sampled; all on the CPU."""
 
     def __init__(self, fill, generators, settings):
-        """fill (B, L) bool: the tokens to generate. generators: each clip's own."""
+        """fill (B, L) bool: the tokens to generate. generators: one per clip."""
         self.settings, self.generators = settings, generators
         steps = settings.time_steps
-        # Rank 0 is the last to be sampled; what is not to be generated is beyond every rank.
+        # rank 0 is sampled last; tokens that are not generated have a rank above all
         self.ranks = torch.full(fill.shape, fill.shape[1] + 1)
         for row, places, generator in zip(self.ranks, fill, generators):
             row[places] = torch.randperm(int(places.sum()), generator=generator)
-        # (B, steps)
         self.counts = torch.tensor([mask_schedule(n, steps) if n else [0] * steps
-                                    for n in fill.sum(1).tolist()])
+                                    for n in fill.sum(1).tolist()])  # (B, steps)
 
     def masked(self, i):
         """(B, L): masked in iteration i."""
@@ -91,7 +80,7 @@ class UnmaskingPlan:
         return self.masked(i) & ~self.masked(i + 1)
 
     def noise_source(self, sampled, dim, device):
-        """A function that draws (N, d), every clip's rows from its own generator."""
+        """A function that draws (N, d), each clip's rows from its own generator."""
         counts = sampled.sum(1).tolist()
 
         def draw():
@@ -108,12 +97,12 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
     Args:
         model: MARDM. ae: its autoencoder (embed_targets and snap are used). settings: SamplerSettings.
         cond: (B, cond_dim), or None when unconditional.
-        seeds: one int per clip. A clip draws from its own generator, so it comes out the same in any batch
-            (with a fixed-step solver; dopri5 chooses its steps for the batch as a whole).
+        seeds: one int per clip. A clip draws from its own generator, so it does not depend on its batch
+            (except with dopri5, which chooses its steps for the whole batch).
         known: optional (targets (B, L, d), keep (B, L) bool): tokens that stay as they are.
         progress: function that wraps the range of iterations.
-        weight_cache: a dict that keeps the head's packed weights from one call to the next, for as long as
-            the weights stand still; None = they are packed anew.
+        weight_cache: see ``fast_linear``'s ``cache``; shared by calls between which the weights do not
+            change.
     """
     settings.check(lengths)
     device, dim, fast = model.mask_latent.device, model.target_dim, settings.sampler == "fast"
@@ -129,7 +118,7 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
     iterations = range(settings.time_steps)
     for i in iterations if progress is None else progress(iterations):
         sampled, masked = plan.sampled(i), upload(plan.masked(i), device)
-        # (N,): a list of places, since a mask would be read back
+        # (N,) computed on the CPU: a boolean mask would make the loop wait for the accelerator
         places = upload(sampled.flatten().nonzero()[:, 0], device)
         if not len(places):
             continue
@@ -140,7 +129,8 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
         z, z_uncond = (None if branch is None else rearrange(branch, "b l z -> (b l) z")[places].float()
                        for branch in branches)
         new = ae.snap(sample(z, z_uncond, plan.noise_source(sampled, dim, device)))
-        targets = rearrange(targets, "b l d -> (b l) d").index_copy(0, places, new).view_as(targets)
+        flat = rearrange(targets, "b l d -> (b l) d").index_copy(0, places, new)
+        targets = rearrange(flat, "(b l) d -> b l d", b=len(targets))
     return targets * ~padding[..., None]
 
 
@@ -153,7 +143,9 @@ def guidance_branches(model, latents, cond, padding, cfg, order, together=True):
         return model(latents, cond, padding, mask=order), None
     if not together:
         return model(latents, cond, padding, mask=order), model(latents, cond, padding, True, order)
+
+    def twice(x):
+        return None if x is None else repeat(x, "b ... -> (two b) ...", two=2)
+
     both = torch.cat([cond, torch.zeros_like(cond)])
-    latents, padding, order = (None if x is None else repeat(x, "b ... -> (two b) ...", two=2)
-                               for x in (latents, padding, order))
-    return model(latents, both, padding, mask=order).chunk(2)
+    return model(twice(latents), both, twice(padding), mask=twice(order)).chunk(2)

@@ -1,6 +1,5 @@
-"""From a checkpoint to a model. A checkpoint of ours says how to rebuild its model; released MARDM files,
-which say nothing, are recognised by their keys. Loading never runs code from the file
-(``weights_only=True``)."""
+"""From a checkpoint to a model. Our checkpoints describe their model; released MARDM files do not, and are
+recognised by their keys. Loading never runs code from the file (``weights_only=True``)."""
 import hashlib
 
 from models.AE import AE_models, has_grid
@@ -12,7 +11,7 @@ from utils.files import first_line, read_checkpoint
 
 
 def weights_hash(module):
-    """Short SHA-256 of a module's weights: names which autoencoder a generator was trained on."""
+    """Short SHA-256 of a module's weights: identifies the autoencoder that a generator was trained on."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -21,7 +20,7 @@ def weights_hash(module):
 
 
 def build(zoo, name, kwargs, what):
-    """``zoo[name](**kwargs)``, with one line for the user when the name is unknown."""
+    """``zoo[name](**kwargs)``; UserError for an unknown name or setting."""
     if name not in zoo:
         raise UserError(f"unknown {what} '{name}'; one of {', '.join(zoo)}")
     try:
@@ -32,7 +31,7 @@ def build(zoo, name, kwargs, what):
 
 
 def load_state(model, state, path):
-    """Strict load of a state dict; UserError names the first key that differs."""
+    """Strict load of a state dict, then eval mode; UserError names the first key that differs."""
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -42,8 +41,7 @@ def load_state(model, state, path):
 
 
 def sizes_of(read, state, path):
-    """``read(state)``: a released file's sizes, from the shapes of its weights. UserError where it lacks
-    them."""
+    """``read(state)``: a released file's sizes, from the shapes of its weights. UserError where they lack."""
     try:
         return read(state)
     except (KeyError, AttributeError, TypeError, IndexError) as error:
@@ -60,12 +58,12 @@ def autoencoder_sizes(state):
 
 def generator_sizes(state):
     width = state["input_process.poseEmbedding.weight"].shape[0]
-    # no weight tells them
-    heads = {size["width"]: size["heads"] for size in SIZES.values()}.get(width, max(1, width // 64))
+    heads = {size["width"]: size["heads"] for size in SIZES.values()}  # no weight has their number
     return {"ae_dim": state["mask_latent"].shape[-1], "cond_mode": "text",
             "cond_dim": state["cond_emb.weight"].shape[1],
             "target_dim": state["DiffMLPs.net.final_layer.linear.weight"].shape[0], "width": width,
-            "heads": heads, "ff": state["MARTransformer.0.mlp.fc1.weight"].shape[0],
+            "heads": heads.get(width, max(1, width // 64)),
+            "ff": state["MARTransformer.0.mlp.fc1.weight"].shape[0],
             "layers": count_blocks(state, "MARTransformer."),
             "head_width": state["DiffMLPs.net.input_proj.weight"].shape[0],
             "head_depth": count_blocks(state, "DiffMLPs.net.res_blocks.")}
@@ -77,47 +75,50 @@ def estimator_sizes(state):
 
 
 def count_blocks(state, prefix):
-    """How many numbered blocks stand behind a prefix of names."""
+    """The number of numbered blocks under a prefix of names."""
     return len({name[len(prefix):].split(".")[0] for name in state if name.startswith(prefix)})
 
 
-def load_autoencoder(path, model_name=None):
-    """The autoencoder of a checkpoint, in eval mode, and the checkpoint's dict. ``model_name`` is needed for
-    released files only; given for one of ours it must agree. UserError otherwise."""
-    checkpoint = read_checkpoint(path)
-    if "ae" not in checkpoint:
-        raise UserError(f"{path} holds no autoencoder (keys: {', '.join(map(str, checkpoint))})")
-    state = checkpoint["ae"]
-    trained_as = checkpoint.get("model_name")
-    if trained_as and model_name and trained_as != model_name:
-        raise UserError(f"{path} was trained as {trained_as}, not as {model_name}; pass --ae_model/--model "
-                        f"{trained_as}")
-    kwargs = checkpoint.get("model_kwargs") or sizes_of(autoencoder_sizes, state, path)
-    ae = build(AE_models, trained_as or model_name or "AE_Model", kwargs, "autoencoder")
-    return load_state(ae, state, path), checkpoint
-
-
-def load_generator(path, model_name=None, ema=True):
-    """The generator of a checkpoint (its EMA weights by default), in eval mode, and the dict. ``model_name``
-    is needed for released files only, which do not say which head they have; given for one of ours it must
-    agree. UserError otherwise."""
-    checkpoint = read_checkpoint(path)
-    key = "ema_mardm" if ema and "ema_mardm" in checkpoint else "mardm"
+def weights_in(checkpoint, key, what, path):
+    """The state dict under ``key``. UserError where there is none."""
     if key not in checkpoint:
-        raise UserError(f"{path} holds no generator (keys: {', '.join(map(str, checkpoint))})")
+        raise UserError(f"{path} holds no {what} (keys: {', '.join(map(str, checkpoint))})")
+    return checkpoint[key]
+
+
+def agreed_name(checkpoint, model_name, path, flag):
+    """The name that a checkpoint was trained as, else ``model_name``. UserError when the two differ."""
     trained_as = checkpoint.get("model_name")
-    if not trained_as and not model_name:
-        raise UserError(f"{path} does not say which head it has (released files do not, and their weights "
-                        "look alike); "
-                         "pass --model MARDM-SiT-XL or --model MARDM-DDPM-XL, whichever it was published as")
     if trained_as and model_name and trained_as.replace("_", "-") != model_name.replace("_", "-"):
-        raise UserError(f"{path} was trained as {trained_as}, not as {model_name}; pass --model {trained_as}")
-    # Released files hold the frozen CLIP of their time under this prefix or leave it out; it is not part of
-    # the model.
-    state = {name: value for name, value in checkpoint[key].items() if not name.startswith("clip_model.")}
+        raise UserError(f"{path} was trained as {trained_as}, not as {model_name}; pass {flag} {trained_as}")
+    return trained_as or model_name
+
+
+def load_autoencoder(path, model_name=None):
+    """The autoencoder of a checkpoint, in eval mode, and the checkpoint's dict. ``model_name``: AE_Model by
+    default for released files; our files have their own, with which it must agree (else UserError)."""
+    checkpoint = read_checkpoint(path)
+    state = weights_in(checkpoint, "ae", "autoencoder", path)
+    name = agreed_name(checkpoint, model_name, path, "--ae_model/--model") or "AE_Model"
+    kwargs = checkpoint.get("model_kwargs") or sizes_of(autoencoder_sizes, state, path)
+    return load_state(build(AE_models, name, kwargs, "autoencoder"), state, path), checkpoint
+
+
+def load_generator(path, model_name=None):
+    """The generator of a checkpoint (its EMA weights, if any), in eval mode, and the checkpoint's dict.
+    ``model_name``: needed for released files, which do not name their head; our files have their own, with
+    which it must agree (else UserError)."""
+    checkpoint = read_checkpoint(path)
+    key = "ema_mardm" if "ema_mardm" in checkpoint else "mardm"
+    weights = weights_in(checkpoint, key, "generator", path)
+    name = agreed_name(checkpoint, model_name, path, "--model")
+    if not name:
+        raise UserError(f"{path} does not say which head it has (released files do not, and their weights "
+                        "look the same); pass --model MARDM-SiT-XL or MARDM-DDPM-XL, as it was published")
+    # released files may include a frozen CLIP under this prefix, which is not part of the model
+    state = {name: value for name, value in weights.items() if not name.startswith("clip_model.")}
     kwargs = checkpoint.get("model_kwargs") or sizes_of(generator_sizes, state, path)
-    model = build(MARDM_models, trained_as or model_name, kwargs, "generator")
-    return load_state(model, state, path), checkpoint
+    return load_state(build(MARDM_models, name, kwargs, "generator"), state, path), checkpoint
 
 
 def reach_of(checkpoint):
@@ -128,32 +129,25 @@ def reach_of(checkpoint):
 
 
 def check_same_autoencoder(checkpoint, ae, path):
-    """UserError unless the generator of ``checkpoint`` was trained on this very autoencoder (by hash, when
-    recorded)."""
+    """UserError unless the generator was trained on this very autoencoder (by hash, when recorded)."""
     trained_on = checkpoint.get("trained_on")
     if trained_on and trained_on["hash"] != weights_hash(ae):
         raise UserError(f"{path} was trained on autoencoder '{trained_on['name']}' "
-                        f"({trained_on['model_name']}, weights "
-                         f"{trained_on['hash']}), and the one given has other weights; pass the right "
-                         "--ae_name")
+                        f"({trained_on['model_name']}, weights {trained_on['hash']}), and the one given has "
+                        "other weights; pass the right --ae_name")
 
 
 def load_length_estimator(path):
     """The length estimator of a checkpoint, in eval mode, and the checkpoint's dict."""
     checkpoint = read_checkpoint(path)
-    if "estimator" not in checkpoint:
-        raise UserError(f"{path} holds no length estimator (keys: {', '.join(map(str, checkpoint))})")
-    state = checkpoint["estimator"]
-    estimator = LengthEstimator(**sizes_of(estimator_sizes, state, path))
-    return load_state(estimator, state, path), checkpoint
+    state = weights_in(checkpoint, "estimator", "length estimator", path)
+    return load_state(LengthEstimator(**sizes_of(estimator_sizes, state, path)), state, path), checkpoint
 
 
 def load_pipeline(generator_path, ae_path, model_name=None, ae_model=None, statistics=None, device="cpu"):
-    """The Pipeline of a generator's and an autoencoder's checkpoint, and the generator's dict.
-
-    ``statistics``: function that returns (mean, std); asked only when neither checkpoint carries them
-    (released files). UserError when the two do not belong together.
-    """
+    """The Pipeline of a generator's and an autoencoder's checkpoint, and the generator's dict. UserError when
+    the two do not belong together. ``statistics``: function that returns (mean, std), called only when
+    neither checkpoint has them (released files)."""
     ae, ae_checkpoint = load_autoencoder(ae_path, ae_model)
     generator, checkpoint = load_generator(generator_path, model_name)
     check_same_autoencoder(checkpoint, ae, generator_path)

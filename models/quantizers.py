@@ -1,8 +1,7 @@
-"""The table of quantizers. Adding one takes its class and one row; its hyper-parameters are the class's own
-keyword arguments.
+"""The table of quantizers: a row per class, whose keyword arguments are the hyper-parameters.
 
-Every quantizer has, for z (..., d): ``q(z, mask=None) -> Quantized(z_q (..., target_dim), indices, loss
-())``, ``decode_indices``, ``get_indices``, ``snap``, ``codes_to_latent`` (z_q -> what the decoder reads, (..., d)),
+Every quantizer has, for z (..., d): ``q(z, mask) -> Quantized(z_q (..., target_dim), indices, loss ())``,
+``decode_indices``, ``get_indices``, ``snap``, ``codes_to_latent`` (z_q -> the decoder's input, (..., d)),
 ``neighbour`` (the code one step away along an axis), ``to_digits``, and ``dim``, ``target_dim``,
 ``codebook_size``, ``axis_sizes``.
 """
@@ -18,42 +17,32 @@ from utils.errors import UserError
 
 
 class Row(NamedTuple):
-    """family: "FSQ" (built from levels) or "VQ" (built from a number of codes and their length)."""
+    """family: "FSQ" (built from levels) or "VQ" (built from codebook_size and dim)."""
 
     family: str
     build: type
 
 
 QUANTIZERS = {
-    "fsq": Row("FSQ", FSQ),
-    "symmetric": Row("FSQ", SymmetricFSQ),
-    "ifsq": Row("FSQ", IFSQ),
-    "noise_dropout": Row("FSQ", NoiseDropoutFSQ),
-    "residual": Row("FSQ", ResidualFSQ),
-    "learned": Row("FSQ", LearnedFSQ),
-    "hybrid": Row("FSQ", HybridFSQ),
-    "vq": Row("VQ", VQ),
-    "ema": Row("VQ", EMAVQ),
-    "rvq": Row("VQ", RVQ),
-    "simvq": Row("VQ", SimVQ),
-    "rotation": Row("VQ", RotationVQ),
-    "diveq": Row("VQ", DiVeQ),
-    "sf_diveq": Row("VQ", SFDiVeQ),
+    "fsq": Row("FSQ", FSQ), "symmetric": Row("FSQ", SymmetricFSQ), "ifsq": Row("FSQ", IFSQ),
+    "noise_dropout": Row("FSQ", NoiseDropoutFSQ), "residual": Row("FSQ", ResidualFSQ),
+    "learned": Row("FSQ", LearnedFSQ), "hybrid": Row("FSQ", HybridFSQ),
+    "vq": Row("VQ", VQ), "ema": Row("VQ", EMAVQ), "rvq": Row("VQ", RVQ), "simvq": Row("VQ", SimVQ),
+    "rotation": Row("VQ", RotationVQ), "diveq": Row("VQ", DiVeQ), "sf_diveq": Row("VQ", SFDiVeQ),
     "gumbel": Row("VQ", GumbelVQ),
 }
-SIZES = {"FSQ": ("levels",), "VQ": ("codebook_size", "dim")}  # what the family's autoencoder gives itself
+SIZES = {"FSQ": ("levels",), "VQ": ("codebook_size", "dim")}  # passed by the family's autoencoder
 
 
 def settings_of(name):
-    """{hyper-parameter: its default} of a quantizer, without the sizes."""
+    """{hyper-parameter: default} of a quantizer, without the sizes."""
     row = QUANTIZERS[name]
     parameters = inspect.signature(row.build).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in SIZES[row.family]}
 
 
 def make_quantizer(family, name, settings, **sizes):
-    """A quantizer of a family by its name. UserError for an unknown one, one of the other family, or a
-    setting that it lacks."""
+    """A quantizer by name. UserError for an unknown name or setting, or one of the other family."""
     if name not in QUANTIZERS:
         raise UserError(f"unknown quantizer '{name}'; one of {', '.join(QUANTIZERS)}")
     row, known = QUANTIZERS[name], settings_of(name)
@@ -61,6 +50,6 @@ def make_quantizer(family, name, settings, **sizes):
         raise UserError(f"quantizer '{name}' belongs to --model {row.family}_AE_Model, not to {family}_AE_*")
     for setting in settings or {}:
         if setting not in known:
-            raise UserError(f"quantizer '{name}' has no setting '{setting}'; it has "
+            raise UserError(f"quantizer '{name}' has no setting '{setting}'; its settings: "
                             f"{', '.join(known) or 'none'}")
     return row.build(**sizes, **(settings or {}))

@@ -274,7 +274,7 @@ def test_masked_tokens_are_corrupted_in_the_published_proportions():
     model, _ = make_pair()
     latents = torch.full((200, 100, 32), 7.0)
     mask = torch.rand(200, 100, generator=torch.Generator().manual_seed(0)) < 0.5
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # not the mask's own numbers again
     out = model.corrupt(latents, mask)
     kept = (out == 7).all(-1)
     hidden = (out == model.mask_latent).all(-1)

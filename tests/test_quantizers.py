@@ -61,7 +61,8 @@ def test_every_quantizer_trains_and_round_trips(variant):
         z = enter(x)
         out = quantizer(z)
         assert len(out.indices.unique(dim=0)) >= 8  # it has not collapsed
-        assert out.z_q.shape == (64, quantizer.target_dim) and quantizer.codes_to_latent(out.z_q).shape == z.shape
+        assert out.z_q.shape == (64, quantizer.target_dim)
+        assert quantizer.codes_to_latent(out.z_q).shape == z.shape
         # nothing is random, and nothing moves, outside training
         assert torch.equal(quantizer(z).z_q, out.z_q)
         assert torch.equal(quantizer.snap(out.z_q), out.z_q) or torch.allclose(quantizer.snap(out.z_q),
@@ -218,9 +219,9 @@ def test_a_hybrids_offsets_stay_in_their_cell():
     """Also the largest offsets that the parameters can make: grid point and offset are told from their
     sum."""
     quantizer = build("hybrid", levels=(5, 8))
+    signs = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).sign()
     with torch.no_grad():
-        quantizer.offsets.codebook.copy_(20 * torch.randn(64, 2,
-                                                          generator=torch.Generator().manual_seed(0)).sign().cumsum(0))
+        quantizer.offsets.codebook.copy_(20 * signs.cumsum(0))
     indices = torch.arange(0, 40 * 64, 7)
     digits = quantizer.to_digits(indices)
     again = quantizer.to_digits(quantizer.get_indices(quantizer.decode_indices(indices)))

@@ -39,7 +39,7 @@ def draw(count=7):
         "SiT", dict(solver="heun", ode_steps=4)), ("SiT", dict(solver="dopri5")),
     ("SiT", dict(solver="midpoint", ode_steps=4)), ("DDPM", {})])
 def test_fast_net_equals_the_plain_net(head, settings, cfg, packed, monkeypatch):
-    monkeypatch.setattr(fast_net, "PREPACKED_FROM", 0 if packed else math.inf)
+    monkeypatch.setattr(fast_net, "REORDERED_FROM", 0 if packed else math.inf)
     head, z, z_uncond = make_head(head), torch.randn(7, 16), torch.randn(7, 16)
     plain = head.sample(z, z_uncond, draw(), cfg, fast=False, **settings)
     for table in (1, 40_000, 2**28):  # modulations of one time, of a few, of all at once
@@ -49,7 +49,7 @@ def test_fast_net_equals_the_plain_net(head, settings, cfg, packed, monkeypatch)
 
 
 def test_the_projections_run_once_for_all_times(monkeypatch):
-    monkeypatch.setattr(fast_net, "PREPACKED_FROM", math.inf)  # plain layers, whose calls can be counted
+    monkeypatch.setattr(fast_net, "REORDERED_FROM", math.inf)  # plain layers, whose calls can be counted
     head, calls = make_head(), []
     head.net.res_blocks[1].adaLN_modulation[1].register_forward_hook(
         lambda _layer, args, _out: calls.append(args[0].shape))
@@ -63,7 +63,7 @@ def test_the_projections_run_once_for_all_times(monkeypatch):
 def test_packed_weights_are_kept_on_request_only(monkeypatch):
     """A fused optimiser changes weights without a trace, so what is kept from call to call must be asked
     for."""
-    monkeypatch.setattr(fast_net, "PREPACKED_FROM", 0)
+    monkeypatch.setattr(fast_net, "REORDERED_FROM", 0)
     head, z, packed = make_head(), torch.randn(7, 16), {}
     before = head.sample(z, None, draw(), cache=packed)
     kept = dict(packed)
@@ -79,7 +79,7 @@ def test_packed_weights_are_kept_on_request_only(monkeypatch):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_bfloat16_is_near_and_not_the_same(packed, monkeypatch):
-    monkeypatch.setattr(fast_net, "PREPACKED_FROM", 0 if packed else math.inf)
+    monkeypatch.setattr(fast_net, "REORDERED_FROM", 0 if packed else math.inf)
     head, z, z_uncond = make_head(), torch.randn(7, 16), torch.randn(7, 16)
     exact, rounded = (head.sample(z, z_uncond, draw(), 2.0, dtype=dtype) for dtype in (None, torch.bfloat16))
     assert rounded.dtype == torch.float32
