@@ -67,8 +67,6 @@ def row(what, plain, fast, unit="s", aim=None, note=""):
             "note": note}
 
 
-# ---- sampling
-
 def generate(bench, family, clips, meter=None, **settings):
     """Seconds to generate ``clips`` clips together."""
     (model, ae), args = bench.pair(family), bench.args
@@ -164,8 +162,6 @@ def fsq_single(bench):
     return default_solver(bench, 1, 15, "one clip")
 
 
-# ---- training
-
 def training_step(bench, variant, precision="fp32", compiled=False):
     """A function that does a training step; variant: "fast", or plain on "all tokens" or "masked tokens"."""
     args, device = bench.args, bench.device
@@ -232,8 +228,6 @@ def train(bench):
                         "plain: as above, but the head on masked tokens only, as published"))
     return rows
 
-
-# ---- drawing
 
 def demo_clip(frames):
     """Joints (frames, 22, 3) of a walk forward and back, as often as needed."""

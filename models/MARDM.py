@@ -149,8 +149,6 @@ class MARDM(nn.Module):
         for block in self.MARTransformer:  # adaLN-zero
             nn.init.zeros_(block.adaLN_modulation[1].weight)
 
-    # ---- transformer ---------------------------------------------------------------------------------------
-
     def forward(self, latents, cond, padding_mask, force_mask=False, mask=None):
         """latents (B, L, C), cond (B, cond_dim; ignored when unconditional), padding_mask (B, L; true =
         padding) -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) moves known tokens before
@@ -166,8 +164,6 @@ class MARDM(nn.Module):
         for block in self.MARTransformer:
             x = block(x, cond, padding_mask)
         return x if mask is None else _reorder(x, order.argsort(dim=1))
-
-    # ---- training ------------------------------------------------------------------------------------------
 
     def loss(self, latents, targets, cond, lengths, rows=slice(None), generator=None):
         """Mean head loss () over the masked tokens. latents (B, L, C), targets (B, L, d), cond (B, cond_dim),
@@ -226,8 +222,6 @@ class MARDM(nn.Module):
                             generator=generator)
         latents = torch.where(noised[rows, :, None], noise[rows], latents)
         return torch.where(hidden[rows, :, None], self.mask_latent.to(latents.dtype), latents)
-
-    # ---- generation ----------------------------------------------------------------------------------------
 
     def generate(self, ae, cond, lengths, seeds, known=None, progress=None, weight_cache=None, **settings):
         """Targets (B, L, d) for ``lengths`` (B,) in tokens: models/generation.py. ``settings``:

@@ -79,9 +79,6 @@ def check_environment():
         yield problem._replace(what=f"text encoder {name}: {problem.what}")
 
 
-# ---- data sets ---------------------------------------------------------------------------------------------
-
-
 def read_clip(spec, name):
     """Frames, and mean and mean square (D,), of a clip's features. Raises if it cannot be used."""
     skeleton = SKELETONS[spec.skeleton]
@@ -161,9 +158,6 @@ def check_captions(spec, clips):
     yield (ok if all(counts[split] for split in clips) else warning)(
         f"for text-to-motion ({spec.min_frames} to {spec.max_frames} frames, with captions): "
         + ", ".join(f"{split} {counts[split]}" for split in clips) + " clips")
-
-
-# ---- runs and released files -------------------------------------------------------------------------------
 
 
 def open_run(path, name):
@@ -257,9 +251,6 @@ def check_released(name, args):
                 yield problem
 
 
-# ---- commands ----------------------------------------------------------------------------------------------
-
-
 def command_lines(name, labelled, runs, quick):
     """[(script, words)] of the commands that could be meant on a data set."""
     aes, estimators, own = (of_kind(runs, kind) for kind in ("autoencoder", "length_estimator", "evaluator"))
@@ -324,9 +315,6 @@ def ask(script, words):
     finally:
         sys.argv = before
     return None
-
-
-# ---- the report --------------------------------------------------------------------------------------------
 
 
 def examine(args):

@@ -85,9 +85,6 @@ def parse_args():
     return args
 
 
-# ---- reading the source
-
-
 def check_request(args):
     """UserError for flags or folders from which no data set can be made."""
     if args.min_frames > args.max_frames:
@@ -134,9 +131,6 @@ def read_splits(source):
     if not splits["train"]:
         raise UserError(f"{source / 'train.txt'} is empty")
     return splits
-
-
-# ---- converting clips
 
 
 def convert(name, args, folder):
@@ -195,9 +189,6 @@ def convert_all(names, work, workers):
         return list(progress(map(work, names)))
     with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         return list(progress(pool.imap(work, names, chunksize=8)))
-
-
-# ---- writing the data set
 
 
 def prepare(args):

@@ -223,8 +223,6 @@ class PretendDevice:
         self.waits, self.forbidden, self.pinned = [], False, {}
         self.inside, self.generator = False, None  # of the call from Python that is being made, see _Calls
 
-    # ---- what a test asks --------------------------------------------------------------------------------
-
     def count(self, kind=None, where=""):
         """How many waits there were, of one kind, and at places that contain ``where``."""
         return sum(kind in (None, wait.kind) and where in wait.place for wait in self.waits)
@@ -253,8 +251,6 @@ class PretendDevice:
         for item in iterations:
             with self.no_waits():
                 yield item
-
-    # ---- bookkeeping -------------------------------------------------------------------------------------
 
     def wait(self, kind, what):
         self.waits.append(Wait(kind, what, place()))
@@ -293,8 +289,6 @@ class PretendDevice:
             return self.device if self.is_here(device) else value
 
         return (args[0], *map(numbered, args[1:])), {key: numbered(value) for key, value in kwargs.items()}
-
-    # ---- operations --------------------------------------------------------------------------------------
 
     def run(self, func, args, kwargs):
         """One operation: checks it, and runs it on the CPU tensors."""
@@ -368,8 +362,6 @@ class PretendDevice:
             value = args[2] if packet is not aten.index else None
             if value is None or isinstance(value, Marked) or value.numel() > 1:  # else CUDA just fills
                 self.wait("read", f"{packet} with a boolean mask")
-
-    # ---- the machine -------------------------------------------------------------------------------------
 
     def __enter__(self):
         self.stack = ExitStack()

@@ -58,9 +58,6 @@ def largest_steps(joints, skeleton):
     return moved[:, 0].max(), moved.max(), np.abs(np.diff(headings(joints, skeleton))).max()
 
 
-# ---- stitching ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["t2m", "kit"])
 @pytest.mark.parametrize("section", [(20, 50), (0, 30), (40, 80), (33, 34), (0, 80)])
 def test_kept_frames_stay_and_nothing_jumps(name, section):
@@ -130,9 +127,6 @@ def test_sources_in_metres_for_a_generator_in_millimetres(tmp_path):
     np.save(tmp_path / "features.npy", features)
     # metres again
     assert np.abs(np.diff(edit.read_source(tmp_path / "features.npy", spec)[0], axis=0)).max() < 0.2
-
-
-# ---- the script --------------------------------------------------------------------------------------------
 
 
 def write_checkpoints(root, name, skeleton, cond_mode="text", ae_model="FSQ_AE_High", unit=1.0):

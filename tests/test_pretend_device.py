@@ -33,9 +33,6 @@ def device():
         yield pretend
 
 
-# ---- the pretend device itself -----------------------------------------------------------------------------
-
-
 def test_tensors_say_where_they_are(device):
     x = torch.ones(2, 3).to(HERE)
     for made in (x, x + 1, x[0], x.new_zeros(2), x.new_tensor(3), torch.zeros_like(x), x.float().double(),
@@ -154,9 +151,6 @@ def test_masks_cost_one_more_wait_in_the_backward_pass(device):
     assert device.count("read") == 2 and str(x.grad.device) == HERE
 
 
-# ---- generation --------------------------------------------------------------------------------------------
-
-
 def generate(model, ae, where, progress=None, lengths=(5, 8), **settings):
     cond = torch.randn(len(lengths), 16, generator=torch.Generator().manual_seed(0)).to(where)
     settings = dict(time_steps=4, ode_steps=3, cfg=2.0) | settings
@@ -252,8 +246,6 @@ def test_an_adaptive_solver_waits(device):
         generate(*moved_pair(), HERE, device.each_without_waits, solver="dopri5")
 
 
-# ---- training steps ----------------------------------------------------------------------------------------
-
 # Reads of a step, by autoencoder, after the first: counters of steps that are part of the checkpoint.
 STEP_READS = {"AE_Model": 0, "FSQ_AE_High": 0, "FSQ_AE_NoiseDropout": 0, "FSQ_AE_Learned": 0,
               "FSQ_AE_Hybrid": 0, "FSQ_AE_iFSQ_64x17_Norm": 0, "VQ_AE_Model": 0, "VQ_AE_SimVQ": 0,
@@ -291,9 +283,6 @@ def test_a_step_of_a_generator_reads_the_places_of_masked_tokens(device, head, s
     assert sum(wait.kind == "upload" for wait in waits) == (head == "DDPM")
 
 
-# ---- evaluators --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("make", [matching_evaluator, contrast_evaluator])
 def test_released_evaluators(device, make):
     evaluator = move_evaluator(make())
@@ -320,8 +309,6 @@ def test_clips_with_the_published_tail(device):
         pairs = reconstruct_with_tail(ae, motions, np.zeros(67, np.float32), np.ones(67, np.float32), HERE)
     assert [(len(clip), len(long_clip)) for clip, long_clip in pairs] == [(40, 44), (60, 64)]
 
-
-# ---- the scripts -------------------------------------------------------------------------------------------
 
 ON_DEMO = ["--dataset_name", "demo", "--device", HERE]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--max_iter", "3", "--log_every", "100",

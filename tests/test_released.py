@@ -333,9 +333,6 @@ def test_sizes_come_from_the_weights(here):
     assert model.width == 64 and model.state_dict()["mask_latent"].abs().max() < 0.9
 
 
-# ---- what the protocols compute ----------------------------------------------------------------------------
-
-
 def flags(**changes):
     return Namespace(**(dict(protocol=None, checkpoints_dir="checkpoints", evaluator="evaluator",
                              matching_evaluator=None, contrast_evaluator=None, eval_statistics=None,
@@ -423,9 +420,6 @@ def test_metrics_of_two_protocols_do_not_meet(tmp_path, capsys):
         compare_results([str(tmp_path / "e.json")])
     essential, standard = (EvaluatorSuite(name, SKELETONS["t2m"], None) for name in ("essential", "standard"))
     assert essential.tag("FID") != standard.tag("FID")
-
-
-# ---- what is missing or refused ----------------------------------------------------------------------------
 
 
 def run_evaluation(capsys, *more, name="t2m"):

@@ -30,8 +30,6 @@ def draw(count=7):
     return lambda: torch.randn(count, 6, generator=generator)
 
 
-# ---- the net
-
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("cfg", [1, 3.0])
 @pytest.mark.parametrize("head, settings", [
@@ -85,8 +83,6 @@ def test_bfloat16_is_near_and_not_the_same(packed, monkeypatch):
     assert rounded.dtype == torch.float32
     assert 1e-5 < (exact - rounded).abs().max() / exact.abs().max() < 5e-2
 
-
-# ---- the solvers
 
 @pytest.mark.parametrize("solver, order", [("euler", 1), ("midpoint", 2), ("heun", 2), ("adams", 2)])
 def test_order_of_the_solvers(solver, order):
@@ -158,8 +154,6 @@ def test_an_x_head_learns_and_says_so():
         end = head.sample(z.repeat(8, 1), None, lambda: torch.randn(32, 2), **settings)
         assert (end - grid.repeat(8, 1)).abs().mean() < 0.1, settings
 
-
-# ---- the order of sampling
 
 class PolyaUrn(MARDM):
     """Tokens are 0 or 1; given n known tokens, k of them 1, each next one is 1 with probability (k + 1) / (n
@@ -285,8 +279,6 @@ def test_low_precision_of_the_whole_sampler(trained):
     with pytest.raises(UserError, match="belongs to the fast sampler"):
         model.generate(ae, **settings, precision="bf16", sampler="reference")
 
-
-# ---- training, defaults
 
 @pytest.mark.parametrize("head, prediction", [("SiT", None), ("SiT", "x"), ("DDPM", None)])
 def test_loss_on_masked_tokens_equals_the_loss_on_all_tokens_masked(head, prediction):

@@ -244,9 +244,6 @@ def test_evaluation_of_other_conditions(by_mode, work, capsys, name, mode):
         assert results["clips"] == 192 and results["sampler"]["cfg"] == 1
 
 
-# ---- --check -----------------------------------------------------------------------------------------------
-
-
 SECTION = ["--source_motion", "clip.npy", "-msec", "0.3,0.6"]
 CHECKED = [
     ("train_AE", ["--name", "new", *AE]),
@@ -325,9 +322,6 @@ def test_check_needs_an_encoder_only_for_captions_that_are_not_kept(work, tmp_pa
     (["--name", "absent"], "no checkpoint at")])
 def test_check_of_an_evaluation(work, capsys, flags, message):
     assert message in same_with_check(capsys, "evaluation_MARDM", [*flags, *ON_DEMO, *FAST, "--repeats", "1"])
-
-
-# ---- mistakes ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("script, flags, message", [

@@ -21,9 +21,6 @@ DTYPES = {"HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "Floa
 NETWORKS = ("ae", "mardm", "ema_mardm", "estimator")  # checkpoint keys of state dicts
 
 
-# ---- writing -----------------------------------------------------------------------------------------------
-
-
 class UnwritableFile(UserError):
     """A file that cannot be written: no permission, no space, or something else has its name."""
 
@@ -69,9 +66,6 @@ def file_hash(path):
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()[:16]
-
-
-# ---- reading -----------------------------------------------------------------------------------------------
 
 
 def first_line(error):
@@ -176,9 +170,6 @@ def read_tensor(record, archive, folder):
     storage = bytearray(archive.read(f"{folder}data/{key}"))
     dtype = DTYPES[kind.name.removeprefix("torch.")]
     return torch.frombuffer(storage, dtype=dtype).as_strided(size, stride, offset)
-
-
-# ---- runs --------------------------------------------------------------------------------------------------
 
 
 class RunFolder:

@@ -20,9 +20,6 @@ from utils.training import distributed
 TAG_RATE = 20  # captions' tags are seconds; the published rule multiplies by 20 whatever the frame rate
 
 
-# ---- reading -----------------------------------------------------------------------------------------------
-
-
 class Caption(NamedTuple):
     """A sentence and its ``word/POS`` tokens."""
 
@@ -204,9 +201,6 @@ def caption_groups(entries):
         for caption in entry.captions:
             parent[find(i)] = find(owner.setdefault(caption.text.lower(), i))
     return np.array([find(i) for i in range(len(entries))])
-
-
-# ---- views -------------------------------------------------------------------------------------------------
 
 
 class WindowDataset(Dataset):

@@ -17,8 +17,6 @@ def times(start, count, period):
     return [start + k * period for k in range(count)]
 
 
-# ---- arms
-
 def lean_with(p, c, side, weight, amount=1.0):
     sign = SIGN[side]
     add(c, side=amount * sign * 3 * weight, twist=-amount * sign * 2 * weight)
@@ -122,8 +120,6 @@ def punch(p, side):
     p.append(c)
     return {"count": count, "tempo": tempo_of(period, 20.5, 15.5)}
 
-
-# ---- legs and whole body
 
 def kick(p, side):
     count, sign = p.count(1, 1, 1, 2, 3), SIGN[side]

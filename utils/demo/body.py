@@ -64,8 +64,6 @@ def random_body(rng):
     return Body(offsets, length)
 
 
-# ---- rotations: angle arrays (T,) in degrees -> matrices (T, 3, 3)
-
 def rotation(axis, degrees):
     """Rotation about one of the axes "x", "y", "z"."""
     angle = np.radians(np.asarray(degrees, dtype=np.float64))
@@ -82,8 +80,6 @@ def turn(matrix, vector):
     """Apply (T, 3, 3) to (3,) or (T, 3)."""
     return np.einsum("...ij,...j->...i", matrix, np.broadcast_to(vector, matrix.shape[:-1]))
 
-
-# ---- trunk and arms
 
 def pose_trunk(body, c, joints):
     """Fill pelvis, hips, spine, neck and head; return the rotation of the chest."""
@@ -123,8 +119,6 @@ def pose_arm(body, c, joints, chest, side, sign):
     forearm = upper * np.cos(flexion)[:, None] + fold * np.sin(flexion)[:, None]
     joints[:, wrist] = joints[:, elbow] + forearm * body.length[wrist]
 
-
-# ---- legs
 
 def foot_points(body, c, side, sign, pitch):
     """Ankle and ball (..., T, 3) of a foot with ``pitch`` (..., T): it rolls about the ball when the heel is

@@ -116,8 +116,6 @@ def captions_of(actions, facts, rng, count=3):
     return found
 
 
-# ---- part-of-speech tags, from the grammar's own words
-
 TAGS = {word: tag for tag, words in grammar.LEXICON.items() for word in words.split()}
 VERBS = set(VERB.findall(grammar.GRAMMAR)) | {"start", "begin", "show", "do", "wave"}
 LEMMAS = {conjugate(verb, form): verb for verb in VERBS for form in ("base", "s", "ing")}

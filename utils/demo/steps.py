@@ -13,8 +13,6 @@ from utils.demo.performer import FPS, OTHER, SIGN, add, curve, planar, pulse, ra
 GRAVITY = 9.81 / FPS ** 2  # metres per frame squared
 
 
-# ---- locomotion: one planner for every path
-
 @dataclass(frozen=True)
 class Gait:
     """How somebody steps. Lengths in metres, angles in degrees."""
@@ -183,8 +181,6 @@ def turn_on_spot(p, sign, degrees):
     add(p.parts[-1], head_yaw=0.7 * np.clip(look, -45, 45), l_spread=apart, r_spread=apart)
     return {"tempo": tempo_of((rate - low) / (high - low), 0.25, 0.75) if degrees < 360 else None}
 
-
-# ---- jumps
 
 def flight_plan(p, flights, depth, first, last):
     """The pelvis in the jumps of ``leap``: keys of its height, [(take-off, landing)], and the last frame."""

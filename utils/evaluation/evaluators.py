@@ -25,9 +25,6 @@ CLIP_TOKENS, CLIP_VOCABULARY = 77, 49408
 ADVICE = "train one with train_evaluator.py, or put the released file there"
 
 
-# ---- the released networks ---------------------------------------------------------------------------------
-
-
 class MovementConvEncoder(nn.Module):
     """Normalised motion (B, T, D) -> one feature per 4 frames (B, T / 4, output_size)."""
 
@@ -144,9 +141,6 @@ class MotionCLIP(nn.Module):
         x = self.textTransEncoder(self.token_embedding(tokens) + self.positional_embedding)
         x = self.text_ln(x)[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=-1)]
         return self.out(x)
-
-
-# ---- our own network ---------------------------------------------------------------------------------------
 
 
 class ContrastiveEvaluator(nn.Module):

@@ -22,8 +22,6 @@ LEG = 0.82  # metres from hip to ankle: every body is scaled to it
 SHORTEST_PART, SPLIT_STEP = 16, 4  # frames: of an action in a sequence, and between the splits that are tried
 
 
-# ---- measurements
-
 def prepare(joints, fps):
     """Joints (T, 22, 3) at 20 fps, lightly smoothed, of a body of standard size, on the floor at height 0."""
     joints = np.asarray(joints, np.float64)
@@ -167,8 +165,6 @@ def swings(signal, size):
             direction, extreme, count = -direction, value, count + 1
     return count
 
-
-# ---- rules
 
 def stays(m, far=0.55):
     return m["reach"] < far
@@ -363,8 +359,6 @@ def probe_report(results):
             "sequence": count([row for row in rows if len(row[0]) > 1]),
             "actions": {action: count(chosen) for action, chosen in of.items() if chosen}}
 
-
-# ---- prompts
 
 PROMPTS = tuple((prompt, tuple(actions.split())) for actions, prompts in {
     "walk_forward": ("a person walks forward", "someone strolls straight ahead at a normal pace"),
