@@ -3,12 +3,11 @@ CLIP-score, foot skating, and, for 22-joint skeletons, whether the clips do what
 probes).
 
     python evaluation_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High \\
-        --model FSQ-MARDM-SiT-XL --dataset_name t2m                       # --protocol standard for 263
-        features
+        --model FSQ-MARDM-SiT-XL --dataset_name t2m     # --protocol standard for 263 features
 
-Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, beside it,
-evaluation_MARDM_<protocol>.json (evaluation_MARDM.json for a data set with an evaluator of its own). Figures
-of two protocols cannot be compared.
+Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, in the same folder,
+evaluation_MARDM_<protocol>.json (evaluation_MARDM.json with the data set's own evaluator). Metrics of two
+protocols cannot be compared.
 """
 import time
 from functools import partial
@@ -28,31 +27,31 @@ from utils.data.conditions import load_conditions
 from utils.data.datasets import MAX_LENGTH, load_statistics, read_labels
 from utils.data.specs import get_spec, joints_in_metres
 from utils.errors import UserError, is_first, run
+from utils.evaluation import scoring
 from utils.evaluation.probes import PROMPTS, RULES, check, knows, probe_report
-from utils.evaluation.protocols import TextClips, score_rows
-from utils.evaluation.scoring import MULTIMODAL_SAMPLES, MULTIMODAL_TEXTS, evaluate, mean_foot_skating, without_text
+from utils.evaluation.protocols import TextClips, result_header, score_rows
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder
 from utils.report import format_table, write_results
 from utils.training import distributed
-from utils.training.settings import code_version, machine, peak_memory_mb, seed_everything, start
+from utils.training.settings import seed_everything, start
 
 
 def parse_args():
     parser = options.make_parser(__doc__)
     options.add_common(parser, name="MARDM")
-    parser.add_argument("--ae_name", default=None, help="the autoencoder's --name; default: the one the "
-                                                        "generator was trained on")
+    parser.add_argument("--ae_name", default=None,
+                        help="the autoencoder's --name; default: the one the generator was trained on")
     parser.add_argument("--ae_model", choices=list(AE_models), default=None,
                         help="its zoo name; default: as trained")
     options.add_trained(parser, MARDM_models, "generator")
     add_suite(parser)
     parser.add_argument("--repeats", type=options.positive_int, default=20,
                         help="repeats of the whole protocol")
-    parser.add_argument("--cal_mm", action="store_true", help="measure multimodality too (30 clips a text: "
-                                                              "slow)")
+    parser.add_argument("--cal_mm", action="store_true",
+                        help="measure multimodality too (30 clips per text: slow)")
     parser.add_argument("--probe_repeats", type=options.non_negative_int, default=0,
-                        help="clips a probe prompt (22-joint skeletons); 0 = no probes")
+                        help="clips per probe prompt (22-joint skeletons); 0 = no probes")
     parser.add_argument("--length_estimator", default="length_estimator",
                         help="--name of the length estimator's run (probes)")
     options.add_sampler(parser)
@@ -61,7 +60,7 @@ def parse_args():
 
 
 def generate(pipeline, cond, frames, seeds, what, **settings):
-    """Un-normalised motions of ``pipeline.sample``, whose batches the processes share among them."""
+    """Un-normalised motions of ``pipeline.sample``, whose batches are divided among the processes."""
     with tqdm(total=len(distributed.turns(seeds)), desc=what, unit="clip", leave=False,
               disable=not is_first()) as progress:
         return distributed.gather_turns(pipeline.sample(cond, frames, seeds, progress=progress,
@@ -69,10 +68,9 @@ def generate(pipeline, cond, frames, seeds, what, **settings):
 
 
 class Maker:
-    """Makes a clip for each one of a Drawn, under its condition, from seeds of its own.
+    """Generates a clip for each one of a Drawn, under its condition, from seeds of its own.
 
-    clips: TextClips, all of them. decode: what is made of targets, see ``Pipeline.sample``. settings: of the
-        sampler.
+    clips: TextClips. settings: of the sampler. decode: of ``Pipeline.sample``, what is made of targets.
     """
 
     def __init__(self, pipeline, clips, conditions, settings, seed, decode=None):
@@ -81,36 +79,26 @@ class Maker:
         self.conditions = conditions.lookup(clips.store, clips.entries)
 
     def __call__(self, repeat, drawn, rows=None, sample=0):
-        """Un-normalised clips, or what ``decode`` makes, of ``rows`` (None = all); ``sample`` tells clips of
-        one text apart."""
+        """Un-normalised clips, or what ``decode`` makes, of ``rows`` (None = all); ``sample`` varies them."""
         rows = range(len(drawn.frames)) if rows is None else rows
         cond = self.conditions(rows, [drawn.captions[row] for row in rows])
         seeds = [clip_seed(self.seed, repeat, drawn.captions[row].text, row, sample) for row in rows]
-        start = time.perf_counter()
+        begun = time.perf_counter()
         made = generate(self.pipeline, cond, [drawn.frames[row] for row in rows], seeds, "generating",
-                        decode=self.decode,
-                        **self.settings)
-        self.seconds += time.perf_counter() - start
+                        decode=self.decode, **self.settings)
+        self.seconds += time.perf_counter() - begun
         return made
 
     def many(self, repeat, drawn):
-        """For multimodality: a list of clips for each of some texts."""
-        rows = np.random.default_rng([self.seed, repeat]).permutation(len(drawn.frames))[:MULTIMODAL_TEXTS]
-        return zip(*[self(repeat, drawn, rows, sample + 1) for sample in range(MULTIMODAL_SAMPLES)])
-
-
-def score(suite, clips, maker, args, distinct):
-    """The scores, the motions of the last repeat, and the real clips that they stand beside."""
-    whole = clips.whole(args.seed)
-    draw = partial(clips.draw, args.seed) if suite.released else lambda _repeat: whole
-    scores = evaluate(suite, draw, maker, args.repeats, args.seed, clips.groups if distinct else None,
-                      maker.many if args.cal_mm else None)
-    return scores, scores.pop("clips"), whole.real
+        """For multimodality: several clips for each of some texts."""
+        order = np.random.default_rng([self.seed, repeat]).permutation(len(drawn.frames))
+        return zip(*[self(repeat, drawn, order[: scoring.MULTIMODAL_TEXTS], sample + 1)
+                     for sample in range(scoring.MULTIMODAL_SAMPLES)])
 
 
 def probe_jobs(conditions, checkpoint, spec, args):
-    """[(prompt or action, the actions to be seen, repeat)], their conditions (N, C), and what estimates their
-    lengths."""
+    """[(prompt or action, the actions to be seen, repeat)], their conditions (N, C), and their length
+    estimator."""
     if conditions.mode == "text":
         jobs = [(prompt, actions, repeat) for prompt, actions in PROMPTS
                 for repeat in range(args.probe_repeats)]
@@ -121,41 +109,38 @@ def probe_jobs(conditions, checkpoint, spec, args):
         raise UserError(f"--probe_repeats: the probes know none of the actions "
                         f"{', '.join(conditions.actions[:5])} ...")
     jobs = [(name, (name,), repeat) for name in names for repeat in range(args.probe_repeats)]
-    return jobs, conditions.of_actions([name for name, _, _ in jobs]), LengthTable(
-        checkpoint["length_counts"])
+    cond = conditions.of_actions([name for name, _, _ in jobs])
+    return jobs, cond, LengthTable(checkpoint["length_counts"])
 
 
-def run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settings):
-    """Probe rates of generated clips (every prompt, or action, ``--probe_repeats`` times, at estimated
-    lengths), of the real test clips under their own labels, and of the real clips under shuffled labels."""
-    jobs, cond, estimator = probe_jobs(conditions, checkpoint, spec, args)
-    lengths = estimate_lengths(estimator, cond,
-                               [clip_seed(args.seed, "length", prompt, repeat) for prompt, _, repeat in jobs],
-                               spec.min_frames, MAX_LENGTH)
-    seeds = [clip_seed(args.seed, prompt, repeat) for prompt, _, repeat in jobs]
+def run_probes(probes, pipeline, clips, spec, seed, real, settings):
+    """Probe rates of generated clips (``--probe_repeats`` per prompt or action, at estimated lengths), of the
+    real test clips under their own labels, and of the real clips under shuffled labels. probes: of
+    ``probe_jobs``."""
+    jobs, cond, estimator = probes
+    seeds = [clip_seed(seed, "length", prompt, repeat) for prompt, _, repeat in jobs]
+    lengths = estimate_lengths(estimator, cond, seeds, spec.min_frames, MAX_LENGTH)
+    seeds = [clip_seed(seed, prompt, repeat) for prompt, _, repeat in jobs]
     motions = generate(pipeline, cond, lengths, seeds, "probes", **settings)
-    joints = [joints_in_metres(motion, spec) for motion in motions]
-    report = probe_report([(actions, check(actions, clip, spec.fps))
-                           for (_, actions, _), clip in zip(jobs, joints)])
+    report = probe_report([(actions, check(actions, joints_in_metres(motion, spec), spec.fps))
+                           for (_, actions, _), motion in zip(jobs, motions)])
     report["rate"] = report["all"]["share"]
     known, names = read_labels(spec) or {}, [clips.store.ids[entry.clip] for entry in clips.entries]
     if all(knows(known.get(name)) for name in names):
-        labels, real = [known[name] for name in names], [joints_in_metres(motion, spec) for motion in real]
-        shuffled = np.random.default_rng(args.seed).permutation(len(labels))
-        report["real"] = float(np.mean([check(label, clip, spec.fps) for label, clip in zip(labels, real)]))
-        report["shuffled"] = float(np.mean([check(labels[i], clip, spec.fps)
-                                            for i, clip in zip(shuffled, real)]))
+        joints = [joints_in_metres(motion, spec) for motion in real]
+        shuffled = np.random.default_rng(seed).permutation(len(names))
+        for side, order in (("real", range(len(names))), ("shuffled", shuffled)):
+            report[side] = float(np.mean([check(known[names[row]], clip, spec.fps)
+                                          for row, clip in zip(order, joints)]))
     return report
 
 
 def make_table(results):
-    rows = score_rows(results["scores"])
-    rows.append(("seconds: generating", f"{results['seconds']['generating']:.1f}", "-"))
-    rows.append(("seconds: all else", f"{results['seconds']['judging']:.1f}", "-"))
-    skating = results["foot_skating"]
-    rows.append(("foot skating m/s", f"{skating['generated']:.4f}", f"{skating['real']:.4f}"))
-    if "probes" in results:
-        probes = results["probes"]
+    seconds, skating = results["seconds"], results["foot_skating"]
+    rows = [*score_rows(results["scores"]), ("seconds: generating", f"{seconds['generating']:.1f}", "-"),
+            ("seconds: all else", f"{seconds['judging']:.1f}", "-"),
+            ("foot skating m/s", f"{skating['generated']:.4f}", f"{skating['real']:.4f}")]
+    if probes := results.get("probes"):
         rows.append(("semantic probes", f"{probes['rate']:.3f}",
                      f"{probes['real']:.3f}" if "real" in probes else "-"))
         if "shuffled" in probes:
@@ -175,8 +160,8 @@ def main():
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
     path, ae_path = checkpoint_paths(args, args.which)
     encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
-    pipeline, checkpoint = load_pipeline(path, ae_path, args.model,
-                                         args.ae_model, lambda: load_statistics(spec), device)
+    pipeline, checkpoint = load_pipeline(path, ae_path, args.model, args.ae_model,
+                                         lambda: load_statistics(spec), device)
     mode = pipeline.generator.cond_mode
     if mode == "uncond" and (args.cal_mm or args.probe_repeats):
         raise UserError("--cal_mm, --probe_repeats: nothing to measure, this generator was trained without "
@@ -186,31 +171,33 @@ def main():
     with distributed.first_goes_ahead():
         suite = load_suite(args, spec, encode, clip_tokenizer, device)
         clips = TextClips(spec, "test", args.num_workers, suite.columns, conditions)
-        suite.check_captions(clips.captions)
+        distinct = spec.distinct_retrieval and not suite.released
+        groups = clips.groups if distinct else None
+        scoring.check_evaluation(suite, clips.captions, groups, len(clips))
+        probes = probe_jobs(conditions, checkpoint, spec, args) if args.probe_repeats else None
         maker = Maker(pipeline, clips, conditions, settings, args.seed,
                       pipeline.decode_with_tail if suite.published_tail else None)
+    if options.checked():
+        return
     begun = time.perf_counter()
-    distinct = spec.distinct_retrieval and not suite.released
-    scores, motions, real = score(suite, clips, maker, args, distinct)
+    whole = clips.whole(args.seed)
+    draw = partial(clips.draw, args.seed) if suite.released else lambda _repeat: whole
+    scores = scoring.evaluate(suite, draw, maker, args.repeats, args.seed, groups,
+                              maker.many if args.cal_mm else None)
     seconds = {"generating": maker.seconds, "judging": time.perf_counter() - begun - maker.seconds}
+    motions = scores.pop("clips")
     results = {
-        "kind": suite.tag("generation"), "protocol": suite.protocol, "evaluators": suite.describe(),
-        "dataset": spec.name, "split": "test", "clips": len(clips),
-        "clips_scored": scores.pop("scored", len(clips)), "left_out": clips.left_out,
+        "clips": len(clips), "clips_scored": scores.pop("scored"), "left_out": clips.left_out,
         "retrieval": "batches of 32 without repeated captions" if distinct else "batches of 32, shuffled",
-        "name": args.name, "model": checkpoint.get("model_name") or args.model,
-        "trained_on": checkpoint.get("trained_on"), "cond_mode": mode, "steps": checkpoint.get("total_it"),
-        "sampler": settings, "repeats_asked": args.repeats,
-        "scores": without_text(scores) if mode == "uncond" else scores, "seed": args.seed,
-        "checkpoint": path.name, "weights": weights_hash(pipeline.generator),
+        "name": args.name, "trained_on": checkpoint.get("trained_on"), "cond_mode": mode, "sampler": settings,
+        "repeats_asked": args.repeats, "scores": scoring.without_text(scores) if mode == "uncond" else scores,
         "autoencoder": {"name": ae_path.parent.parent.name, "weights": weights_hash(pipeline.ae)},
-        "code_version": code_version(), "machine": machine(), "seconds": seconds,
-        "foot_skating": {"generated": mean_foot_skating(motions, spec),
-                                               "real": mean_foot_skating(real, spec)},
-    }
+        "seconds": seconds, "foot_skating": {"generated": scoring.mean_foot_skating(motions, spec),
+                                             "real": scoring.mean_foot_skating(whole.real, spec)}}
     if args.probe_repeats:
-        results["probes"] = run_probes(pipeline, clips, conditions, checkpoint, spec, args, real, settings)
-    results["peak_memory_mb"] = peak_memory_mb()
+        results["probes"] = run_probes(probes, pipeline, clips, spec, args.seed, whole.real, settings)
+    results = result_header("generation", suite, spec, "test", args, path, checkpoint,
+                            weights_hash(pipeline.generator)) | results
     write_results(folder.root / "eval", suite.tag("evaluation_MARDM"), results, make_table(results))
 
 

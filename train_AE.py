@@ -1,12 +1,11 @@
 """Stage one: train a motion autoencoder.
 
     python train_AE.py --name FSQ_AE_High --model FSQ_AE_High --dataset_name t2m --batch_size 256 --epoch 50
-    python train_AE.py --name AE --model FSQ_AE_High --dataset_name demo --width 192 --batch_size 64 --num_workers 0   # laptop
+    python train_AE.py --name AE --model FSQ_AE_High --dataset_name demo --width 192    # laptop
     python train_AE.py --name iFSQ --model FSQ_AE_Model --quantizer ifsq --fsq_levels 9 9 9 9 9 9 9 9
-    python train_AE.py --name RVQ --model VQ_AE_Model --quantizer rvq --code_dim 64 --quantizer_settings num_layers=4 decay=0.95
+    python train_AE.py --name RVQ --model VQ_AE_Model --quantizer rvq --quantizer_settings num_layers=4
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log
-beside.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar, events.out.tfevents.*} and train.log.
 """
 import math
 
@@ -17,11 +16,13 @@ from models.AE import FSQ_REACH, AE_models, has_grid
 from models.loading import reach_of
 from models.quantizers import QUANTIZERS, settings_of
 from utils import options
+from utils.arrays import upload
 from utils.data.datasets import MotionStore, WindowDataset, make_loader
 from utils.data.specs import get_spec
 from utils.errors import UserError, run
 from utils.evaluation.reconstruction import heading_error, reconstruct, reconstruction_errors
 from utils.files import RunFolder, read_checkpoint
+from utils.options import fraction, non_negative_float, positive_float, positive_int
 from utils.training import distributed
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import make_trainer
@@ -33,43 +34,31 @@ def parse_args():
     options.add_training(parser, batch_size=256, epoch=50, lr=2e-4, weight_decay=0.0, warm_up_iter=2000,
                          milestones=[150_000, 250_000], log_every=10)
     options.add_large_models(parser)
-    parser.add_argument("--model", choices=list(AE_models), default="AE_Model", help="autoencoder of the zoo")
-    parser.add_argument("--fsq_levels", type=options.positive_int, nargs="+", default=None,
-                        help="levels a dimension of FSQ_AE_Model (8 5 5 5 5 unless given)")
-    parser.add_argument("--fsq_normalise", action="store_true", default=None,
-                        help="for FSQ_AE_Model: bring z to mean 0 and spread 1 before the grid")
-    parser.add_argument("--fsq_reach", type=options.positive_float, default=None,
-                        help="for FSQ_AE_*: half the width of the grid "
-                        f"as encoder and decoder see it (with --fsq_normalise the decoder alone); "
-                        f"{FSQ_REACH:g} unless given, "
-                        "1 = as published. Targets keep their range")
-    parser.add_argument("--num_codes", type=options.positive_int, default=None,
-                        help="codes of VQ_AE_Model (512 unless given)")
-    parser.add_argument("--code_dim", type=options.positive_int, default=None,
-                        help="dimensions of a code of VQ_AE_Model (as many as --width unless given)")
-    parser.add_argument("--direct", action="store_true", default=None,
-                        help="for FSQ_AE_Model or VQ_AE_Model: no linear layers "
-                        "before and behind the quantizer; the latent is as wide as what is quantized")
-    parser.add_argument("--quantizer", choices=list(QUANTIZERS), default=None,
-                        help="quantizer of FSQ_AE_Model (fsq unless given) or VQ_AE_Model (vq unless given)")
-    parser.add_argument("--quantizer_settings", nargs="+", default=[], metavar="NAME=VALUE",
-                        help="its hyper-parameters: "
-                        + "; ".join(filter(None, map(settings_help, QUANTIZERS))))
-    parser.add_argument("--width", type=options.positive_int, default=512,
-                        help="channels of the convolutions and the latent")
-    parser.add_argument("--dropout", type=options.fraction, default=0.2,
-                        help="dropout of the residual blocks")
-    parser.add_argument("--window_size", type=options.positive_int, default=64,
-                        help="frames of a training window")
-    parser.add_argument("--recons_loss", choices=["l1_smooth", "mse"], default="l1_smooth",
-                        help="reconstruction loss")
-    parser.add_argument("--aux_loss_joints", type=options.non_negative_float, default=1.0,
-                        help="weight of the loss on joint positions")
-    parser.add_argument("--aux_loss_root", type=options.non_negative_float, default=0.0,
-                        help="weight of the loss on the accumulated heading and root path (the published "
-                             "model has none)")
-    parser.add_argument("--eval_every", type=options.positive_int, default=5,
-                        help="epochs between two validations")
+    add = parser.add_argument
+    add("--model", choices=list(AE_models), default="AE_Model", help="autoencoder of the model zoo")
+    add("--fsq_levels", type=positive_int, nargs="+", default=None,
+        help="FSQ_AE_Model: levels per dimension; default: 8 5 5 5 5")
+    add("--fsq_normalise", action="store_true", default=None,
+        help="FSQ_AE_Model: normalise z to mean 0 and standard deviation 1 before quantizing")
+    add("--fsq_reach", type=positive_float, default=None,
+        help="FSQ_AE_*: half the width of the grid as encoder and decoder see it (with --fsq_normalise the "
+             f"decoder only); targets keep their range; default: {FSQ_REACH:g}; 1 = as published")
+    add("--num_codes", type=positive_int, default=None, help="VQ_AE_Model: codebook size; default: 512")
+    add("--code_dim", type=positive_int, default=None, help="VQ_AE_Model: width of a code; default: --width")
+    add("--direct", action="store_true", default=None,
+        help="FSQ_AE_Model, VQ_AE_Model: no linear layers around the quantizer, whose input is the latent")
+    add("--quantizer", choices=list(QUANTIZERS), default=None,
+        help="quantizer of FSQ_AE_Model (default: fsq) or VQ_AE_Model (default: vq)")
+    add("--quantizer_settings", nargs="+", default=[], metavar="NAME=VALUE",
+        help="its hyper-parameters: " + "; ".join(filter(None, map(settings_help, QUANTIZERS))))
+    add("--width", type=positive_int, default=512, help="channels of the convolutions and the latent")
+    add("--dropout", type=fraction, default=0.2, help="dropout of the residual blocks")
+    add("--window_size", type=positive_int, default=64, help="frames per training window")
+    add("--recons_loss", choices=["l1_smooth", "mse"], default="l1_smooth", help="reconstruction loss")
+    add("--aux_loss_joints", type=non_negative_float, default=1.0, help="weight of the joint position loss")
+    add("--aux_loss_root", type=non_negative_float, default=0.0,
+        help="weight of the loss on the accumulated heading and root path (not in the published model)")
+    add("--eval_every", type=positive_int, default=5, help="epochs between validations")
     return parser.parse_args()
 
 
@@ -78,7 +67,7 @@ def settings_help(name):
     return settings and f"{name}: {settings}"
 
 
-# Flags of the rows that fix nothing, and what the models call them.
+# Flags of the models whose quantizer is free: {flag: constructor's argument}.
 FREE = {"FSQ_AE_Model": {"fsq_levels": "levels", "fsq_normalise": "normalise", "direct": "direct"},
         "VQ_AE_Model": {"num_codes": "num_codes", "code_dim": "code_dim", "direct": "direct"}}
 
@@ -96,16 +85,16 @@ def model_kwargs(args, feature_dim):
     if args.quantizer is not None:
         if args.model not in FREE:
             raise UserError(f"--quantizer belongs to --model {' or '.join(FREE)}; {args.model} fixes its own")
-        kwargs |= {"quantizer": args.quantizer,
-                   "settings": parse_settings(args.quantizer, args.quantizer_settings)}
+        settings = parse_settings(args.quantizer, args.quantizer_settings)
+        kwargs |= {"quantizer": args.quantizer, "settings": settings}
     elif args.quantizer_settings:
         raise UserError("--quantizer_settings belongs to --quantizer, which is not given")
     return kwargs
 
 
 def reach_kwargs(args, began):
-    """The reach of a grid; nothing for 1, like checkpoints from before it could be chosen. ``began``: the
-    checkpoint of the run that is gone on with, or {}; unless told otherwise it keeps its own."""
+    """{"reach"} of a grid, {} for 1, as in checkpoints from before the flag. ``began``: the checkpoint of the
+    run to be resumed, which keeps its own reach unless --fsq_reach is given; {} for a new run."""
     if not has_grid(args.model):
         if args.fsq_reach is not None:
             raise UserError(f"--fsq_reach belongs to --model FSQ_AE_*, not to {args.model}")
@@ -122,34 +111,32 @@ def parse_settings(name, pairs):
         if key not in known:
             raise UserError(f"--quantizer_settings {pair}: {name} has no setting '{key}'; it has "
                             f"{', '.join(known) or 'none'}")
+        kind = type(known[key])
         try:
-            read = {"true": True, "false": False}.__getitem__ if isinstance(known[key],
-                                                                            bool) else type(known[key])
-            settings[key] = read(text.lower())
+            settings[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
             if not math.isfinite(settings[key]):
                 raise ValueError
         except (ValueError, KeyError) as error:
-            raise UserError(
-                f"--quantizer_settings {pair}: '{text}' is no usable {type(known[key]).__name__}") from error
+            where = f"--quantizer_settings {pair}"
+            raise UserError(f"{where}: '{text}' is not a usable {kind.__name__}") from error
     return settings
 
 
 def make_loss(args, store, device):
-    """The loss function: all features, joint positions once more, and, if asked for, heading and root
-    path."""
+    """The loss function: all features, joint positions again, and, if weighted, heading and root path."""
     compare = {"l1_smooth": F.smooth_l1_loss, "mse": F.mse_loss}[args.recons_loss]
     joints = slice(4, store.spec.feature_dim)
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
 
     def loss_fn(model, motion):
-        motion = motion.to(device, non_blocking=True)
+        motion = upload(motion, device)
         out = model(motion)
         values = {"recons": compare(out.motion, motion),
                   "joints": compare(out.motion[..., joints], motion[..., joints]), "quantizer": out.loss}
         values["loss"] = values["recons"] + args.aux_loss_joints * values["joints"] + out.loss
         if args.aux_loss_root:
-            values["root"] = heading_error(out.motion * std + mean, motion * std + mean,
-                                           store.spec.metres_per_unit)
+            motions = out.motion * std + mean, motion * std + mean
+            values["root"] = heading_error(*motions, store.spec.metres_per_unit)
             values["loss"] = values["loss"] + args.aux_loss_root * values["root"]
         return values
 
@@ -179,6 +166,8 @@ def main():
         model.compile()
     if args.is_continue:
         trainer.resume(began)
+    if options.checked():
+        return
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:

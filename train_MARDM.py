@@ -1,13 +1,12 @@
-"""Stage two: train the masked transformer with its diffusion head on the targets of a trained autoencoder.
+"""Stage two: train the masked transformer and its diffusion head on the targets of a trained autoencoder.
 
-    python train_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-XL \\
-        --dataset_name t2m --batch_size 64 --epoch 500 --need_evaluation
-    python train_MARDM.py --name small --ae_name AE --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-S --dataset_name demo \\
-        --num_workers 0   # laptop
-    python train_MARDM.py ... --cond_mode action   # told one of the data set's actions (labels.json); uncond: nothing
+    python train_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High \\
+        --model FSQ-MARDM-SiT-XL --dataset_name t2m --batch_size 64 --epoch 500 --need_evaluation
+    python train_MARDM.py --name small --ae_name AE --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-S \\
+        --dataset_name demo --num_workers 0                                            # laptop
+    python train_MARDM.py ... --cond_mode action    # or uncond
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar, events.out.tfevents.*} and train.log
-beside.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar, events.out.tfevents.*} and train.log.
 """
 from functools import partial
 from itertools import islice
@@ -21,20 +20,23 @@ from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features
 from utils import options
+from utils.arrays import upload
 from utils.data.conditions import COND_MODES, load_conditions
-from utils.data.datasets import MAX_LENGTH, caption_groups, collate_clips, load_text_motion, make_loader
+from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader
 from utils.data.specs import get_spec
-from utils.errors import UserError, run
+from utils.errors import UserError, only_check, run
 from utils.evaluation.protocols import Drawn
-from utils.evaluation.scoring import evaluate, without_text
+from utils.evaluation.scoring import check_evaluation, evaluate, without_text
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder, read_checkpoint
+from utils.lengths import MAX_LENGTH
+from utils.options import fraction, positive_int
 from utils.training import distributed
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import EMA, make_trainer
 
 CACHE_BYTES = 2**30
-SCALE_BATCHES = 32  # whose targets tell their spread
+SCALE_BATCHES = 32  # that --scale_targets measures
 
 
 def parse_args():
@@ -43,41 +45,30 @@ def parse_args():
     options.add_training(parser, batch_size=64, epoch=500, lr=2e-4, weight_decay=1e-5, warm_up_iter=2000,
                          milestones=[50_000], log_every=50)
     options.add_large_models(parser)
-    parser.add_argument("--model", choices=list(MARDM_models), default="MARDM-SiT-XL",
-                        help="generator of the zoo")
-    parser.add_argument("--ae_name", default="AE", help="the --name under which the autoencoder was trained")
-    parser.add_argument("--ae_model", choices=list(AE_models), default="AE_Model",
-                        help="the autoencoder's zoo name")
-    parser.add_argument("--cond_mode", choices=COND_MODES, default="text",
-                        help="what the generator is told of a clip: its text, its action (labels.json), or "
-                             "nothing")
-    parser.add_argument("--need_evaluation", action="store_true",
-                        help="FID and R-precision on the validation split while training; the best FID is "
-                             "kept")
     add_suite(parser)
-    parser.add_argument("--eval_every", type=options.positive_int, default=10,
-                        help="epochs between two validations")
-    parser.add_argument("--max_motion_length", type=options.number(int, 4), default=196,
-                        help="longest training clip, frames")
-    parser.add_argument("--unit_length", type=options.positive_int, default=4,
-                        help="frames a token (fixed by the autoencoder)")
-    parser.add_argument("--diffmlps_batch_mul", type=options.positive_int, default=4,
-                        help="(noise, time) pairs a masked token sees in a step")
-    parser.add_argument("--prediction", choices=["velocity", "x", "noise"], default=None,
-                        help="what the head predicts; velocity or x (the clean target): SiT, noise: DDPM; "
-                             "default: the first")
-    parser.add_argument("--cond_drop_prob", type=options.fraction, default=0.1,
-                        help="share of conditions dropped, for guidance")
-    parser.add_argument("--dropout", type=options.fraction, default=0.2, help="dropout of the transformer")
-    parser.add_argument("--count_from_end", action="store_true",
-                        help="positions from a clip's end for MARDM-* too; FSQ-MARDM-* "
-                        "and VQ-MARDM-* have them always")
-    parser.add_argument("--scale_targets", action="store_true",
-                        help="divide the targets by their standard deviation over all "
-                        "tokens and dimensions, so that they are as wide as the head's noise (the published "
-                        "models do not)")
-    parser.add_argument("--ema_decay", type=options.fraction, default=0.9999,
-                        help="decay of the weights' average")
+    add = parser.add_argument
+    add("--model", choices=list(MARDM_models), default="MARDM-SiT-XL", help="generator of the model zoo")
+    add("--ae_name", default="AE", help="--name of the autoencoder's run")
+    add("--ae_model", choices=list(AE_models), default="AE_Model", help="autoencoder of the model zoo")
+    add("--cond_mode", choices=COND_MODES, default="text",
+        help="condition: a clip's text, its action (labels.json), or none")
+    add("--need_evaluation", action="store_true",
+        help="compute FID and R-precision on the validation split during training, and keep the best FID")
+    add("--eval_every", type=positive_int, default=10, help="epochs between validations")
+    add("--max_motion_length", type=options.number(int, 4), default=196, help="most frames per training clip")
+    add("--unit_length", type=positive_int, default=4, help="frames per token (fixed by the autoencoder)")
+    add("--diffmlps_batch_mul", type=positive_int, default=4,
+        help="(noise, time) pairs per masked token and step")
+    add("--prediction", choices=["velocity", "x", "noise"], default=None,
+        help="what the head predicts: velocity (default) or x (the clean target) of SiT, noise of DDPM")
+    add("--cond_drop_prob", type=fraction, default=0.1, help="probability to drop a condition, for guidance")
+    add("--dropout", type=fraction, default=0.2, help="dropout of the transformer")
+    add("--count_from_end", action="store_true",
+        help="count positions from a clip's end for MARDM-* too; FSQ-MARDM-* and VQ-MARDM-* always do")
+    add("--scale_targets", action="store_true",
+        help="divide the targets by their standard deviation over all tokens and dimensions, to match the "
+             "scale of the head's noise (the published models do not)")
+    add("--ema_decay", type=fraction, default=0.9999, help="decay of the averaged weights")
     args = parser.parse_args()
     if args.unit_length != 4:
         parser.error("--unit_length must be 4: the autoencoders make one token of 4 frames")
@@ -85,39 +76,38 @@ def parse_args():
 
 
 class TargetCache:
-    """The autoencoder's targets of the crops that training draws. A crop starts at one of few places, so
-    after some epochs nearly all are here; a crop's targets are the same in any batch, so nothing changes but
-    the time."""
+    """The autoencoder's targets of training crops, computed once: crops start at few places, so after some
+    epochs nearly all are cached, and a crop's targets do not depend on its batch."""
 
     def __init__(self, ae, device, capacity=CACHE_BYTES):
         self.ae, self.device, self.room, self.known = ae, device, capacity, {}
 
     @torch.no_grad()
     def __call__(self, batch):
-        """Targets (B, L, d) of a collated batch, zeros behind each clip's end."""
+        """Targets (B, L, d) of a collated batch, zeros after each clip's end."""
         new = [row for row, key in enumerate(batch["keys"]) if key not in self.known]
         found = {}
         if new:
-            frames = batch["lengths"][new].to(self.device)
-            motion = batch["motion"][new][:, : int(frames.max())].to(self.device)
+            frames = batch["lengths"][new]
+            motion = upload(batch["motion"][new][:, : int(frames.max())], self.device)
             with torch.autocast(self.device.type, enabled=False):  # float32 codes, in any training precision
-                encoded = self.ae.encode_targets(motion, frames)[1].cpu()
+                encoded = self.ae.encode_targets(motion, upload(frames, self.device))[1].cpu()
             for row, targets in zip(new, encoded):
                 found[row] = targets[: int(batch["lengths"][row]) // 4].clone()
                 self._remember(batch["keys"][row], found[row])
         rows = [found[row] if row in found else self.known[key] for row, key in enumerate(batch["keys"])]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+        return upload(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), self.device)
 
     def _remember(self, key, targets):
-        size = targets.numel() * targets.element_size() + 500  # and python's own share
+        size = targets.numel() * targets.element_size() + 500  # and Python's overhead
         if self.room >= size:
             self.known[key] = targets
             self.room -= size
 
 
-def spread_of_targets(ae, data, device):
-    """The standard deviation of the targets of some training clips, over tokens and dimensions alike; the
-    same in all processes."""
+def std_of_targets(ae, data, device):
+    """Standard deviation of the targets of some training clips, over all tokens and dimensions; the same in
+    all processes."""
     cache = TargetCache(ae, device, capacity=0)
     loader = make_loader(data, min(32, len(data)), 0, 0, data.lengths, collate_clips, whole=True)
     found = torch.cat([targets[:length] for batch in islice(loader, SCALE_BATCHES)
@@ -125,7 +115,7 @@ def spread_of_targets(ae, data, device):
     if not float(found.std(0).max()) > 0:
         raise UserError("--scale_targets: the autoencoder has the same target for every token; train it "
                         "further")
-    return distributed.mean_of({"spread": float(found.std())})["spread"]
+    return distributed.mean_of({"std": float(found.std())})["std"]
 
 
 def make_loss(ae, device):
@@ -134,15 +124,15 @@ def make_loss(ae, device):
     cache = TargetCache(ae, device)
 
     def loss_fn(model, batch, whole=False):
-        rows, generator = distributed.LocalBatch() if whole else distributed.local_batch(
-            len(batch["lengths"]), device)
+        rows, generator = (distributed.LocalBatch() if whole
+                           else distributed.local_batch(len(batch["lengths"]), device))
         # of all processes' clips
         lengths = (batch["lengths"] if whole else distributed.all_gather(batch["lengths"])) // 4
         targets = cache(batch)
         targets = F.pad(targets, (0, 0, 0, int(lengths.max()) - targets.shape[1]))
         latents = ae.embed_targets(targets)
-        return {"loss": model.loss(latents, targets, batch["cond"].to(device), lengths.to(device), rows,
-                                   generator)}
+        return {"loss": model.loss(latents, targets, upload(batch["cond"], device), upload(lengths, device),
+                                   rows, generator)}
 
     return loss_fn
 
@@ -150,19 +140,20 @@ def make_loss(ae, device):
 @torch.no_grad()
 def validation_loss(model, loss_fn, loader):
     """Mean loss over a loader, with the same masks, noise and times at every call."""
-    with torch.random.fork_rng():
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         values = [float(loss_fn(model, batch, whole=True)["loss"]) for batch in loader]
     return sum(values) / len(values)
 
 
-def make_generation_check(suite, spec, data, ae, ema, args, device):
-    """A function that scores the averaged model's clips for one caption (or the action) of each validation
-    clip."""
-    captions = suite.check_captions([entry.captions[0] for entry in data.entries])
-    told = args.cond_mode != "uncond"
-    cond = torch.stack([data.features[rows[0]] for rows in data.caption_rows]) if told else None
-    cfg = spec.cfg if told else 1.0
+def make_generation_check(suite, data, groups, ae, ema, args, device):
+    """A function that scores the averaged model's clips, one for the first caption (or the action) of each
+    validation clip. groups: (N,) numbers of which a retrieval batch holds each once, or None."""
+    captions = [entry.captions[0] for entry in data.entries]
+    conditional = args.cond_mode != "uncond"
+    cond = torch.stack([data.features[rows[0]] for rows in data.caption_rows]) if conditional else None
+    cfg = data.store.spec.cfg if conditional else 1.0
     frames = [min(int(length), args.max_motion_length, MAX_LENGTH) // 4 * 4 for length in data.lengths]
     real = suite.rebuilt([data.store.frames(e.clip, e.start, e.start + count)
                           for e, count in zip(data.entries, frames)])
@@ -172,13 +163,12 @@ def make_generation_check(suite, spec, data, ae, ema, args, device):
     decode = pipeline.decode_with_tail if suite.published_tail else None
 
     def generate(_repeat, _drawn):
-        made = pipeline.sample(cond, frames, seeds, decode=decode, turns=distributed.turns, cfg=cfg)
-        return distributed.gather_turns(made)
+        clips = pipeline.sample(cond, frames, seeds, decode=decode, turns=distributed.turns, cfg=cfg)
+        return distributed.gather_turns(clips)
 
     def check():
-        groups = caption_groups(data.entries) if spec.distinct_retrieval else None
         scores = evaluate(suite, lambda _repeat: drawn, generate, 1, args.seed, groups)["generated"]
-        scores = scores if told else without_text(scores)
+        scores = scores if conditional else without_text(scores)
         return {f"Val/{key}": value["mean"] for key, value in scores.items()}
 
     return check
@@ -193,18 +183,16 @@ def main():
         encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
         conditions = load_conditions(args.cond_mode, spec, encode)
         suite = load_suite(args, spec, encode, device=device) if args.need_evaluation else None
-        ae_folder = RunFolder(args.checkpoints_dir, spec.name, args.ae_name)
-        ae, ae_checkpoint = load_autoencoder(ae_folder.checkpoint(), args.ae_model)
-        ae = ae.to(device).requires_grad_(False)
+        ae_path = RunFolder(args.checkpoints_dir, spec.name, args.ae_name).checkpoint()
+        ae = load_autoencoder(ae_path, args.ae_model)[0].to(device).requires_grad_(False)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         folder.prepare(args.is_continue)
         data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, args.max_motion_length)
                           for split in ("train", "val"))
-
     began = read_checkpoint(folder.latest) if args.is_continue else {}
-    # once, as another device would measure a little else; and before the seed, so that it leaves no trace
-    if args.scale_targets:
-        scale = began.get("model_kwargs", {}).get("target_scale") or spread_of_targets(ae, data, device)
+    if args.scale_targets:  # once per run, as devices round differently; before seeding, so as not to draw
+        scale = began.get("model_kwargs", {}).get("target_scale") or (
+            1.0 if only_check() else std_of_targets(ae, data, device))
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
               "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions),
@@ -221,16 +209,20 @@ def main():
                 "levels": list(ae.levels) if ae.levels else None,
                 "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)},
                 **conditions.describe(data.store, data.entries, args.max_motion_length)}
-    trainer = make_trainer(args, folder, "mardm", model, describe,
-                           suite.tag("Val/FID") if suite else "Val/loss", ema)
+    metric = suite.tag("Val/FID") if suite else "Val/loss"
+    trainer = make_trainer(args, folder, "mardm", model, describe, metric, ema)
     if args.is_continue:
         trainer.resume(began)
-
-    loss_fn = make_loss(ae, device)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
     val_loader = make_loader(val_data, min(args.batch_size, len(val_data)), 0, 0, val_data.lengths,
                              collate_clips, whole=True)
-    check = make_generation_check(suite, spec, val_data, ae, ema, args, device) if suite else dict
+    groups = caption_groups(val_data.entries) if spec.distinct_retrieval else None
+    if suite:
+        check_evaluation(suite, [entry.captions[0] for entry in val_data.entries], groups)
+    if options.checked():
+        return
+    loss_fn = make_loss(ae, device)
+    check = make_generation_check(suite, val_data, groups, ae, ema, args, device) if suite else dict
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:

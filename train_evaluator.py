@@ -1,10 +1,9 @@
-"""Train the judge of a data set that has no released evaluator: text and motion embedded into one space, by
-contrast.
+"""Train the evaluator of a data set without a released one: text and motion in one space, by contrast.
 
     python train_evaluator.py --dataset_name demo --num_workers 0
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar}. evaluation_AE.py,
-evaluation_MARDM.py and train_MARDM.py --need_evaluation use it. It never sees a generated clip.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar}; evaluation_AE.py, evaluation_MARDM.py and
+train_MARDM.py --need_evaluation use it. It never sees a generated clip.
 """
 import copy
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 
 from models.TextEncoder import cached_text_features
 from utils import options
+from utils.arrays import upload
 from utils.data.conditions import Conditions
 from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader
 from utils.data.specs import get_spec
@@ -34,18 +34,17 @@ def parse_args():
     parser.add_argument("--width", type=options.positive_int, default=192,
                         help="channels of the motion encoder")
     parser.add_argument("--eval_every", type=options.positive_int, default=5,
-                        help="epochs between two validations")
+                        help="epochs between validations")
     return parser.parse_args()
 
 
 def retrieval_check(evaluator, data, seed):
-    """R-precision on the real clips of a split, over 10 draws of retrieval batches. Returns {"Val/R3":
-    ...}."""
+    """``retrieval_scores`` of a split's real clips, over 10 draws of batches; {} if they fill no batch."""
     captions = [entry.captions[0] for entry in data.entries]
     motions = [data.store.frames(e.clip, e.start, e.end) for e in data.entries]
     text, motion = evaluator.embed_text(captions).double().cpu().numpy(), embed_all(evaluator, motions)
-    groups, rng = caption_groups(
-        data.entries) if data.store.spec.distinct_retrieval else None, np.random.default_rng(seed)
+    groups = caption_groups(data.entries) if data.store.spec.distinct_retrieval else None
+    rng = np.random.default_rng(seed)
     batches = [rows for _ in range(10) for rows in draw_batches(len(captions), rng, groups)]
     return retrieval_scores(text, motion, batches) if batches else {}
 
@@ -69,27 +68,28 @@ def main():
     trainer = make_trainer(args, folder, "evaluator", model, describe, metric="Val/1-R3")
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
+    loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
+    if options.checked():
+        return
     groups = torch.as_tensor(caption_groups(data.entries))
 
     def loss_fn(model, batch):
-        rows = groups[distributed.all_gather(batch["index"])].to(device)
-        loss = model.loss(batch["motion"].to(device), batch["lengths"].to(device), batch["cond"].to(device),
-                          rows[:, None] == rows)
+        rows = upload(groups[distributed.all_gather(batch["index"])], device)
+        motion, lengths, text = (upload(batch[key], device) for key in ("motion", "lengths", "cond"))
+        loss = model.loss(motion, lengths, text, rows[:, None] == rows)
         return {"loss": loss}
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:
             return {}
-        # a copy: it freezes
-        judge = TrainedEvaluator(copy.deepcopy(model), data.store.mean, data.store.std, encode, device)
-        scores = retrieval_check(judge, val_data, args.seed)
+        frozen = copy.deepcopy(model)
+        evaluator = TrainedEvaluator(frozen, data.store.mean, data.store.std, encode, device)
+        scores = retrieval_check(evaluator, val_data, args.seed)
         if not scores:
-            folder.log("no validation: retrieval needs 32 clips with different captions, the validation "
-                       "split has fewer")
+            folder.log("no validation: the split's clips do not fill a retrieval batch of 32")
             return {}
         return {f"Val/{key}": value for key, value in scores.items()} | {"Val/1-R3": 1 - scores["R3"]}
 
-    loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
     trainer.fit(loader, loss_fn, args.epoch, validate)
 
 

@@ -1,10 +1,9 @@
-"""Train the length estimator: how many frames does a sentence describe?
+"""Train the length estimator, which predicts from a sentence how many frames its motion lasts.
 
     python train_length_estimator.py --dataset_name t2m
     python train_length_estimator.py --dataset_name demo --epoch 30 --num_workers 0        # laptop
 
-Writes checkpoints/<dataset>/<name>/model/{latest.tar, net_best_fid.tar}; sample.py uses it where a prompt has
-no length.
+Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar}, for sample.py's prompts without a length.
 """
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 from models.LengthEstimator import LengthEstimator
 from models.TextEncoder import cached_text_features
 from utils import options
+from utils.arrays import upload
 from utils.data.conditions import LENGTH_CLASSES
 from utils.data.datasets import MotionStore, all_captions, make_loader, report_skipped, text_clips
 from utils.data.specs import get_spec
@@ -46,19 +46,16 @@ def parse_args():
     options.add_common(parser, name="length_estimator")
     options.add_training(parser, batch_size=64, epoch=50, lr=1e-4, weight_decay=1e-5, warm_up_iter=0,
                          milestones=[50_000], log_every=50)
-    parser.add_argument("--soft_lengths", type=options.non_negative_float, default=0.0,
-                        help="standard deviation, in tokens of 4 frames, by which a clip's length counts for "
-                             "its neighbours too; "
-                        "0 = for itself alone, as published")
-    parser.add_argument("--text_noise", type=options.non_negative_float, default=0.0,
-                        help="noise on the text features in training, relative to their size; for small data "
-                             "sets")
+    add = parser.add_argument
+    add("--soft_lengths", type=options.non_negative_float, default=0.0,
+        help="standard deviation of label smoothing over lengths, in tokens; 0 = none, as published")
+    add("--text_noise", type=options.non_negative_float, default=0.0,
+        help="noise on the text features in training, relative to their RMS; for small data sets")
     return parser.parse_args()
 
 
 def length_loss(logits, classes, soft):
-    """Cross entropy () of logits (B, C) with length classes (B,), each spread over its neighbours by ``soft``
-    classes."""
+    """Cross entropy () of logits (B, C) and length classes (B,), smoothed over ``soft`` classes."""
     if not soft:
         return F.cross_entropy(logits, classes)
     distance = torch.arange(logits.shape[1], device=logits.device) - classes[:, None]  # (B, C)
@@ -79,9 +76,12 @@ def main():
                            {"kind": "length_estimator", "dataset": spec.describe()})
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
+    loader = make_loader(data, args.batch_size, args.seed, args.num_workers)
+    if options.checked():
+        return
 
     def loss_fn(model, batch):
-        text, classes = (part.to(device) for part in batch)
+        text, classes = (upload(part, device) for part in batch)
         if args.text_noise:
             text = text + args.text_noise * text.square().mean().sqrt() * torch.randn_like(text)
         return {"loss": length_loss(model(text), classes, args.soft_lengths)}
@@ -92,7 +92,6 @@ def main():
         off = (logits.argmax(1) - val_data.classes).abs().float().mean() * spec.unit_length
         return {"Val/loss": float(F.cross_entropy(logits, val_data.classes)), "Val/frames_off": float(off)}
 
-    loader = make_loader(data, args.batch_size, args.seed, args.num_workers)
     trainer.fit(loader, loss_fn, args.epoch, validate)
 
 

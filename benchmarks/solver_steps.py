@@ -11,19 +11,17 @@ import torch
 
 from models.AE import AE_models
 from models.DiffMLPs import ODE_STEPS, SiTHead
-from models.loading import load_pipeline
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed
 from models.TextEncoder import load_text_encoder
+from sample import load
 from utils import options
-from utils.clips import checkpoint_paths, read_prompts
-from utils.data.datasets import load_statistics
-from utils.data.specs import get_spec, spec_of_checkpoint
+from utils.clips import read_prompts
 from utils.errors import UserError, run
 from utils.evaluation.probes import PROMPTS
 from utils.files import RunFolder
 from utils.report import format_table, write_results
-from utils.training.settings import code_version, machine, pick_device
+from utils.training.settings import code_version, machine
 
 CANDIDATES = [(solver, n) for solver in ("adams", "euler")
               for n in (1, 2, 3, 5, 8, 10, 12, 14, 16, 20, 30, 50)] + [
@@ -104,16 +102,15 @@ def table(rows):
 
 def main():
     args = parse_args()
-    paths = checkpoint_paths(args)
-    pipeline, checkpoint = load_pipeline(
-        *paths, args.model, args.ae_model, device=pick_device(args.device),
-        statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
-    spec, generator = spec_of_checkpoint(checkpoint, args.dataset_name), pipeline.generator
+    pipeline, _, spec = load(args)
+    folder, generator = RunFolder(args.checkpoints_dir, args.dataset_name, args.name), pipeline.generator
     if not isinstance(generator.DiffMLPs, SiTHead):
-        raise UserError(f"{paths[0]} has no SiT head, so it has no solver")
+        raise UserError(f"{folder.checkpoint()} has no SiT head, so it has no solver")
     prompts = [p for p, _ in (read_prompts(None, args.text_path) if args.text_path else PROMPTS)]
     prompts = [prompts[i * len(prompts) // args.clips] for i in range(args.clips)]
     text = load_text_encoder(spec.text_encoder).encode(prompts)
+    if options.checked():
+        return
     head = generator.DiffMLPs
     study = Study(head, pipeline.ae.snap, args.fine_steps)
     del generator.DiffMLPs  # torch does not let another object replace a module
@@ -124,10 +121,9 @@ def main():
                     time_steps=args.time_steps, decode=lambda targets, _frames: targets)
     results = {"kind": "solver_steps", "fine": list(study.fine), "clips": args.clips, "tokens": study.tokens,
                "cfg": cfg, "frames": args.motion_length, "time_steps": args.time_steps, "seed": args.seed,
-               "checkpoint": str(paths[0].name), "prediction": head.prediction, "machine": machine(),
+               "checkpoint": folder.checkpoint().name, "prediction": head.prediction, "machine": machine(),
                "code_version": code_version(), "rows": study.rows()}
-    write_results(RunFolder(args.checkpoints_dir, args.dataset_name, args.name).root / "eval", "solver_steps",
-                  results, table(results["rows"]))
+    write_results(folder.root / "eval", "solver_steps", results, table(results["rows"]))
 
 
 if __name__ == "__main__":

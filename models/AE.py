@@ -283,15 +283,14 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def follow(self, vectors):
-        count, total, squares = vectors.new_tensor(len(vectors)), vectors.sum(0), vectors.square().sum(0)
+        count, total, squares = vectors.new_full((), len(vectors)), vectors.sum(0), vectors.square().sum(0)
         all_reduce_(count, total, squares)  # of several processes that train together
-        if count > 0:
-            mean = total / count
-            var = (squares / count - mean.square()).clamp(min=0)
-            weight = torch.where(self.seeded, self.momentum, 1.0)
-            self.mean.lerp_(mean, weight)
-            self.var.lerp_(var, weight)
-            self.seeded.fill_(True)
+        some = count > 0  # not read, which would wait for a GPU
+        mean, mean_square = total / count.clamp(min=1), squares / count.clamp(min=1)
+        weight = torch.where(self.seeded, self.momentum, 1.0) * some
+        self.mean.lerp_(mean, weight)
+        self.var.lerp_((mean_square - mean.square()).clamp(min=0), weight)
+        self.seeded.logical_or_(some)
 
 
 class FSQ_AE(QuantizedAE):

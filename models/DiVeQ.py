@@ -61,8 +61,8 @@ class DiVeQ(VQ):
 
     @torch.no_grad()
     def after_search(self, z, indices, mask):
-        uses = torch.bincount((indices if mask is None else indices[mask]).reshape(-1),
-                              minlength=self.codebook_size)
+        chosen = (indices if mask is None else indices[mask]).reshape(-1)
+        uses = torch.zeros_like(self.uses).index_add_(0, chosen, torch.ones_like(chosen))
         all_reduce_(uses)
         self.uses += uses
 
@@ -127,6 +127,9 @@ class SFDiVeQ(VQ):
     def decode_indices(self, indices):
         """Points (..., d) of indices (...). UserError for an index outside the polyline."""
         check_range(indices, self.codebook_size, "SF-DiVeQ")
+        return self.lookup(indices)
+
+    def lookup(self, indices):
         segment = torch.div(indices, self.segment_points, rounding_mode="floor")
         share = (indices % self.segment_points / self.segment_points)[..., None]
         first = F.embedding(segment, self.codebook)

@@ -213,13 +213,15 @@ class MARDM(nn.Module):
         mask = self.draw_mask(padding, generator)
         latents = self.corrupt(latents, mask, rows, generator)
         cond = self.drop_cond(cond, len(mask), rows, generator)
-        z = self(latents, cond, padding[rows])[mask[rows]]
+        # (N,) places of the masked tokens: a mask would be read back from a GPU each time that it is used
+        places = mask[rows].flatten().nonzero()[:, 0]
+        z = self(latents, cond, padding[rows]).flatten(0, 1)[places]
         times, own = self.diffmlps_batch_mul, None
         if generator is not None:
             own = torch.zeros_like(mask)
             own[rows] = True
             own = own[mask].repeat(times)
-        loss = self.DiffMLPs.loss(targets[mask[rows]].repeat(times, 1), z.repeat(times, 1),
+        loss = self.DiffMLPs.loss(targets.flatten(0, 1)[places].repeat(times, 1), z.repeat(times, 1),
                                   generator=generator, own=own)
         return loss * (len(lengths) / len(latents))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, only_check
 from utils.files import first_line, is_torchscript, load_plain, read_torchscript, write_checkpoint
 
 INSTALL = "run `pip install -r requirements.txt`"
@@ -30,6 +30,14 @@ CLIP_WEIGHTS = {"token_embedding.weight", "positional_embedding", "ln_final.weig
 
 class TextEncoderError(UserError):
     """A text encoder cannot be loaded or used. The message is one line that says what to do."""
+
+    missing = True
+
+
+class DamagedWeights(TextEncoderError):
+    """Weights that are there, but cannot be read."""
+
+    missing = False
 
 
 class TextEncoder:
@@ -97,11 +105,12 @@ def load_clip(device, weights):
     """Features are OpenAI's ``encode_text`` in float32, not normalised; texts are cut to 77 tokens."""
     openai = import_openai_clip()
     path = find_clip_weights(weights)
-    if path is None and openai is not None:
+    if path is None and openai is not None and not only_check():
         path = download_clip(openai)
     if path is None:
         places = " or ".join(str(folder / CLIP_FILE) for folder in CLIP_FOLDERS)
-        raise TextEncoderError(f"CLIP's weights are missing: put OpenAI's {CLIP_FILE} at {places}")
+        raise TextEncoderError(f"CLIP's weights are missing: put OpenAI's {CLIP_FILE} at {places}"
+                               + (", or let its package fetch it, in a run without --check" if openai else ""))
     state, tokenize = read_clip_weights(path), clip_tokenizer()
     dim = state["text_projection"].shape[1]
     # OpenAI's class cannot be built without its image tower
@@ -166,11 +175,11 @@ def read_clip_weights(path):
     try:
         state = read_torchscript(path) if is_torchscript(path) else load_plain(path)
     except UserError as error:
-        raise TextEncoderError(
+        raise DamagedWeights(
             f"{path} cannot be read as CLIP weights ({error}); download it again") from error
     if not isinstance(state, dict) or not CLIP_WEIGHTS <= set(state) or not all(map(torch.is_tensor,
                                                                                     state.values())):
-        raise TextEncoderError(f"{path} holds no CLIP text tower with OpenAI's names; put OpenAI's "
+        raise DamagedWeights(f"{path} holds no CLIP text tower with OpenAI's names; put OpenAI's "
                                f"{CLIP_FILE} there")
     # numbers, and masks, that the archive keeps among its weights
     others = ("input_resolution", "context_length", "vocab_size", "attn_mask")
@@ -256,7 +265,7 @@ def load_minilm(device, weights):
                                  if name in network.state_dict()})
         tokenize = minilm_tokenizer(files[1])
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-        raise TextEncoderError(f"minilm's weights in {folder} cannot be read ({first_line(error)}); "
+        raise DamagedWeights(f"minilm's weights in {folder} cannot be read ({first_line(error)}); "
                                f"{INSTALL}") from error
     return TextEncoder("minilm", config.hidden_size, network, tokenize, minilm_features, device)
 
@@ -308,7 +317,8 @@ def cached_text_features(encoder_name, captions, folder, encode=None):
     disk.
 
     File: ``folder/text_features/<encoder_name>.pt``, a dict of ``captions`` (list) and ``features`` (M, dim).
-    Only captions that it lacks are computed, and the encoder is loaded only then. ``encode`` (list of str ->
+    Only captions that it lacks are computed, and the encoder is loaded only then; with --check it is loaded,
+    but nothing is computed or written, and the features are zeros. ``encode`` (list of str ->
     (B, dim)) replaces the encoder's. A damaged file is rebuilt, with a warning.
     Raises TextEncoderError for an unknown encoder, a missing folder, or one that cannot be written to.
     """
@@ -323,6 +333,8 @@ def cached_text_features(encoder_name, captions, folder, encode=None):
                      key=lambda text: (len(text), text))
     if missing:
         encode = encode or load_text_encoder(encoder_name).encode
+        if only_check():
+            return torch.zeros(len(captions), dim or 0)
         features += encode_with_progress(encode, missing, f"text features ({encoder_name})")
         rows |= {caption: len(known) + i for i, caption in enumerate(missing)}
         write_checkpoint(file, {"captions": known + missing, "features": torch.cat(features)},

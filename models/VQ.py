@@ -107,6 +107,7 @@ class VQ(nn.Module):
         self.codebook = nn.Parameter(torch.empty(self.codebook_size, self.dim).uniform_(-1,
                                                                                         1) / self.codebook_size)
         self.register_buffer("seeded", torch.tensor(False))
+        self.started = False  # whether ``seeded`` is known to be true: reading it in each step would wait for a GPU
 
     def codes(self):
         """The codebook (K, d)."""
@@ -128,10 +129,13 @@ class VQ(nn.Module):
 
     def before_step(self, vectors):
         """What a training step does to the codebook before it searches: start it from the data."""
-        if not self.seeded and len(vectors):
+        if self.started or not len(vectors):
+            return
+        if not self.seeded:
             self.seed(all_gather(vectors))
             broadcast_(self.codebook)
             self.seeded.fill_(True)
+        self.started = True
 
     @torch.no_grad()
     def seed(self, vectors):
@@ -165,12 +169,16 @@ class VQ(nn.Module):
     def decode_indices(self, indices):
         """Codes (..., d) of int64 indices (...). UserError for an index outside the codebook."""
         check_range(indices, self.codebook_size, "VQ")
+        return self.lookup(indices)
+
+    def lookup(self, indices):
+        """``decode_indices`` without the check, which waits for a GPU."""
         return F.embedding(indices, self.codes())
 
     def snap(self, x):
         """The nearest code of x (..., d)."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.decode_indices(self.get_indices(x))
+            return self.lookup(self.get_indices(x))
 
     def codes_to_latent(self, z_q):
         """Codes (..., target_dim) -> what the decoder reads (..., dim)."""
@@ -275,7 +283,8 @@ class EMAVQ(VQ):
     @torch.no_grad()
     def after_search(self, z, indices, mask):
         vectors, chosen = self.tokens(z, mask), (indices if mask is None else indices[mask]).reshape(-1)
-        counts = torch.bincount(chosen, minlength=self.codebook_size).to(self.counts.dtype)
+        # not bincount, which waits for a GPU
+        counts = torch.zeros_like(self.counts).index_add_(0, chosen, vectors.new_ones(len(chosen)))
         sums = torch.zeros_like(self.sums).index_add_(0, chosen, vectors)
         all_reduce_(counts, sums)
         self.counts.lerp_(counts, 1 - self.decay)

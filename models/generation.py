@@ -12,6 +12,7 @@ import torch
 from einops import rearrange, repeat
 
 from models.DiffMLPs import ODE_STEPS, SOLVER
+from utils.arrays import upload
 from utils.errors import UserError
 
 
@@ -95,7 +96,7 @@ class UnmaskingPlan:
 
         def draw():
             rows = [torch.randn(n, dim, generator=g) for n, g in zip(counts, self.generators) if n]
-            return torch.cat(rows).to(device)
+            return upload(torch.cat(rows), device)
 
         return draw
 
@@ -127,9 +128,9 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
                                     weight_cache, solver=settings.solver, ode_steps=settings.ode_steps)
     iterations = range(settings.time_steps)
     for i in iterations if progress is None else progress(iterations):
-        sampled, masked = plan.sampled(i), plan.masked(i).to(device)
+        sampled, masked = plan.sampled(i), upload(plan.masked(i), device)
         # (N,): a list of places, since a mask would be read back
-        places = sampled.flatten().nonzero()[:, 0].to(device)
+        places = upload(sampled.flatten().nonzero()[:, 0], device)
         if not len(places):
             continue
         latents = torch.where(masked[..., None], model.mask_latent, ae.embed_targets(targets))

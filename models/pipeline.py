@@ -66,8 +66,8 @@ class Pipeline:
     @torch.no_grad()
     def decode(self, targets, frames):
         """Targets (B, L, d) and frames (B,) -> un-normalised features, a list of (T_i, D) CPU tensors."""
-        motion = self.ae.decode_targets(targets, frames.to(self.device)) * self.std + self.mean
-        return [clip[:count].cpu() for clip, count in zip(motion, frames.tolist())]
+        motion = (self.ae.decode_targets(targets, frames.to(self.device)) * self.std + self.mean).cpu()
+        return [clip[:count] for clip, count in zip(motion, frames.tolist())]
 
     @torch.no_grad()
     def decode_with_tail(self, targets, frames):

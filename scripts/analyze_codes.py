@@ -27,7 +27,7 @@ LISTED = 24  # axes in the printed table
 
 def parse_args():
     parser = options.make_parser(__doc__)
-    options.add_common(parser, name="AE")
+    options.add_common(parser, name="AE", check=False)
     options.add_workers(parser)
     options.add_trained(parser, AE_models, "autoencoder")
     options.add_split(parser)
@@ -114,7 +114,7 @@ def main():
         raise UserError(f"{path} is a continuous autoencoder, which has no codes")
     ae, store = ae.to(device), MotionStore(spec, args.split, args.num_workers)
     indices = codebook.collect_indices(ae, store, device)
-    axes = codebook.axis_statistics(ae.quantizer.to_digits(indices), ae.quantizer.axis_sizes)
+    axes = codebook.code_axes(ae, indices)
     codes = codebook.usage_statistics(indices, ae.codebook_size) | codebook.axes_summary(axes)
     tokens = spec.fps / codebook.FRAMES
     results = {

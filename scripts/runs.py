@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def add_experiment(parser, name, batch_size, samples):
     """Flags of every Experiment; ``samples``: what a batch consists of."""
-    options.add_common(parser, name)
+    options.add_common(parser, name, check=False)
     options.add_workers(parser)
     add = parser.add_argument
     add("--seeds", type=options.positive_int, default=3, help="runs per row: seeds --seed, --seed + 1 ...")

@@ -1,4 +1,4 @@
-"""Shared fixtures: where the golden data lies, and the rule that fills weights for it."""
+"""For all tests: where the golden data lies, and the rule that fills weights for it."""
 import sys
 import zlib
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+# The second folder, beside the repository, has what must not be part of it (tests/golden/README.md).
+GOLDEN = (ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden")
 for folder in (ROOT, ROOT / "tests"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -17,10 +18,10 @@ torch.set_num_threads(1)  # small models: more threads only wait for each other
 
 
 def golden(name):
-    """Path or npz of a golden file; skips the test, loudly, where the golden data is absent."""
-    path = SHARED / "golden" / name
-    if not path.exists():
-        pytest.skip(f"golden data absent: {path} (the reference's outputs are not part of this repository)")
+    """Path, or opened .npz, of a file of golden data; skips the test, loudly, where no folder has it."""
+    path = next((folder / name for folder in GOLDEN if (folder / name).exists()), None)
+    if path is None:
+        pytest.skip(f"golden data absent: {name} is in none of {', '.join(map(str, GOLDEN))}")
     return np.load(path, allow_pickle=False) if path.suffix == ".npz" else path
 
 

@@ -13,7 +13,7 @@ import edit
 from models import TextEncoder
 from models.AE import AE_models
 from models.loading import load_autoencoder
-from scripts import doctor, prepare_dataset
+from scripts import prepare_dataset
 from utils.arrays import UnreadableArray, load_array
 from utils.data import datasets, packing
 from utils.errors import UserError
@@ -64,7 +64,6 @@ def array_readers(folder):
                lambda: edit.read_source(clip, spec),
                lambda: prepare_dataset.read_features_of(clip, "t2m", "none")),
         statistics: (lambda: datasets.load_statistics(spec),
-                     lambda: doctor.attempt(doctor.released_width, statistics),
                      lambda: suites.read_statistics(statistics, "standard", SKELETONS["t2m"])),
         folder / "our_vab_data.npy": (lambda: word_vectors.read_vectors(folder / "our_vab_data.npy"),),
     }

@@ -1,5 +1,4 @@
-"""The demo data set: people move like people and do what labels and captions say; the same seed, the same
-data."""
+"""The demo data set: people move like people and do what labels and captions say; a seed fixes it all."""
 import json
 import re
 from collections import Counter
@@ -10,7 +9,7 @@ import pytest
 from utils.data.datasets import load_statistics, read_captions
 from utils.data.specs import get_spec
 from utils.demo.actions import ACTIONS
-from utils.demo.captions import captions_of, tokens_of
+from utils.demo.captions import PHRASES, captions_of, tokens_of
 from utils.demo.dataset import MAX_FRAMES, MIN_FRAMES, build_demo, make_clip, perform, plan, split_clips
 from utils.demo.grammar import COUNTERCLOCKWISE
 from utils.motion.features import features_to_joints, joints_to_features
@@ -46,7 +45,7 @@ def net_turn(joints):
 
 
 def top_speed(joints):
-    """Metres a second over the floor, at the steadiest second of the clip."""
+    """Metres per second over the floor, in the fastest second of the clip."""
     moved = np.linalg.norm(np.diff(joints[:, 0, [0, 2]], axis=0), axis=-1)
     return np.convolve(moved, np.ones(20), "valid").max()
 
@@ -79,8 +78,8 @@ def test_layout(demo):
 
 def test_reads_as_a_data_set(demo):
     spec = get_spec("demo", demo.parent)
-    assert (spec.skeleton, spec.fps, spec.min_frames, spec.max_frames, spec.text_encoder) == ("t2m", 20.0, 40,
-                                                                                              199, "minilm")
+    assert (spec.skeleton, spec.fps, spec.min_frames, spec.max_frames) == ("t2m", 20.0, 40, 199)
+    assert spec.text_encoder == "minilm"
     mean, std = load_statistics(spec)
     train = [np.load(demo / "new_joint_vecs" / f"{name}.npy")
              for name in (demo / "train.txt").read_text().split()]
@@ -111,8 +110,7 @@ def test_an_interrupted_build_leaves_nothing_and_an_old_one_is_kept(tmp_path, mo
         build_demo(tmp_path / "demo", num_clips=4)
     assert not (tmp_path / "demo").exists()
     monkeypatch.undo()
-    build_demo(tmp_path / "demo",
-               num_clips=4)             # what the first build left behind is not in the way
+    build_demo(tmp_path / "demo", num_clips=4)  # what the first build left behind is not in the way
     with pytest.raises(FileExistsError, match="exists already"):
         build_demo(tmp_path / "demo", num_clips=4)
 
@@ -121,17 +119,17 @@ def test_an_interrupted_build_leaves_nothing_and_an_old_one_is_kept(tmp_path, mo
 def test_bodies_move_like_bodies(action):
     for joints in clips(action):
         assert np.isfinite(joints).all() and MIN_FRAMES < len(joints) <= MAX_FRAMES + 1
-        length = np.stack([np.linalg.norm(joints[:, child] - joints[:, parent], axis=-1) for parent,
-                           child in T2M.bones], 1)
+        parents, children = zip(*T2M.bones)
+        length = np.linalg.norm(joints[:, children] - joints[:, parents], axis=-1)
         assert np.ptp(length, axis=0).max() < 1e-5
         assert 1.4 < joints[:, 15, 1].max() < 2.3
         speed = np.linalg.norm(np.diff(joints, axis=0), axis=-1) * 20
-        assert speed.max() < 12                            # no joint jumps from one frame to the next
+        assert speed.max() < 12  # no joint jumps from one frame to the next
         for toe, ankle in ((10, 7), (11, 8)):
             planted = np.maximum(joints[1:, toe, 1], joints[:-1, toe, 1]) < 0.01
             assert speed[planted, toe].mean() < 0.05
             assert joints[:, ankle, 1].min() > 0.03
-        assert joints[:, 4:6, 1].min() > 0.02              # a kneeling knee rests on the floor, not in it
+        assert joints[:, 4:6, 1].min() > 0.02  # a kneeling knee rests on the floor, not in it
 
 
 @pytest.mark.parametrize("action", ["walk_forward", "run_forward", "squat", "sit_down", "jump", "bow",
@@ -165,10 +163,10 @@ def test_curves_circles_and_side_steps(side, sign):
         assert sign * joints[-1, 0, 0] > 0.9 and abs(joints[-1, 0, 2]) < 0.1 and abs(net_turn(joints)) < 5
 
 
-@pytest.mark.parametrize("action, low, high", [("walk_slow", 0.35, 0.62), ("walk_forward", 0.75, 1.27),
-                                               ("walk_fast", 1.45, 2.0),
-                                               ("run_forward", 2.1, 3.4)])
-def test_speeds_are_told_apart(action, low, high):
+@pytest.mark.parametrize("action, low, high", [
+    ("walk_slow", 0.35, 0.62), ("walk_forward", 0.75, 1.27), ("walk_fast", 1.45, 2.0),
+    ("run_forward", 2.1, 3.4)])
+def test_speeds_are_those_of_the_action(action, low, high):
     for joints in clips(action):
         assert low < top_speed(joints) < high and joints[-1, 0, 2] > 0.8 and abs(joints[-1, 0, 0]) < 0.3
 
@@ -177,7 +175,7 @@ def test_backward_and_jumps():
     assert all(joints[-1, 0, 2] < -0.8 and abs(net_turn(joints)) < 5 for joints in clips("walk_backward"))
     for action, ahead in (("jump", 0.1), ("jump_forward", 3.9)):
         for joints in clips(action):
-            assert joints[:, [7, 8, 10, 11], 1].min(1).max() > 0.08           # both feet leave the floor
+            assert joints[:, [7, 8, 10, 11], 1].min(1).max() > 0.08  # both feet leave the floor
             assert abs(joints[-1, 0, 2]) < ahead
     assert all(joints[-1, 0, 2] > 0.5 for joints in clips("jump_forward"))
     assert all(np.abs(joints[:, 10, 1] - joints[:, 11, 1]).max() > 0.2 for joints in clips("hop"))
@@ -187,8 +185,8 @@ def test_arms_and_legs_of_the_named_side():
     for side, wrist, other, foot, other_foot in (("left", 20, 21, 10, 11), ("right", 21, 20, 11, 10)):
         for joints in clips(f"raise_{side}") + clips(f"wave_{side}"):
             top = joints[:, wrist, 1].argmax()
-            assert joints[top, wrist, 1] > joints[top, 12, 1] and joints[:, other, 1].max() < joints[:, 9,
-                                                                                                     1].min()
+            assert joints[top, wrist, 1] > joints[top, 12, 1]
+            assert joints[:, other, 1].max() < joints[:, 9, 1].min()
         for joints in clips(f"punch_{side}"):
             assert joints[:, wrist, 2].max() > joints[:, other, 2].max() + 0.15
         for joints in clips(f"kick_{side}"):
@@ -202,8 +200,8 @@ def test_arms_and_legs_of_the_named_side():
 
 def test_postures():
     for joints in clips("sit_down"):
-        assert joints[0, 0, 1] > 0.8 and joints[-1, 0, 1] < 0.6 and abs(joints[-1, 4, 1] - joints[-1, 1,
-                                                                                                  1]) < 0.15
+        assert joints[0, 0, 1] > 0.8 and joints[-1, 0, 1] < 0.6
+        assert abs(joints[-1, 4, 1] - joints[-1, 1, 1]) < 0.15
     for joints in clips("stand_up"):
         assert joints[0, 0, 1] < 0.6 and joints[-1, 0, 1] > 0.8
     for joints in clips("squat"):
@@ -218,7 +216,7 @@ def test_features_give_the_joints_back():
     for action in ("walk_circle_left", "turn_right_360", "kneel", "jumping_jacks"):
         joints = make_clip([action], np.random.default_rng(5))
         features = joints_to_features(joints, T2M)
-        assert np.abs(features[:, 0]).max() < 0.25           # the smoothed heading never flips over
+        assert np.abs(features[:, 0]).max() < 0.25  # the smoothed heading never flips over
         np.testing.assert_allclose(features_to_joints(features[:, :67], 22), canonical(joints)[:-1],
                                    atol=1e-4)
 
@@ -229,8 +227,7 @@ def test_sequences_perform_both_actions_in_order():
         joints = canonical(joints)
         assert len(facts) == 2 and 160 < net_turn(joints) < 200
         raised = joints[:, 21, 1] > joints[:, 12, 1]
-        # first the turn, then the arm
-        assert raised.any() and net_turn(joints[: raised.argmax()]) > 160
+        assert raised.any() and net_turn(joints[: raised.argmax()]) > 160  # first the turn, then the arm
         joints = canonical(make_clip(["sit_down", "stand_up"], np.random.default_rng(seed)))
         height = joints[:, 0, 1]
         assert height.min() < 0.6 and min(height[0], height[-1]) > 0.8
@@ -248,11 +245,17 @@ def test_captions_name_the_side(action):
     texts = [text for seed in range(40) for text in captions_of([action], [{}], np.random.default_rng(seed))]
     assert len(set(texts)) > 80
     for text in texts:
-        # no direction: a right angle, turn right round
-        plain = re.sub(r"right (?=angle|round|around)", "", text)
+        plain = re.sub(r"right (?=angle|round|around)", "", text)  # in "a right angle" it is no direction
         said = set(re.findall(r"[a-z-]+", plain))
         assert said & words[side] and not said & words[other], text
         assert "<" not in text and "{" not in text and "#" not in text
+
+
+def test_every_action_has_phrases_and_no_phrase_is_empty():
+    assert set(PHRASES) == set(ACTIONS)
+    for action, phrases in PHRASES.items():
+        assert len(phrases) >= 4 and all(text.strip() == text != "" for text, _ in phrases)
+        assert {side for _, side in phrases} == {next((s for s in ("left", "right") if s in action), "")}
 
 
 def test_captions_of_sequences_name_both_and_facts_are_used_when_true():
@@ -270,12 +273,12 @@ def test_captions_of_sequences_name_both_and_facts_are_used_when_true():
 def test_the_full_plan_is_balanced():
     sequence = plan(2000, np.random.default_rng(0))
     splits = split_clips(sequence, np.random.default_rng(0))
-    assert {name: len(indices) for name, indices in splits.items()} == {"train": 1600, "val": 100,
-                                                                        "test": 300}
+    sizes = {name: len(indices) for name, indices in splits.items()}
+    assert sizes == {"train": 1600, "val": 100, "test": 300}
     for indices in splits.values():
         assert {action for i in indices for action in sequence[i]} == set(ACTIONS)
     sequences = Counter(tuple(actions) for actions in sequence if len(actions) > 1)
-    assert len(sequences) > 450 and max(count for pair, count in sequences.items()
-                                        if pair[0] != "sit_down") <= 2
+    assert len(sequences) > 450
+    assert max(count for pair, count in sequences.items() if pair[0] != "sit_down") <= 2
     firsts = Counter(first for first, _ in sequences.elements())
     assert len(firsts) == len(ACTIONS) - 3 and max(firsts.values()) - min(firsts.values()) <= 1

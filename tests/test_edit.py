@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import edit
+import sample
 from models.AE import AE_models
 from models.loading import weights_hash
 from models.MARDM import MARDM_models
@@ -184,7 +185,7 @@ def runs(tmp_path_factory):
 def work(runs, tmp_path, monkeypatch):
     (tmp_path / "checkpoints").symlink_to(runs / "checkpoints")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(edit, "load_text_encoder", lambda name: FakeText())
+    monkeypatch.setattr(sample, "load_text_encoder", lambda name: FakeText())
     return tmp_path
 
 
@@ -306,9 +307,9 @@ NAN[3, 2, 1] = np.nan
 
 @pytest.mark.parametrize("source, sections, message", [
     (None, ["0.3,0.6"], "no file"),
-    (b"not an array", ["0.3,0.6"], "is no .npy file"),
-    (b"PK\x03\x04 half an archive", ["0.3,0.6"], "is no .npy file"),
-    (np.array([{"pose": 1}], dtype=object), ["0.3,0.6"], "is no .npy file"),
+    (b"not an array", ["0.3,0.6"], "is not a .npy file"),
+    (b"PK\x03\x04 half an archive", ["0.3,0.6"], "is not a .npy file"),
+    (np.array([{"pose": 1}], dtype=object), ["0.3,0.6"], "is not a .npy file"),
     (GOOD[0], ["0.3,0.6"], "needs joints"),
     (GOOD[None], ["0.3,0.6"], "needs joints"),
     (GOOD[..., :2], ["0.3,0.6"], "needs joints"),
@@ -322,8 +323,8 @@ NAN[3, 2, 1] = np.nan
     (GOOD, ["0.3,1.2"], "outside the clip"),
     (GOOD, ["30,41"], "outside the clip"),
     (GOOD, ["0.6,0.3"], "ends before it starts"),
-    (GOOD, ["20,20"], "covers no frame"),
-    (GOOD, ["0.301,0.302"], "covers no frame"),
+    (GOOD, ["20,20"], "covers none"),
+    (GOOD, ["0.301,0.302"], "covers none"),
     (GOOD, ["20"], "write START,END"),
     (GOOD, ["1,2,3"], "write START,END"),
     (GOOD, ["a,b"], "write START,END"),

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from conftest import golden, relative_error
 
+from utils.errors import UserError
 from utils.evaluation import metrics
+from utils.evaluation.scoring import evaluate, retrieval_scores
 from utils.report import write_json
 
 FEET = SimpleNamespace(left_feet=(7, 10), right_feet=(8, 11))
@@ -20,11 +22,9 @@ def test_fid_of_the_reference():
 
 def test_retrieval_of_the_reference():
     data = golden("metrics.npz")
-    text, real = data["text"][:384].reshape(12, 32, 64), data["real"][:384].reshape(12, 32, 64)
-    correct = sum(metrics.calculate_R_precision(t, m, top_k=3, sum_all=True) for t, m in zip(text, real))
-    assert relative_error(correct / 384, data["r_precision"]) < 1e-7
-    matching = sum(metrics.calculate_matching_score(t, m, sum_all=True) for t, m in zip(text, real)) / 384
-    assert relative_error(matching, data["matching"]) < 1e-7  # the golden number is a float32
+    scores = retrieval_scores(data["text"], data["real"], np.arange(384).reshape(12, 32))
+    assert relative_error([scores[key] for key in ("R1", "R2", "R3")], data["r_precision"]) < 1e-7
+    assert relative_error(scores["matching"], data["matching"]) < 1e-7  # the golden number is a float32
 
 
 def test_spread_of_the_reference():
@@ -55,9 +55,8 @@ def test_fid_agrees_with_a_general_square_root():
     linalg = pytest.importorskip("scipy.linalg")
     rng = np.random.default_rng(1)
     mu1, s1 = metrics.calculate_activation_statistics(rng.standard_normal((300, 16)))
-    mu2, s2 = metrics.calculate_activation_statistics(rng.standard_normal((300,
-                                                                           16)) @ rng.standard_normal((16,
-                                                                                                       16)))
+    mixed = rng.standard_normal((300, 16)) @ rng.standard_normal((16, 16))
+    mu2, s2 = metrics.calculate_activation_statistics(mixed)
     expected = ((mu1 - mu2) ** 2).sum() + np.trace(s1 + s2 - 2 * linalg.sqrtm(s1 @ s2).real)
     assert metrics.calculate_frechet_distance(mu1, s1, mu2, s2) == pytest.approx(expected, rel=1e-9)
 
@@ -81,17 +80,12 @@ def test_hits_are_those_of_a_stable_sort():
         assert np.array_equal(metrics.top_k_hits(table, 3), right)
 
 
-def test_top_k_of_rankings():
-    ranking = [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
-    assert metrics.calculate_top_k(ranking, 2).tolist() == [[True, True], [False, True], [False, False]]
-    text, motion = np.random.default_rng(4).standard_normal((2, 32, 8))
-    distances = metrics.euclidean_distance_matrix(text, motion)
-    hits = metrics.calculate_top_k(np.argsort(distances, axis=1), 3)
-    assert hits.dtype == bool and hits.shape == (32, 3) and 0 < hits.sum() < 96
-    assert np.array_equal(hits, metrics.calculate_R_precision(text, motion, 3))
-    assert np.array_equal(hits, metrics.top_k_hits(distances, 3))
-    with pytest.raises(ValueError, match="top 4"):
-        metrics.calculate_top_k(ranking, 4)
+def test_retrieval_scores_by_hand():
+    motion = np.array([[0.0], [10], [20], [30]])
+    text = np.array([[1.0], [16], [18], [-1]])  # right, second, right, last of its batch
+    scores = retrieval_scores(text, motion, [np.array([2, 0, 3, 1])])
+    assert scores == {"R1": 0.5, "R2": 0.75, "R3": 0.75, "matching": (1 + 6 + 2 + 31) / 4}
+    assert retrieval_scores(text, motion, [np.array([0, 1]), np.array([3, 2])])["R1"] == 0.75
 
 
 def test_fid_offsets_the_diagonals_where_the_root_is_not_finite(monkeypatch):
@@ -136,9 +130,7 @@ def test_joint_metrics_of_clips_together_are_those_of_each():
 
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match="embeddings"):
-        metrics.calculate_R_precision(np.zeros((4, 3)), np.zeros((4, 5)), 3)
-    with pytest.raises(ValueError, match="embeddings"):
-        metrics.calculate_matching_score(np.zeros((4, 3)), np.zeros((5, 3)))
+        metrics.euclidean_distance_matrix(np.zeros((4, 3)), np.zeros((4, 5)))
     with pytest.raises(ValueError, match="pairs"):
         metrics.calculate_diversity(np.zeros((4, 3)), 5)
     with pytest.raises(ValueError, match="joints"):
@@ -156,6 +148,12 @@ def test_retrieval_batches_hold_a_group_once():
     again = metrics.retrieval_batches(groups, 32, np.random.default_rng(3))
     assert all(np.array_equal(x, y) for x, y in zip(batches, again))
     assert metrics.retrieval_batches(groups[:40], 32, rng) == []
+
+
+def test_too_few_clips_are_named_before_any_is_generated():
+    drawn = SimpleNamespace(captions=["walk"] * 31)
+    with pytest.raises(UserError, match="needs 32 clips; the split of 31 clips has too few"):
+        evaluate(None, lambda _repeat: drawn, None, 1, 0)
 
 
 def test_retrieval_batches_drop_only_the_last_of_distinct_captions():
@@ -193,3 +191,19 @@ def test_foot_skating_sees_sliding_only_on_the_ground():
     rising = np.zeros((40, 22, 3))
     rising[..., 1] = 10 * frames[:, None]
     assert np.isnan(metrics.foot_skating(rising, 20.0, FEET))
+
+
+@pytest.mark.parametrize("quantity, below, above", [("speed", 0.19, 0.21), ("height", 0.039, 0.041)])
+def test_foot_contact_ends_at_its_limits(quantity, below, above):
+    """A sliding foot counts just below 0.2 m/s of vertical speed and 0.04 m of height, and not just above."""
+    def sliding(limit):
+        joints = np.zeros((40, 22, 3))
+        joints[..., 0] = np.maximum(np.arange(40) - 2, 0)[:, None] * 0.5 / 20  # from the third frame on
+        if quantity == "speed":
+            joints[1::2, :, 1] = limit / 20  # up and down in turns
+        else:
+            joints[2:, :, 1] = limit
+        return metrics.foot_skating(joints, 20.0, FEET)
+
+    assert sliding(below) > 0.4
+    assert np.isnan(sliding(above)) if quantity == "speed" else sliding(above) == 0

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_motion_process import circle
+from test_motion import circle
 
 from scripts import prepare_dataset
 from utils.data.datasets import MotionStore, text_clips

@@ -1,7 +1,9 @@
-"""Probes: signs and counts on figures made by hand, and agreement with the actions of the demo data set."""
+"""Semantic probes: signs, counts and limits on constructed motions, and agreement with the demo data set."""
 import numpy as np
 import pytest
 
+from utils.demo.actions import ACTIONS
+from utils.demo.dataset import make_clip
 from utils.evaluation import probes
 
 STANDING = np.array([
@@ -15,8 +17,12 @@ def figure(frames=60):
     return np.tile(STANDING, (frames, 1, 1))
 
 
+def measure(joints, fps=20.0):
+    return probes.measure(probes.prepare(joints, fps))
+
+
 def turned(joints, degrees):
-    """Turn to the left about the vertical axis, by an angle for each frame."""
+    """Turn to the left about the vertical axis, by one angle per frame."""
     s, c = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
     x, z = joints[..., 0].copy(), joints[..., 2].copy()
     result = joints.copy()
@@ -59,7 +65,7 @@ def test_curves_and_circles(degrees, action):
 
 
 def arms(joints, sides, elbow, wrist, chosen=slice(15, 45)):
-    """Put elbow and wrist of the sides at places relative to the shoulder, x pointing outwards."""
+    """Put elbow and wrist of the sides at positions relative to the shoulder, x outwards, in some frames."""
     for side in sides:
         sign = 1 if side == "left" else -1
         shoulder = joints[chosen, probes.SHOULDER[side]]
@@ -68,13 +74,31 @@ def arms(joints, sides, elbow, wrist, chosen=slice(15, 45)):
     return joints
 
 
+def waving(joints, sides, frames=30, height=0.22):
+    """Swing raised forearms, one half-swing per 5 frames, from frame 15 on, the wrists at a height."""
+    swing = 0.15 * np.sin(np.arange(frames) * 2 * np.pi / 10)
+    wrist = np.stack([0.2 + swing, np.full(frames, height), np.zeros(frames)], 1)
+    return arms(joints, sides, (0.22, height - 0.27, 0.05), wrist, slice(15, 15 + frames))
+
+
 @pytest.mark.parametrize("sides, name", [(("left",), "left"), (("right",), "right"),
                                          (("left", "right"), "both")])
 def test_arms(sides, name):
     assert passing(arms(figure(), sides, (0.02, 0.26, 0), (0.03, 0.52, 0))) == {f"raise_{name}"}
-    swing = 0.15 * np.sin(np.arange(30) * 2 * np.pi / 10)
-    wrist = np.stack([0.2 + swing, np.full(30, 0.22), np.zeros(30)], 1)
-    assert passing(arms(figure(), sides, (0.22, -0.05, 0.05), wrist)) == {f"wave_{name}"}
+    assert passing(waving(figure(), sides)) == {f"wave_{name}"}
+
+
+@pytest.mark.parametrize("side", probes.SIDES)
+def test_who_walks_may_raise_or_swing_a_hand_only_briefly(side):
+    """The limits of ``hands_down``: a quarter of a second overhead, four half-swings."""
+    walk = np.linspace(0, 1, 60)[:, None, None] * np.array((0, 0, 2.5))
+    raised = [(arms(figure(), (side,), (0, 0.26, 0), (0, 0.52, 0), slice(20, 20 + frames)), frames / 20, 0)
+              for frames in (3, 4, 6, 8)]
+    swung = [(waving(figure(), (side,), frames, 0.1), 0, count) for frames, count in ((19, 3), (24, 4))]
+    for joints, overhead, waves in raised + swung:
+        m = measure(joints + walk)
+        assert m[f"overhead_{side}"] == pytest.approx(overhead) and m[f"waves_{side}"] == waves
+        assert probes.RULES["walk_forward"](m) == probes.hands_down(m) == (overhead < 0.25 and waves < 4)
 
 
 def test_claps():
@@ -100,7 +124,7 @@ def test_kicks(side):
 def test_jumps():
     height = np.maximum(0, 0.25 * np.sin(np.arange(60) * 2 * np.pi / 20))
     joints = figure() + height[:, None, None] * [0, 1, 0]
-    assert probes.measure(joints)["jumps"] == 3
+    assert measure(joints)["jumps"] == 3
     assert passing(joints) == {"jump"}
     assert passing(joints + np.linspace(0, 2.5, 60)[:, None, None] * [0, 0, 1]) == {"jump_forward"}
     joints[:, [8, 11]] = figure()[:, [8, 11]] + [0, 0.35, -0.2]
@@ -132,8 +156,8 @@ def test_bow_jacks_and_sway():
     joints = figure()
     upper = [3, 6, 9, 12, 13, 14, 15, 16, 17]
     height = (STANDING[upper, 1] - 0.96)[None]
-    joints[:, upper, 1], joints[:, upper, 2] = 0.96 + height * np.cos(bend)[:, None], height * np.sin(bend)[:,
-                                                                                                            None]
+    joints[:, upper, 1] = 0.96 + height * np.cos(bend)[:, None]
+    joints[:, upper, 2] = height * np.sin(bend)[:, None]
     assert passing(joints) == {"bow"}
     opened = (0.5 - 0.5 * np.cos(np.arange(80) * 2 * np.pi / 25))[:, None]
     jacks = figure(80)
@@ -159,14 +183,17 @@ def test_sequences_need_their_order():
 def test_other_frame_rates_mean_the_same():
     joints = figure(90) + np.linspace(0, 3, 90)[:, None, None] * [0, 0, 1]  # 3 m in 3 s at 30 fps
     assert passing(joints, 30.0) == {"walk_forward"}
-    assert probes.measure(joints, 30.0)["speed"] == pytest.approx(1.0, rel=0.05)
+    assert measure(joints, 30.0)["speed"] == pytest.approx(1.0, rel=0.05)
 
 
 def test_wrong_inputs_are_named():
     with pytest.raises(ValueError, match="moonwalk"):
         probes.check("moonwalk", figure())
+    with pytest.raises(ValueError, match="no action"):
+        probes.check([], figure())
     with pytest.raises(ValueError, match="22, 3"):
         probes.check("jump", np.zeros((10, 21, 3)))
+    assert probes.knows(["jump", "bow"]) and not probes.knows([]) and not probes.knows(["jump", "moonwalk"])
 
 
 def test_prompts_cover_every_action_twice():
@@ -188,12 +215,11 @@ def test_report_counts():
 
 @pytest.fixture(scope="module")
 def demo_clips():
-    """Two clips of each action from the demo data set's own performer, with sensor noise of 7 mm."""
-    demo = pytest.importorskip("utils.demo.dataset")
+    """Measurements of two clips per action from the demo data set, with sensor noise of 7 mm."""
     rng = np.random.default_rng(11)
-    clips = [(action, demo.make_clip([action], np.random.default_rng([seed, i])))
+    clips = [(action, make_clip([action], np.random.default_rng([seed, i])))
              for i, action in enumerate(probes.RULES) for seed in range(2)]
-    return [(action, probes.measure(joints + 0.007 * rng.standard_normal(joints.shape)))
+    return [(action, measure(joints + 0.007 * rng.standard_normal(joints.shape)))
             for action, joints in clips]
 
 
@@ -205,5 +231,4 @@ def test_demo_clips_pass_their_own_rule_and_hardly_another(demo_clips):
 
 
 def test_rules_and_demo_actions_are_the_same():
-    actions = pytest.importorskip("utils.demo_actions").ACTIONS
-    assert set(actions) == set(probes.RULES)
+    assert set(ACTIONS) == set(probes.RULES)

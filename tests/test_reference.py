@@ -1,4 +1,4 @@
-"""The networks and samplers against what the published code computes (tolerances: the golden README)."""
+"""The networks and samplers against what the published code computes (tolerances: tests/golden/README.md)."""
 import json
 
 import pytest

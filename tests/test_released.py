@@ -13,8 +13,6 @@ import pytest
 import torch
 from test_scripts import call
 
-import edit
-import evaluation_MARDM
 import sample
 from models import TextEncoder
 from models.AE import AE
@@ -26,9 +24,8 @@ from models.TextEncoder import clip_tokenizer
 from utils.data.specs import KNOWN, get_spec
 from utils.data.writing import write_statistics
 from utils.errors import UserError
-from utils.evaluation import evaluators
+from utils.evaluation import evaluators, scoring
 from utils.evaluation.protocols import TextClips, compare_results
-from utils.evaluation.scoring import evaluate
 from utils.evaluation.suites import EvaluatorSuite, load_suite, rebuild
 from utils.motion.features import joints_to_features
 from utils.motion.skeletons import SKELETONS
@@ -103,7 +100,7 @@ def write_models(folder, dim):
          folder / "length_estimator/model/finest.tar")
 
 
-def write_judges(root, name, skeleton):
+def write_evaluators(root, name, skeleton):
     """The evaluators of both protocols at their published places, and word vectors."""
     rng = np.random.default_rng(3)
     for place, dim in (("text_mot_match", skeleton.essential_dim),
@@ -144,7 +141,7 @@ def released(tmp_path_factory):
     for name, known in KNOWN.items():
         write_data(root, name)
         write_models(root / "checkpoints" / name, SKELETONS[known["skeleton"]].essential_dim)
-        write_judges(root, name, SKELETONS[known["skeleton"]])
+        write_evaluators(root, name, SKELETONS[known["skeleton"]])
     return root
 
 
@@ -168,26 +165,25 @@ def result(name, run, script, protocol):
 @pytest.mark.parametrize("protocol", ("essential", "standard"))
 @pytest.mark.parametrize("name", KNOWN)
 def test_evaluation_of_a_generator(here, monkeypatch, capsys, name, protocol):
-    monkeypatch.setattr(evaluation_MARDM, "MULTIMODAL_TEXTS", 2)  # of 96
+    monkeypatch.setattr(scoring, "MULTIMODAL_TEXTS", 2)  # of 96
     mm = ["--cal_mm"] if (name, protocol) == ("t2m", "essential") else []
     assert call("evaluation_MARDM", *MODEL, *ON[name], *FAST, "--protocol", protocol,
                 *mm) == 0, capsys.readouterr().err
     out = capsys.readouterr()
     results = result(name, "MARDM", "evaluation_MARDM", protocol)
     scores, better = results["scores"], results["scores"]["better"]
-    assert results["kind"] == f"generation_{protocol}" and results[
-        "protocol"] == protocol and results["split"] == "test"
+    assert results["kind"] == f"generation_{protocol}" and results["protocol"] == protocol
     # of 40, one is too long
     assert results["clips"] == 39 and results["clips_scored"] == 32 and results["left_out"] == 1
     assert results["sampler"]["time_steps"] == 2 and results["seed"] == 3407 and len(results["weights"]) == 16
-    assert results["autoencoder"]["weights"] and results["code_version"] and len(
-        results["evaluators"]["files"]) >= 3
+    assert results["autoencoder"]["weights"] and len(results["evaluators"]["files"]) >= 3
+    assert {"code_version", "machine", "peak_memory_mb", "steps", "checkpoint"} <= set(results)
     wanted = {f"{key}_{protocol}" for key in ("FID", "R1", "R2", "R3", "matching", "diversity")}
     wanted |= {"clip_score_essential"} if protocol == "essential" else set()
     assert set(better["generated"]) == wanted
     assert set(scores["generated"]) == wanted | ({"multimodality_essential"} if mm else set())
-    assert all(np.isfinite(value["mean"]) for value in scores[
-        "generated"].values()) and len(scores["repeats"]) == 2
+    assert all(np.isfinite(value["mean"]) for value in scores["generated"].values())
+    assert len(scores["repeats"]) == 2 and results["split"] == "test"
     assert scores["generated"][f"FID_{protocol}"]["interval"] > 0  # each repeat draws anew
     assert better["generated"][f"R3_{protocol}"]["mean"] != scores["generated"][f"R3_{protocol}"]["mean"]
     assert f"{protocol} protocol" in out.out and f"better: FID_{protocol}" in out.out
@@ -274,9 +270,8 @@ SMALL = {"train_AE": [*TINY, "--width", "16"], "train_MARDM": [*TINY, "--model",
 def test_the_doctor_is_right_about_every_command(own_copy, monkeypatch, capsys, lacking):
     """Each command that it prints is run: it works if and only if the doctor said so."""
     encoder = namedtuple("Encoder", "encode")(lambda texts: torch.ones(len(texts), 512))
-    for module in (TextEncoder, sample, edit):
+    for module in (TextEncoder, sample):
         monkeypatch.setattr(module, "load_text_encoder", lambda name: encoder)
-    monkeypatch.setattr(TextEncoder, "find_clip_weights", lambda weights: "somewhere")
     quick = {"time_steps": 1, "ode_steps": 1}
     monkeypatch.setattr(Pipeline, "sample", lambda
                         *args, whole=Pipeline.sample, **settings: whole(*args, **settings | quick))
@@ -347,8 +342,8 @@ def flags(**changes):
                              glove_dir="glove") | changes))
 
 
-def judged(name, protocol, tail):
-    """Scores of real clips passed off as generated ones, with ``tail`` (normalised units) behind each end."""
+def real_clips_scored(name, protocol, tail):
+    """Scores of real clips passed off as generated ones, with ``tail`` (normalised units) after each end."""
     spec = get_spec(name)
     suite = load_suite(flags(protocol=protocol), spec, None, clip_tokenizer)
     clips, dim = TextClips(spec, columns=suite.columns), spec.feature_dim
@@ -359,12 +354,12 @@ def judged(name, protocol, tail):
         made = [(clip[:, :dim], torch.cat([clip[:, :dim], after])) for clip in drawn.real]
         return made if suite.published_tail else [clip for clip, _ in made]
 
-    return evaluate(suite, lambda repeat: clips.draw(1, repeat), generate, 2, 1)
+    return scoring.evaluate(suite, lambda repeat: clips.draw(1, repeat), generate, 2, 1)
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_real_clips_score_as_real(here, name):
-    scores = judged(name, "essential", tail=0)
+    scores = real_clips_scored(name, "essential", tail=0)
     for side, suffix in ((scores, ""), (scores["better"], "")):
         assert abs(side["generated"]["FID_essential"]["mean"]) < 1e-6
         assert all(side["generated"][key] == value for key, value in side["real"].items()
@@ -373,8 +368,8 @@ def test_real_clips_score_as_real(here, name):
     assert all((row * 32) % 1 == 0 for row in rows)  # one batch of 32, the other 7 clips dropped
 
 
-def test_the_tail_counts_as_published_and_not_in_the_better_figures(here):
-    scores = judged("t2m", "essential", tail=50)
+def test_the_tail_counts_as_published_and_not_in_the_better_metrics(here):
+    scores = real_clips_scored("t2m", "essential", tail=50)
     assert scores["generated"]["FID_essential"]["mean"] > 1e-4
     assert abs(scores["better"]["generated"]["FID_essential"]["mean"]) < 1e-6
 
@@ -386,50 +381,48 @@ def test_standard_features_are_rebuilt_from_joints(here, name):
     again = rebuild(clip[:, : skeleton.essential_dim], skeleton)
     # the smoothing sees the end
     assert again.shape == clip.shape and np.abs(again[:-1] - clip[:-1])[:, :-4].mean() < 0.02
-    scores = judged(name, "standard", tail=9)
+    scores = real_clips_scored(name, "standard", tail=9)
     assert abs(scores["better"]["generated"]["FID_standard"]["mean"]) < 1e-6
     assert 0 <= scores["generated"]["FID_standard"]["mean"] < 0.01  # what the rebuilding costs
 
 
 def test_the_published_tail(here):
-    """A clip is decoded with empty latents behind it, the same in any batch; its inner frames are the clip's
-    own."""
+    """A clip is decoded with empty latents after it, the same in any batch; its inner frames are its own."""
     ae = fill(AE(67, width=32, latent_dim=24))
     pipeline = Pipeline(MARDM(ae_dim=24, width=64, heads=1, head_width=16, head_depth=1), ae, torch.zeros(67),
                         torch.ones(67))
     targets = torch.randn(2, 49, 24)
     (clip, long), (full, padded) = pipeline.decode_with_tail(targets, torch.tensor([80, 196]))
     alone = pipeline.decode_with_tail(targets[:1, :20], torch.tensor([80]))[0]
-    assert clip.shape == (80, 67) and long.shape == (84, 67) and full.shape == (196,
-                                                                                67) and padded.shape == (200,
-                                                                                                         67)
+    assert [x.shape for x in (clip, long, full, padded)] == [(80, 67), (84, 67), (196, 67), (200, 67)]
     assert torch.allclose(clip, alone[0], atol=1e-5) and torch.allclose(long, alone[1], atol=1e-5)
     assert torch.allclose(full, padded[:196], atol=1e-5) and padded[196:].abs().max() == 0
     assert long[80:].abs().max() > 0 and not torch.allclose(clip[-1], long[79], atol=1e-5)
 
 
-def test_figures_of_two_protocols_do_not_meet(tmp_path):
-    def write(file, protocol, kind="generation", split="test", judge="aa", clips=40):
+def test_metrics_of_two_protocols_do_not_meet(tmp_path, capsys):
+    def write(file, protocol, kind="generation", split="test", evaluator="aa", clips=40, mean=0.1):
         content = {"kind": f"{kind}_{protocol}", "protocol": protocol, "dataset": "t2m", "split": split,
-                   "clips": clips, "evaluators": {"files": {"finest.tar": judge}},
-                   "scores": {"generated": {f"FID_{protocol}": {"mean": 0.1, "interval": 0.01}}}}
+                   "clips": clips, "evaluators": {"files": {"finest.tar": evaluator}},
+                   "scores": {"generated": {f"FID_{protocol}": {"mean": mean, "interval": 0.01}}}}
         (tmp_path / file).write_text(json.dumps(content))
         return str(tmp_path / file)
 
     first = write("a.json", "essential")
     assert compare_results([first, write("b.json", "essential")])[1][1:] == ("FID_essential", 0.1, 0.01)
     for other in (dict(protocol="standard"), dict(protocol="essential", split="val"),
-                  dict(protocol="essential", judge="bb"), dict(protocol="essential", clips=39),
+                  dict(protocol="essential", evaluator="bb"), dict(protocol="essential", clips=39),
                   dict(protocol="essential", kind="reconstruction")):
-        with pytest.raises(UserError, match="one table"):
+        with pytest.raises(UserError, match="cannot be compared with"):
             compare_results([first, write("c.json", **other)])
     assert call("scripts.compare_evaluations", first, write("d.json", "standard")) == 2
+    assert call("scripts.compare_evaluations", first, write("n.json", "essential", mean=None)) == 0
+    assert "nan +- 0.0100" in capsys.readouterr().out
     (tmp_path / "e.json").write_text("[]")
     with pytest.raises(UserError, match="no result of"):
         compare_results([str(tmp_path / "e.json")])
-    assert EvaluatorSuite("essential", SKELETONS["t2m"], None).tag("FID") != EvaluatorSuite("standard",
-                                                                                            SKELETONS["t2m"],
-                                                                                            None).tag("FID")
+    essential, standard = (EvaluatorSuite(name, SKELETONS["t2m"], None) for name in ("essential", "standard"))
+    assert essential.tag("FID") != standard.tag("FID")
 
 
 # ---- what is missing or refused ----------------------------------------------------------------------------
@@ -457,8 +450,8 @@ def test_a_missing_file_is_named_with_its_source(own_copy, capsys, protocol, fil
 
 def test_the_evaluator_of_the_other_protocol_is_refused(own_copy, capsys):
     shutil.rmtree("checkpoints/t2m/text_mot_match_standard")
-    assert "reads 67 features, the standard protocol needs an evaluator of 259" in run_evaluation(capsys,
-                                                                                                  "--protocol", "standard")
+    line = run_evaluation(capsys, "--protocol", "standard")
+    assert "reads 67 features, the standard protocol needs an evaluator of 259" in line
     mean = "utils/eval_mean_std/t2m/eval_mean.npy"
     np.save(mean, np.zeros(64))
     assert "must hold 67 finite numbers" in run_evaluation(capsys) and mean in run_evaluation(capsys)
@@ -468,7 +461,8 @@ def test_the_evaluator_of_the_other_protocol_is_refused(own_copy, capsys):
 def test_an_autoencoder_is_measured_without_evaluators(own_copy, capsys):
     shutil.rmtree("checkpoints/kit/text_mot_match")
     run = ["evaluation_AE", "--name", "AE", "--model", "AE_Model", *ON["kit"], *FAST[6:]]
-    assert call(*run) == 0 and "no FID: no checkpoints/kit/text_mot_match/model/finest.tar" in capsys.readouterr().out
+    assert call(*run) == 0
+    assert "no FID: no checkpoints/kit/text_mot_match/model/finest.tar" in capsys.readouterr().out
     assert "FID" not in json.loads(open("checkpoints/kit/AE/eval/evaluation_AE.json").read())["metrics"]
     assert call(*run, "--protocol", "essential") == 2
 

@@ -2,13 +2,18 @@
 mistake."""
 import importlib
 import json
+import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from models import TextEncoder
 from models.loading import load_generator
+from utils.data import specs
+from utils.demo import dataset
 from utils.demo.dataset import build_demo
 from utils.errors import run
 
@@ -73,7 +78,7 @@ def test_checkpoints_describe_themselves(work):
         content = torch.load(folder / "latest.tar", weights_only=True)
         assert keys <= set(content) and content["total_it"] > 0, name
         assert list(folder.glob("events.out.tfevents.*"))
-        # 10 clips are too few to judge a judge by
+        # 10 clips are too few to validate an evaluator
         assert (folder / "net_best_fid.tar").is_file() == (name != "evaluator")
         assert (folder.parent / "train.log").read_text().strip().endswith("MB")
 
@@ -239,6 +244,92 @@ def test_evaluation_of_other_conditions(by_mode, work, capsys, name, mode):
         assert results["clips"] == 192 and results["sampler"]["cfg"] == 1
 
 
+# ---- --check -----------------------------------------------------------------------------------------------
+
+
+SECTION = ["--source_motion", "clip.npy", "-msec", "0.3,0.6"]
+CHECKED = [
+    ("train_AE", ["--name", "new", *AE]),
+    ("train_AE", ["--name", "ae", *AE, *TRAIN, *SHORT, "--is_continue"]),
+    ("train_evaluator", ["--name", "new"]), ("train_length_estimator", ["--name", "new"]),
+    ("train_MARDM", ["--name", "new", *GENERATOR, "--scale_targets"]),
+    ("train_MARDM", ["--name", "new", *GENERATOR, "--cond_mode", "action"]),
+    ("evaluation_AE", ["--name", "ae"]), ("evaluation_MARDM", ["--name", "mardm", "--probe_repeats", "1"]),
+    ("sample", ["--name", "mardm", "--text_prompt", "a person walks"]),
+    ("edit", ["--name", "mardm", "--text_prompt", "a person walks", *SECTION])]
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def errors_of(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+
+
+def same_with_check(capsys, script, flags):
+    """Whether a command that fails says the same with --check; both lines."""
+    found = []
+    for more in ([], ["--check"]):
+        capsys.readouterr()
+        assert call(script, *flags, *more) == 2
+        found.append(errors_of(capsys))
+    assert found[0] == found[1] and len(found[0]) == 1
+    return found[0][0]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("script, flags", CHECKED)
+def test_check_writes_nothing(work, tmp_path, capsys, script, flags, kept):
+    """Neither with what earlier commands have kept in the data set's folder, nor without."""
+    np.save(work / "clip.npy", np.zeros((60, 67), np.float32))
+    folder = work / "datasets"
+    if not kept:
+        folder = tmp_path / "datasets"
+        shutil.copytree(work / "datasets", folder, ignore=shutil.ignore_patterns("packed", "text_features"))
+    before = snapshot(folder), snapshot(work)
+    capsys.readouterr()
+    flags = [*flags, *ON_DEMO, "--dataset_dir", folder, "--check"]
+    assert call(script, *flags) == 0, capsys.readouterr().err
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("check:")]
+    assert said == [f"check: {script}.py can run"]
+    assert (snapshot(folder), snapshot(work)) == before
+
+
+def test_check_makes_the_demo_set_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dataset, "build_demo", partial(build_demo, num_clips=60))
+    specs.temporary_demo.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert call("train_AE", *AE, *ON_DEMO, "--check") == 0, capsys.readouterr().err
+    finally:
+        specs.temporary_demo.cache_clear()
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_needs_an_encoder_only_for_captions_that_are_not_kept(work, tmp_path, monkeypatch, capsys):
+    def absent(name):
+        raise TextEncoder.TextEncoderError("no weights here")
+
+    monkeypatch.setattr(TextEncoder, "load_text_encoder", absent)
+    assert call("train_length_estimator", "--name", "new", *ON_DEMO, "--check") == 0
+    shutil.copytree(work / "datasets", tmp_path / "datasets", ignore=shutil.ignore_patterns("text_features"))
+    folders = ["--dataset_dir", tmp_path / "datasets", "--checkpoints_dir", tmp_path / "runs"]
+    flags = ["--name", "new", *ON_DEMO, *folders]
+    assert same_with_check(capsys, "train_length_estimator", flags) == "error: no weights here"
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--name", "mardm", "--evaluator", "absent"], "train one with train_evaluator.py"),
+    (["--name", "mardm", "--probe_repeats", "1", "--length_estimator", "absent"], "no checkpoint at"),
+    (["--name", "absent"], "no checkpoint at")])
+def test_check_of_an_evaluation(work, capsys, flags, message):
+    assert message in same_with_check(capsys, "evaluation_MARDM", [*flags, *ON_DEMO, *FAST, "--repeats", "1"])
+
+
+# ---- mistakes ----------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("script, flags, message", [
     ("sample", ["--name", "by_action", "--text_prompt", "jump"], "trained on actions; pass --action"),
     ("sample", ["--name", "by_action"], "pass --action NAME ..., or --action all"),
@@ -256,10 +347,7 @@ def test_evaluation_of_other_conditions(by_mode, work, capsys, name, mode):
      "another size or kind of model"),
 ])
 def test_conditions_that_do_not_fit(by_mode, work, capsys, script, flags, message):
-    capsys.readouterr()
-    assert call(script, *flags, *ON_DEMO) == 2
-    err = capsys.readouterr().err
-    assert message in err and len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+    assert message in same_with_check(capsys, script, [*flags, *ON_DEMO])
 
 
 def test_resume_of_a_finished_run(work):
@@ -272,17 +360,17 @@ def test_resume_of_a_finished_run(work):
 def test_need_evaluation(work, capsys):
     """Scores on the validation split need 32 clips there; with fewer it says so, with them the best FID is
     kept."""
-    flags = ["--name", "judged", *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1", "--need_evaluation"]
-    assert call("train_MARDM", *flags) == 2 and "32 clips" in capsys.readouterr().err
+    flags = ["--name", "scored", *GENERATOR, *TRAIN, "--diffmlps_batch_mul", "1", "--need_evaluation"]
+    assert "retrieval needs 32 clips" in same_with_check(capsys, "train_MARDM", flags)
     test = (work / "datasets/demo/test.txt").read_text()
     val = work / "datasets/demo/val.txt"
     before = val.read_text()
     try:
         val.write_text(test)
-        assert call("train_MARDM", *[flag if flag != "judged" else "judged2" for flag in flags]) == 0
+        assert call("train_MARDM", *[flag if flag != "scored" else "scored2" for flag in flags]) == 0
     finally:
         val.write_text(before)
-    best = torch.load(work / "checkpoints/demo/judged2/model/net_best_fid.tar", weights_only=True)["best"]
+    best = torch.load(work / "checkpoints/demo/scored2/model/net_best_fid.tar", weights_only=True)["best"]
     assert best["metric"] == "Val/FID" and best["value"] > 0
 
 
@@ -307,7 +395,7 @@ def test_scaled_targets_go_on_with_their_scale(work, monkeypatch, capsys):
     path = work / "checkpoints/demo/scaled/model/latest.tar"
     scale = torch.load(path, weights_only=True)["model_kwargs"]["target_scale"]
     with monkeypatch.context() as patch:  # another device measures a little else
-        patch.setattr(sys.modules["train_MARDM"], "spread_of_targets", lambda *_: 1.01 * scale)
+        patch.setattr(sys.modules["train_MARDM"], "std_of_targets", lambda *_: 1.01 * scale)
         assert call("train_MARDM", *flags, "--max_iter", "2", "--scale_targets", "--is_continue") == 0
     assert load_generator(path)[0].DiffMLPs.target_scale == scale > 0
     assert call("train_MARDM", *flags, "--max_iter", "3", "--is_continue") == 2
@@ -335,7 +423,7 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
      "numbers at most"),
     ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "beta=-1", *TRAIN], "0 or more"),
     ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "decay=nan", *TRAIN],
-     "is no usable float"),
+     "is not a usable float"),
     ("train_AE", ["--name", "new", *AE, "--direct", *TRAIN],
      "belongs to --model FSQ_AE_Model or VQ_AE_Model"),
     ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--fsq_reach", "2", *TRAIN],
@@ -352,7 +440,7 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
     ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--num_codes", "0", *TRAIN], "1 or more"),
     ("train_AE", ["--name", "new", *RVQ, "num_layers=2", "use_layers=3", *TRAIN], "cannot use 3 of 2"),
     ("train_AE", ["--name", "new", *RVQ, "layers=2", *TRAIN], "no setting 'layers'"),
-    ("train_AE", ["--name", "new", *RVQ, "num_layers=two", *TRAIN], "'two' is no usable int"),
+    ("train_AE", ["--name", "new", *RVQ, "num_layers=two", *TRAIN], "'two' is not a usable int"),
     ("train_AE", ["--name", "ae", *TRAIN, *SHORT, "--model", "FSQ_AE_Symmetric", "--width", "32",
                   "--is_continue"],
      "trained with another --model"),
@@ -399,7 +487,7 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
      "was trained as FSQ_AE_High"),
     ("train_MARDM", ["--name", "new", *TRAIN, "--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model",
                      "MARDM-SiT-S"],
-     "is trained on"),
+     "needs an autoencoder"),
     ("sample", ["--name", "mardm", *ON_DEMO], "either --text_prompt or --text_path"),
     ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "  "], "prompt is empty"),
     ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "-4"], "0 or more"),
@@ -417,6 +505,8 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
 def test_mistakes_get_one_line(work, capsys, script, flags, message):
     if "other" in flags and not (work / "checkpoints/demo/other").exists():
         assert call("train_AE", "--name", "other", *AE, *TRAIN, *SHORT, "--seed", "1") == 0
+    if not script.startswith("scripts.") and "--output_dir" not in flags:  # written to after the work
+        same_with_check(capsys, script, flags)
     capsys.readouterr()
     assert call(script, *flags) == 2
     err = capsys.readouterr().err

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 import models.TextEncoder as module
 from models.TextEncoder import TextEncoderError, cached_text_features, load_text_encoder
-from utils.errors import UserError
+from utils.errors import UserError, checking
 from utils.files import read_checkpoint, read_torchscript
 
 CAPTIONS = [
@@ -386,3 +386,10 @@ def test_cache_errors_give_one_line(tmp_path):
     (tmp_path / "text_features").write_text("a file in the folder's place")
     with pytest.raises(UserError, match="cannot write"):
         cached_text_features("minilm", ["walk"], tmp_path, Counting())
+
+
+def test_check_downloads_nothing(monkeypatch):
+    for name, value in (("import_openai_clip", object), ("find_clip_weights", lambda weights: None)):
+        monkeypatch.setattr(module, name, value)
+    with checking(), pytest.raises(TextEncoderError, match="in a run without --check"):
+        load_text_encoder("clip")

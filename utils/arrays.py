@@ -1,4 +1,4 @@
-"""Arrays: reading .npy files, one-hot rows."""
+"""Arrays: reading .npy files, one-hot rows, tensors on their way to a device."""
 import numpy as np
 import torch
 
@@ -31,3 +31,8 @@ def load_array(path, mmap_mode=None):
 def one_hot(names, known):
     """Rows of zeros with a 1 at each name's place in ``known``: (N, number of known names)."""
     return torch.eye(len(known))[[known.index(name) for name in names]]
+
+
+def upload(x, device):
+    """A tensor of the CPU on ``device``, without waiting for what a GPU still has to do."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

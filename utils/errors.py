@@ -3,10 +3,23 @@
 ``processes`` is a single process until utils/training/distributed.py replaces it by the group of torchrun's.
 """
 import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+state = SimpleNamespace(only_check=False)  # --check: the command writes nothing and stops once all is loaded
 
 
 class UserError(ValueError):
-    """A user's mistake (missing folder, wrong flag, damaged file): what is wrong, where, and what to do."""
+    """A user's mistake (missing folder, wrong flag, damaged file): what is wrong, where, and what to do.
+    ``missing``: something does not exist, rather than being wrong or damaged."""
+
+    missing = False
+
+
+class MissingFile(UserError):
+    """A file or folder that does not exist."""
+
+    missing = True
 
 
 class OneProcess:
@@ -40,11 +53,27 @@ def say(*lines):
         print(*lines, file=sys.stderr)
 
 
+@contextmanager
+def checking(active=True):
+    """Within the block, ``only_check()`` is ``active``, unless a parser of utils/options.py sets it."""
+    before, state.only_check = state.only_check, active
+    try:
+        yield
+    finally:
+        state.only_check = before
+
+
+def only_check():
+    """Whether the command was called with --check, so that it must not write anything."""
+    return state.only_check
+
+
 def run(main):
     """Call ``main()``. A UserError, or an OSError about a file (no permission, disk full), becomes one
     line and exit code 2, Ctrl-C 130; any other exception is a bug and keeps its traceback."""
     try:
-        main()
+        with checking(False):
+            main()
         processes.leave()
     except KeyboardInterrupt:
         say("interrupted")

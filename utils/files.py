@@ -1,4 +1,5 @@
 """Files: atomic writing, safe reading (no code in a file is run), and the folder of a run."""
+import errno
 import hashlib
 import os
 import pickle
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from utils.errors import UserError, is_first
+from utils.errors import MissingFile, UserError, is_first, only_check
 
 DTYPES = {"HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
           "DoubleStorage": torch.float64, "IntStorage": torch.int32, "LongStorage": torch.int64,
@@ -96,7 +97,7 @@ def read_checkpoint(path, keys=(), advice="check --name, --dataset_name and --ch
     damaged, needs code to load, or lacks one of the ``keys``."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; {advice}")
+        raise MissingFile(f"no checkpoint at {path}; {advice}")
     checkpoint = load_plain(path)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not the dict of a checkpoint")
@@ -194,14 +195,22 @@ class RunFolder:
         self.finest = self.model_dir / "finest.tar"  # a released evaluator
 
     def prepare(self, is_continue):
-        """Make the folders. UserError if this would overwrite a run, or if there is none to resume."""
+        """Make the folders (with --check only see whether that is possible). UserError if this would
+        overwrite a run, or if there is none to resume."""
         if is_continue and not self.latest.is_file():
             raise UserError(f"--is_continue: there is no {self.latest} to resume")
         existing = [path for path in (self.latest, self.best, self.published, self.finest) if path.is_file()]
         if existing and not is_continue:
             raise UserError(f"{existing[0]} exists; resume with --is_continue (it needs latest.tar), or pick "
                             "another --name")
-        self.model_dir.mkdir(parents=True, exist_ok=True)
+        if not only_check():
+            self.model_dir.mkdir(parents=True, exist_ok=True)
+            return
+        folders = self.model_dir, *self.model_dir.absolute().parents
+        above = next(folder for folder in folders if folder.exists())
+        code = errno.ENOTDIR if not above.is_dir() else 0 if os.access(above, os.W_OK) else errno.EACCES
+        if code:
+            raise OSError(code, os.strerror(code), str(self.model_dir))
 
     def save_best(self, content):
         """Write the best checkpoint under both names: a hard link, or a copy where there are no hard
@@ -223,7 +232,7 @@ class RunFolder:
 
     def log(self, line):
         """Print a line and append it to train.log, once for all processes."""
-        if is_first():
+        if is_first() and not only_check():
             tqdm.write(line)
             with open(self.root / "train.log", "a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

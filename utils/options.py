@@ -1,8 +1,10 @@
 """Argument parsers: the flags that several scripts share. Help texts state defaults and units."""
 import argparse
 import math
+import sys
+from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, is_first, only_check, state
 
 
 def make_parser(doc):
@@ -11,6 +13,11 @@ def make_parser(doc):
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, *args, **kwargs):
+        parsed = super().parse_args(*args, **kwargs)
+        state.only_check = vars(parsed).pop("check", False)  # a mode, not a setting that runs record
+        return parsed
+
     def error(self, message):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
@@ -42,8 +49,8 @@ positive_float, non_negative_float = number(float, 0, open_end=True), number(flo
 fraction = number(float, 0, 1)
 
 
-def add_common(parser, name, seed=3407):
-    """Flags of every script that works on a run of a data set."""
+def add_common(parser, name, seed=3407, check=True):
+    """Flags of every script that works on a run of a data set; ``check``: it calls ``checked``."""
     parser.add_argument("--name", default=name, help="name of the run: checkpoints/<dataset>/<name>/")
     parser.add_argument("--dataset_name", default="t2m",
                         help="t2m, kit, demo, or a folder made by scripts.prepare_dataset")
@@ -51,6 +58,18 @@ def add_common(parser, name, seed=3407):
     parser.add_argument("--checkpoints_dir", default="./checkpoints", help="folder of the runs")
     parser.add_argument("--seed", type=non_negative_int, default=seed, help="random seed")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (CUDA if available)")
+    if check:
+        parser.add_argument("--check", action="store_true",
+                            help="load all that the command needs, say whether it can run, and stop; "
+                                 "nothing is written, encoded or downloaded. Reads every clip that is not "
+                                 "packed yet; a missing demo set is made in a temporary folder")
+
+
+def checked():
+    """Says that the command can run, if --check was given. Returns whether it was: the script ends here."""
+    if only_check() and is_first():
+        print(f"check: {Path(sys.argv[0]).name} can run")
+    return only_check()
 
 
 def add_workers(parser):

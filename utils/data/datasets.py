@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.arrays import load_array
 from utils.data.packing import open_packed, read_text
-from utils.errors import UserError, say
+from utils.errors import MissingFile, UserError, say
 from utils.lengths import MAX_LENGTH
 from utils.training import distributed
 
@@ -43,7 +43,7 @@ def read_split(spec, split):
     """The ids of a split, in file order."""
     path = Path(spec.root) / f"{split}.txt"
     if not path.is_file():
-        raise UserError(f"{path} is missing: it lists the ids of the split '{split}', one per line")
+        raise MissingFile(f"{path} is missing: it lists the ids of the split '{split}', one per line")
     ids = path.read_text(encoding="utf-8-sig").split()
     if not ids:
         raise UserError(f"{path} is empty")
@@ -56,7 +56,7 @@ def load_statistics(spec):
     for file in ("Mean.npy", "Std.npy"):
         path = Path(spec.root) / file
         if not path.is_file():
-            raise UserError(f"{path} is missing; it has the statistics of the features")
+            raise MissingFile(f"{path} is missing; it has the statistics of the features")
         value = np.atleast_1d(load_array(path).astype(np.float32))[: spec.feature_dim]
         if value.shape != (spec.feature_dim,) or not np.isfinite(value).all():
             raise UserError(f"{path} must have {spec.feature_dim} or more values, all finite")

@@ -1,11 +1,15 @@
 """What is known about each data set."""
+import atexit
 import json
+import shutil
+import tempfile
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 
-from utils.errors import UserError, say
+from utils.errors import MissingFile, UserError, only_check, say
 from utils.motion.features import features_to_joints
 from utils.motion.skeletons import SKELETONS
 
@@ -57,23 +61,36 @@ KNOWN = {
 }
 
 
+def make_demo(root):
+    from utils.demo.dataset import build_demo
+
+    say(f"making the data set 'demo' in {root} (once)")
+    build_demo(root)
+    return root
+
+
+@cache
+def temporary_demo():
+    """The demo set in a temporary folder, which is removed with the process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return make_demo(Path(folder) / "demo")
+
+
 def get_spec(name, dataset_dir="./datasets"):
     """The DatasetSpec of ``name``; makes ``demo`` on first use. UserError if missing or not described."""
     known = dict(KNOWN.get(name, {}))
     root = Path(dataset_dir) / known.pop("folder", name)
     if name == "demo" and not root.exists():
-        from utils.demo.dataset import build_demo
-
-        say(f"making the data set 'demo' in {root} (once)")
-        build_demo(root)
+        root = temporary_demo() if only_check() and not Path(dataset_dir).is_file() else make_demo(root)
     if not root.is_dir():
-        raise UserError(f"no data set '{name}' at {root}; put it there, or make one with "
-                        "python -m scripts.prepare_dataset")
+        raise MissingFile(f"no data set '{name}' at {root}; put it there, or make one with "
+                          "python -m scripts.prepare_dataset")
     if known:
         return DatasetSpec(name=name, root=str(root), **known)
     path = root / "dataset.json"
     if not path.is_file():
-        raise UserError(f"{root} has no dataset.json; make it with python -m scripts.prepare_dataset")
+        raise MissingFile(f"{root} has no dataset.json; make it with python -m scripts.prepare_dataset")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,10 +1,10 @@
 """The body of the demo data set: from control curves to joint positions.
 
-A performance is a dict of curves, one value a frame (20 fps). The trunk and the arms are posed by forward
-kinematics; the legs by two-bone inverse kinematics towards planned footprints, so planted feet do not slide.
+A performance is a dict of curves, one value per frame (20 fps). Forward kinematics pose trunk and arms;
+two-bone inverse kinematics pose the legs towards planned footprints, so planted feet do not slide.
 
-Shapes: T frames. World: metres, Y up. Body frame: +X is the body's left, +Z is ahead. All angles are in
-degrees; a heading that grows is a turn to the left.
+Shapes: T frames. World: metres, Y up. Body frame: +X is the body's left, +Z is ahead. Angles are in degrees;
+the heading grows when the body turns left.
 """
 from dataclasses import dataclass
 
@@ -12,13 +12,12 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
 SIDES = (("l", 1.0), ("r", -1.0))
-BALL_HEIGHT, ANKLE_HEIGHT, HEEL_BACK = 0.012, 0.075, 0.04      # of a foot that stands flat on the floor
-STANDING_REACH, MAX_REACH = 0.996, 0.9985                       # fractions of the length of the straight leg
+BALL_HEIGHT, ANKLE_HEIGHT, HEEL_BACK = 0.012, 0.075, 0.04  # of a flat foot, metres
+STANDING_REACH, MAX_REACH = 0.996, 0.9985  # of the straight leg
 
 # x, z, height: pelvis (height relative to standing); pitch: forward, roll: left side up, twist: to the left.
-# Arm: swing (forward), spread (sideways), roll (turns the elbow inwards), elbow (flexion).
-# Foot: x, z, lift, yaw of the ball of the flat foot; pitch > 0 raises the heel, < 0 the toes; splay opens the
-# knees.
+# Arm: swing (forward), spread (sideways), roll (forearm inwards), elbow (flexion). Foot: x, z, lift,
+# yaw of the ball of the flat foot; pitch > 0 raises the heel, < 0 the toes; splay opens the knees.
 TRUNK = ("x", "z", "height", "yaw", "pelvis_yaw", "pelvis_pitch", "pelvis_roll", "bend", "side", "twist",
          "head_pitch", "head_yaw", "head_roll")
 ARM = ("swing", "spread", "roll", "elbow")
@@ -38,27 +37,26 @@ FOOT_LENGTH = 0.146
 
 @dataclass(frozen=True)
 class Body:
-    """Proportions of one person. ``offsets`` (22, 3) holds the bones of trunk, neck, collars and hips in a
-    relaxed pose, ``length`` (22,) the length of every bone, both in metres."""
+    """Proportions of one person in metres: ``offsets`` (22, 3), the bones but for the feet in a relaxed pose,
+    and ``length`` (22,) of all bones."""
 
     offsets: np.ndarray
     length: np.ndarray
 
     @property
     def standing(self):
-        """Height of the pelvis of a person who stands at ease."""
+        """Height of the pelvis when standing at ease."""
         return ANKLE_HEIGHT - self.offsets[1, 1] + STANDING_REACH * (self.length[4] + self.length[7])
 
 
 def random_body(rng):
-    """A person at most about 8% smaller or taller than average, with limbs that vary a little by
-    themselves."""
+    """A body 7% smaller to 7% taller than average, with legs, arms, trunk and width up to 4% off that."""
     size = rng.uniform(0.93, 1.07)
     legs, arms, trunk, width = np.clip(rng.normal(1, 0.02, 4), 0.96, 1.04)
-    scale = {1: width, 4: legs, 7: legs, 13: width, 16: width, 18: arms, 20: arms, 10: legs}
+    scale = {1: width, 4: legs, 7: legs, 13: width, 16: width, 18: arms, 20: arms}
     offsets, length = np.zeros((22, 3)), np.zeros(22)
-    for joint, (_, direction, size_of_bone) in BONES.items():
-        length[joint] = size_of_bone * size * scale.get(joint, trunk)
+    for joint, (_, direction, typical) in BONES.items():
+        length[joint] = typical * size * scale.get(joint, trunk)
         offsets[joint] = np.array(direction) / np.linalg.norm(direction) * length[joint]
     length[10] = FOOT_LENGTH * size * legs
     for left, right in ((1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (18, 19), (20, 21)):
@@ -83,10 +81,6 @@ def rotation(axis, degrees):
 def turn(matrix, vector):
     """Apply (T, 3, 3) to (3,) or (T, 3)."""
     return np.einsum("...ij,...j->...i", matrix, np.broadcast_to(vector, matrix.shape[:-1]))
-
-
-def unit(vector):
-    return vector / np.linalg.norm(vector, axis=-1, keepdims=True)
 
 
 # ---- trunk and arms
@@ -120,12 +114,11 @@ def pose_arm(body, c, joints, chest, side, sign):
     joints[:, collar] = joints[:, 9] + turn(chest, body.offsets[collar])
     arm = rotation("x", -swing) @ rotation("z", sign * spread)
     raised = np.clip(np.degrees(np.arccos(np.clip(arm[:, 1, 1], -1, 1))) - 50, 0, 130)
-    shrug = chest @ rotation("z", sign * 0.22 * raised)      # the shoulder girdle follows an arm that goes up
+    shrug = chest @ rotation("z", sign * 0.22 * raised)  # the shoulder girdle follows an arm that goes up
     joints[:, shoulder] = joints[:, collar] + turn(shrug, body.offsets[shoulder])
     roll, flexion = np.radians(c[f"{side}_roll"]), np.radians(c[f"{side}_elbow"])
-    down = np.array([0.0, -1.0, 0.0])
     inwards = np.stack([-sign * np.sin(roll), 0 * roll, np.cos(roll)], -1)
-    upper, fold = turn(chest @ arm, down), turn(chest @ arm, inwards)
+    upper, fold = turn(chest @ arm, np.array([0.0, -1.0, 0.0])), turn(chest @ arm, inwards)
     joints[:, elbow] = joints[:, shoulder] + upper * body.length[elbow]
     forearm = upper * np.cos(flexion)[:, None] + fold * np.sin(flexion)[:, None]
     joints[:, wrist] = joints[:, elbow] + forearm * body.length[wrist]
@@ -134,30 +127,26 @@ def pose_arm(body, c, joints, chest, side, sign):
 # ---- legs
 
 def foot_points(body, c, side, sign, pitch):
-    """Ankle and ball (..., 3) of a foot. It rolls about the ball when the heel is up, about the heel when the
-    toes are; ``pitch`` (..., T) may carry extra leading axes."""
-    down = ANKLE_HEIGHT - BALL_HEIGHT
-    out = 0.02 * sign
+    """Ankle and ball (..., T, 3) of a foot with ``pitch`` (..., T): it rolls about the ball when the heel is
+    up, about the heel when the toes are."""
+    down, out = ANKLE_HEIGHT - BALL_HEIGHT, 0.02 * sign
     ahead = np.sqrt(body.length[10] ** 2 - down ** 2 - out ** 2)
     to_ball, to_heel = np.array([out, -down, ahead]), np.array([0.0, -ANKLE_HEIGHT, -HEEL_BACK])
     yaw = rotation("y", c[f"{side}_foot_yaw"])
     ball = np.stack([c[f"{side}_foot_x"], BALL_HEIGHT + c[f"{side}_lift"], c[f"{side}_foot_z"]], -1)
     heel = ball + turn(yaw, to_heel - to_ball)
     tilt = yaw @ rotation("x", pitch)
-    ankle_from_ball = ball - turn(tilt, to_ball)
-    ankle_from_heel = heel - turn(tilt, to_heel)
-    ankle = np.where(pitch[..., None] >= 0, ankle_from_ball, ankle_from_heel)
+    ankle = np.where(pitch[..., None] >= 0, ball - turn(tilt, to_ball), heel - turn(tilt, to_heel))
     return ankle, ankle + turn(tilt, to_ball)
 
 
 def pelvis_drop(body, c, hips):
-    """How far the pelvis must sink in each frame so that both standing feet stay within reach, (T,)."""
+    """How far the pelvis must sink to keep both standing feet within reach, (T,)."""
     reach = MAX_REACH * (body.length[4] + body.length[7])
     need = np.zeros(len(c["x"]))
     for (side, sign), hip in zip(SIDES, hips):
-        pitch = np.where(c[f"{side}_foot_pitch"] < -1, c[f"{side}_foot_pitch"],
-                         np.maximum(c[f"{side}_foot_pitch"], 30))
-        ankle, _ = foot_points(body, c, side, sign, pitch)
+        pitch = c[f"{side}_foot_pitch"]
+        ankle, _ = foot_points(body, c, side, sign, np.where(pitch < -1, pitch, np.maximum(pitch, 30)))
         flat = np.minimum(np.hypot(*(ankle - hip)[:, [0, 2]].T), 0.9 * reach)
         highest = ankle[:, 1] + np.sqrt(reach ** 2 - flat ** 2)
         need = np.maximum(need, np.where(c[f"{side}_lift"] < 0.01, hip[:, 1] - highest, 0))
@@ -165,18 +154,17 @@ def pelvis_drop(body, c, hips):
 
 
 def heel_rise(body, c, side, sign, hip):
-    """Pitch of the foot after raising the heel as far as the straight leg asks for, (T,)."""
+    """Pitch of the foot (T,) with the heel raised as far as the straight leg needs."""
     reach = MAX_REACH * (body.length[4] + body.length[7])
     pitch = c[f"{side}_foot_pitch"]
     extra = np.linspace(0, 50, 26)[:, None] * (pitch >= 0)
     ankle, _ = foot_points(body, c, side, sign, pitch + extra)
-    excess = np.linalg.norm(ankle - hip, axis=-1) - reach                    # (26, T), falls with the pitch
-    first = np.argmax(excess <= 0, axis=0)
-    first = np.where((excess > 0).all(0), len(extra) - 1, first)
+    excess = np.linalg.norm(ankle - hip, axis=-1) - reach  # (26, T), falls with the pitch
+    first = np.where((excess > 0).all(0), len(extra) - 1, np.argmax(excess <= 0, axis=0))
     frames = np.arange(len(pitch))
     after, before = excess[first, frames], excess[np.maximum(first - 1, 0), frames]
-    share = np.where((first > 0) & (before > after), before / np.maximum(before - after, 1e-9), 1.0)
-    return pitch + (np.maximum(first - 1, 0) + np.clip(share, 0, 1) * (first > 0)) * 2.0 * (pitch >= 0)
+    part = np.where((first > 0) & (before > after), before / np.maximum(before - after, 1e-9), 1.0)
+    return pitch + (np.maximum(first - 1, 0) + np.clip(part, 0, 1) * (first > 0)) * 2.0 * (pitch >= 0)
 
 
 def pose_leg(body, c, joints, side, sign):
@@ -190,13 +178,14 @@ def pose_leg(body, c, joints, side, sign):
     reachable = np.clip(distance, 0.25 * (thigh + shin), MAX_REACH * (thigh + shin))
     shift = (reachable - distance) * direction
     joints[:, ankle_joint], joints[:, ball_joint] = ankle + shift, ball + shift
-    # The knee points where pelvis and foot point, tilted along with the leg: up when the leg is kicked ahead.
+    # The knee points between pelvis and foot, tilted along with the leg: up when the leg is kicked ahead.
     aim = np.radians(c["yaw"] + 0.5 * (c[f"{side}_foot_yaw"] - c["yaw"]) + sign * c[f"{side}_splay"])
     ahead = np.stack([np.sin(aim), 0 * aim, np.cos(aim)], -1)
     axis = np.cross([0.0, -1.0, 0.0], direction)
     swivel = np.cross(axis, ahead)
     pole = ahead + swivel + np.cross(axis, swivel) / np.maximum(1 - direction[:, 1:2], 1e-3)
-    pole = unit(pole - (pole * direction).sum(-1, keepdims=True) * direction)
+    pole -= (pole * direction).sum(-1, keepdims=True) * direction
+    pole /= np.linalg.norm(pole, axis=-1, keepdims=True)
     along = (thigh ** 2 - shin ** 2 + reachable ** 2) / (2 * reachable)
     joints[:, knee] = hip + along * direction + np.sqrt(np.maximum(thigh ** 2 - along ** 2, 0)) * pole
 

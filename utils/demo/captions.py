@@ -1,4 +1,4 @@
-"""Captions of the demo data set, drawn from a grammar wide enough for outsiders' wording to lie inside it.
+"""Captions of the demo data set, drawn from a grammar that covers many wordings.
 
 Facts of the clip (tempo, size, count) are mentioned only when they are true. ``rng`` is a numpy Generator.
 """
@@ -10,20 +10,19 @@ CHOICE, VERB, RULE = re.compile(r"\{([^{}]*)\}"), re.compile(r"<([a-z-]+)>"), re
 
 IRREGULAR = {"do": "does", "go": "goes", "be": "is"}
 DOUBLED = {"step", "run", "jog", "hop", "clap", "squat", "spin", "sit", "skip", "get", "put", "hit", "jab",
-           "sidestep",
-           "side-step", "plod", "drop", "slap", "begin"}
+           "sidestep", "side-step", "plod", "drop", "slap", "begin"}
 
 
 def phrases_of(text):
-    """{action id: [phrase]} of the grammar text, with * and SIDE resolved."""
-    table, current = {}, []
+    """{action id: [(phrase, side)]} of the grammar text; ``side`` is empty where the id has none."""
+    table = {}
     for line in text.strip().splitlines():
         if not line.startswith(" "):
-            current = [(line.replace("*", side), side) for side in ("left",
-                                                                    "right")] if "*" in line else [(line, "")]
-            continue
-        for action, side in current:
-            table.setdefault(action, []).append((line.strip(), side))
+            name, _, line = line.partition(":")
+            sides = ("left", "right") if "*" in name else ("",)
+        phrases = [phrase.strip() for phrase in line.split(";") if phrase.strip()]
+        for side in sides:
+            table.setdefault(name.replace("*", side), []).extend((phrase, side) for phrase in phrases)
     return table
 
 
@@ -35,7 +34,7 @@ def pick(items, rng):
 
 
 def expand(text, side, rng):
-    """Resolve rules and choices; verbs stay marked."""
+    """Resolve rules and alternatives; verbs stay marked."""
     fixed = {"SIDE": side, "CLOCK": "clockwise" if side == "right" else pick(grammar.COUNTERCLOCKWISE, rng),
              "POSS": "#"}
     while True:
@@ -61,8 +60,7 @@ def conjugate(verb, form):
 
 
 def details(action, facts, rng):
-    """Phrases about tempo, size and count that are true of this clip, two at most, each sometimes left
-    out."""
+    """At most two phrases about tempo, size and count of this clip, each sometimes left out."""
     options = []
     if facts.get("tempo"):
         options.append(grammar.TEMPO[facts["tempo"]])
@@ -72,18 +70,13 @@ def details(action, facts, rng):
     count = facts.get("count")
     if count and action != "clap":
         options.append(grammar.TIMES.get(count) or grammar.NUMBERS[count] + " times")
-    chosen = [expand(option, "", rng) for option in options if rng.random() < 0.45]
-    return chosen[:2]
+    return [expand(option, "", rng) for option in options if rng.random() < 0.45][:2]
 
 
 def verb_phrase(action, facts, rng):
     """A phrase of the action with marked verbs, e.g. ``<raise> # left arm slowly``."""
     text, side = pick(PHRASES[action], rng)
     return " ".join([expand(text, side, rng)] + details(action, facts, rng))
-
-
-def pronoun_of(subject):
-    return next((p for p, nouns in grammar.PRONOUNS.items() if subject.split()[-1] in nouns), "they")
 
 
 def render(phrase, form, possessive):
@@ -93,23 +86,23 @@ def render(phrase, form, possessive):
 def sentence(actions, facts, rng):
     """One caption of a clip: ``actions`` (one or two ids, in order) and the facts of each."""
     subject = pick(grammar.SUBJECTS, rng)
-    pronoun = pronoun_of(subject)
+    pronoun = next((p for p, nouns in grammar.PRONOUNS.items() if subject.split()[-1] in nouns), "they")
     finite = "base" if subject == "they" else "s"
     slots = {"s": subject, "p": pronoun, "is_": "are" if subject == "they" else "is"}
     for number, action, fact in zip(("", "2"), actions, facts):
         phrase = verb_phrase(action, fact, rng)
-        for key, form in (("f", finite), ("pf", "base" if pronoun == "they" else "s"), ("g", "ing"),
-                          ("b", "base")):
+        for key, form in (("f", finite), ("pf", "base" if pronoun == "they" else "s"),
+                          ("g", "ing"), ("b", "base")):
             slots[key + number] = render(phrase, form, grammar.POSSESSIVE[pronoun])
     text = pick(grammar.DOUBLE if len(actions) == 2 else grammar.SINGLE, rng).format(**slots)
     if subject == "they":
         text = text.replace("they starts", "they start").replace("they begins", "they begin")
-    for name, object_form in (("he", "him"), ("she", "her"), ("they", "them")):
-        text = text.replace(f"shows {name} ", f"shows {object_form} ").replace(f"see {name} ",
-                                                                               f"see {object_form} ")
-    text = text.replace(f"{subject} {slots['g']}",
-                        f"{subject} {slots['is_']} {slots['g']}") if text.startswith(
-        f"{subject} {slots['g']}") and subject in ("he", "she", "they") else text
+    for name, objective in (("he", "him"), ("she", "her"), ("they", "them")):
+        for verb in ("shows", "see"):
+            text = text.replace(f"{verb} {name} ", f"{verb} {objective} ")
+    bare = f"{subject} {slots['g']}"
+    if subject in ("he", "she", "they") and text.startswith(bare):
+        text = text.replace(bare, f"{subject} {slots['is_']} {slots['g']}")
     return text + "." * int(rng.random() < 0.3)
 
 
@@ -126,12 +119,9 @@ def captions_of(actions, facts, rng, count=3):
 # ---- part-of-speech tags, from the grammar's own words
 
 TAGS = {word: tag for tag, words in grammar.LEXICON.items() for word in words.split()}
-LEMMAS = {conjugate(verb, form): verb for verb in set(VERB.findall(grammar.GRAMMAR)) | {"start", "begin",
-                                                                                        "show",
-                                                                                "do", "wave"}
-          for form in ("base", "s", "ing")}
-LEMMAS.update({"seen": "see", "see": "see", "shown": "show", "curving": "curve", "veering": "veer",
-               "beginning": "begin"})
+VERBS = set(VERB.findall(grammar.GRAMMAR)) | {"start", "begin", "show", "do", "wave"}
+LEMMAS = {conjugate(verb, form): verb for verb in VERBS for form in ("base", "s", "ing")}
+LEMMAS.update(see="see", seen="see", shown="show")
 
 
 def tokens_of(caption):

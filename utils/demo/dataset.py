@@ -1,8 +1,8 @@
 """The data set `demo`: people who walk, turn, jump, wave and so on, made by pure kinematics on first use.
 
-It lies on disk as HumanML3D does (22 joints, 20 fps, 40 to 196 frames, three captions a clip), needs no
-download, and every clip comes with the actions it shows (`labels.json`), so that a trained model can be
-checked against what it was asked for. The same seed makes the same data.
+It is laid out like HumanML3D (22 joints, 20 fps, 40 to 196 frames, three captions per clip) and needs no
+download. `labels.json` names the actions of every clip, so that a trained model can be checked against what
+it was asked for. The same seed makes the same data.
 """
 import json
 import os
@@ -20,17 +20,15 @@ from utils.motion.skeletons import SKELETONS
 
 MIN_FRAMES, MAX_FRAMES = 40, 196  # of the features, which have one frame less than the joints
 SEQUENCE_FRAMES = 120  # two actions in a row are drawn again when they take longer
-SHARE_OF_SEQUENCES = 0.25
-SPLITS = {"train": 16, "val": 1, "test": 3}  # clips of every 20
-# may begin or end in mid-stride
-CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward", "run_forward")
+SEQUENCES = 0.25  # fraction of the clips
+VAL, TEST = (8,), (3, 10, 16)  # of every 20 clips; the others are for training
+CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward", "run_forward")  # perhaps in mid-stride
 NOT_IN_SEQUENCES = ("walk_circle_left", "walk_circle_right")  # too long
 LONG = ("turn_left_360", "turn_right_360", "sway", "jumping_jacks")  # not two of these in one clip
 
 
 def perform(action_ids, rng):
-    """Act out one or two actions. Returns joints (T, 22, 3), T from 41 to 197, and the facts of each
-    action."""
+    """Act out one or two actions: joints (T, 22, 3), T from 41 to 197, and the facts of each action."""
     for action in action_ids:
         if action not in ACTIONS:
             raise ValueError(f"unknown action '{action}'; one of {', '.join(ACTIONS)}")
@@ -68,9 +66,8 @@ def _perform_once(action_ids, rng):
 
 
 def make_clip(action_ids, rng):
-    """Joints (T, 22, 3) in metres, Y up, 20 fps, T from 41 to 197, of a random person who performs the given
-    actions (a list of one or two ids) somewhere on the floor, facing anywhere. ValueError for an unknown
-    action."""
+    """Joints (T, 22, 3) in metres, Y up, 20 fps, T from 41 to 197, of a random person somewhere on the floor,
+    facing anywhere, who performs the actions (a list of one or two ids). ValueError for an unknown action."""
     return perform(action_ids, rng)[0]
 
 
@@ -78,45 +75,42 @@ def plan(num_clips, rng):
     """The actions of every clip: all of them equally often, a quarter of the clips with two."""
     names = list(ACTIONS)
     firsts = [name for name in names if name not in (*NOT_IN_SEQUENCES, "stand_up")]
-    sequences = round(SHARE_OF_SEQUENCES * num_clips)
+    sequences = round(SEQUENCES * num_clips)
     clips = [[names[i % len(names)]] for i in range(num_clips - sequences)]
     seconds = {}
     for first in firsts:  # every action begins equally many sequences, and each time another one follows
         others = [name for name in firsts if name != first and not (first in LONG and name in LONG)]
-        seconds[first] = ["stand_up"] if first == "sit_down" else [others[i]
-                                                                   for i in rng.permutation(len(others))]
+        seconds[first] = (["stand_up"] if first == "sit_down" else
+                          [others[i] for i in rng.permutation(len(others))])
     for i in range(sequences):
-        turn, number = divmod(i, len(firsts))
-        first = firsts[number]
+        turn, first = i // len(firsts), firsts[i % len(firsts)]
         clips.append([first, seconds[first][turn % len(seconds[first])]])
     return [clips[i] for i in rng.permutation(num_clips)]
 
 
 def split_clips(clips, rng):
-    """{split: sorted indices}; clips of like actions are dealt out in turn, so every split holds them all."""
+    """{split: sorted indices}; clips are dealt out action by action, so that every split has all actions."""
     order = sorted(rng.permutation(len(clips)), key=lambda i: (len(clips[i]), clips[i]))
-    deal = ["train"] * 20
-    for position, split in ((3, "test"), (8, "val"), (10, "test"), (16, "test")):
-        deal[position] = split
-    chosen = {split: [] for split in SPLITS}
+    chosen = {"train": [], "val": [], "test": []}
     for rank, index in enumerate(order):
-        chosen[deal[rank % 20]].append(int(index))
+        split = "test" if rank % 20 in TEST else "val" if rank % 20 in VAL else "train"
+        chosen[split].append(int(index))
     return {split: sorted(indices) for split, indices in chosen.items()}
 
 
 def write_clip(folder, name, actions, rng):
-    """Write features and captions of one clip; returns the features (T, 263)."""
+    """Write features and captions of one clip; return the features (T, 263)."""
     joints, facts = perform(actions, rng)
     features = joints_to_features(joints, SKELETONS["t2m"], target_offsets=None)
-    np.save(folder / "new_joint_vecs" / f"{name}.npy", features.astype(np.float32))
+    np.save(folder / "new_joint_vecs" / f"{name}.npy", features)
     lines = [caption_line(text) for text in captions_of(actions, facts, rng)]
     (folder / "texts" / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return features
 
 
 def build_demo(root, num_clips=2000, seed=0):
-    """Write the data set to the folder ``root``; FileExistsError when it exists. It is made beside it and
-    renamed at the end, so an interrupted build leaves nothing half made. 2,000 clips take about a minute."""
+    """Write the data set to the folder ``root``; FileExistsError when it exists. It takes this name when it
+    is complete, so an interrupted build leaves nothing half made. 2,000 clips take about a minute."""
     root = Path(root)
     if root.exists():
         raise FileExistsError(f"{root} exists already; remove it to build the data set again")
@@ -135,8 +129,9 @@ def build_demo(root, num_clips=2000, seed=0):
     write_statistics(folder, total, squares, frames, SKELETONS["t2m"])
     for split, indices in splits.items():
         (folder / f"{split}.txt").write_text("".join(names[i] + "\n" for i in indices))
-    description = {"name": "demo", "skeleton": "t2m", "fps": 20.0, "min_frames": 40, "max_frames": 199,
-                   "unit_length": 4, "text_encoder": "minilm", "cfg": 3.0, "num_clips": num_clips}
+    description = {"name": "demo", "skeleton": "t2m", "fps": 20.0, "min_frames": MIN_FRAMES,
+                   "max_frames": 199, "unit_length": 4, "text_encoder": "minilm", "cfg": 3.0,
+                   "num_clips": num_clips}
     (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
     labels = {name: {"actions": actions} for name, actions in zip(names, clips)}
     (folder / "labels.json").write_text(json.dumps(labels, indent=0) + "\n")

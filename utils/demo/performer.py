@@ -1,11 +1,11 @@
-"""A person of the demo data set who acts: the state between two actions, and the curves they are drawn with.
+"""A person of the demo data set who acts: the state between two actions, and tools to draw curves.
 
-Lengths in frames, 20 of them a second; n is the number of frames of the part that is being made.
+Times are in frames, 20 per second; n is the number of frames of the part that is being made.
 """
 import numpy as np
 from scipy.interpolate import CubicHermiteSpline
 
-from utils.demo.body import CHANNELS, SIDES, random_body, solve
+from utils.demo.body import CHANNELS, FOOT_LENGTH, SIDES, random_body, solve
 
 FPS = 20
 OTHER = {"l": "r", "r": "l"}
@@ -34,8 +34,9 @@ def curve(n, *keys):
 
 
 class Performer:
-    """A person somewhere on the floor. ``neutral(n)`` gives curves that stand at ease, actions change them
-    and ``append`` them; the next action starts where the last one ended."""
+    """A person somewhere on the floor. An action changes the curves of ``neutral(n)``, which stand at ease,
+    and appends them; the next action starts where it ended. ``followed``: another action comes after this
+    one; ``brief``: the clip has two actions."""
 
     def __init__(self, rng):
         self.rng, self.body = rng, random_body(rng)
@@ -43,7 +44,7 @@ class Performer:
         self.lead = rng.choice(["l", "r"])
         self.parts = []
         self.stance = rng.uniform(0.085, 0.115)
-        self.ahead = 0.11 * self.body.length[10] / 0.146
+        self.ahead = 0.11 * self.body.length[10] / FOOT_LENGTH
         self.toe_out = rng.uniform(3, 12)
         self.ease = {"bend": rng.uniform(0, 7), "head_pitch": rng.uniform(-6, 5),
                      "height": rng.uniform(-0.008, 0)}
@@ -51,10 +52,9 @@ class Performer:
             self.ease.update({f"{side}_swing": rng.uniform(-2, 9), f"{side}_spread": rng.uniform(7, 14),
                               f"{side}_roll": rng.uniform(5, 40), f"{side}_elbow": rng.uniform(10, 26),
                               f"{side}_splay": rng.uniform(2, 8)})
-        self.posture, self.followed, self.brief = "standing", False, False
-        self.feet = {side: self.footprint(side) for side, _ in SIDES}
-        for side in self.feet:
-            self.feet[side] = self.feet[side] + np.append(rng.normal(0, 0.012, 2), rng.normal(0, 2))
+        self.seat, self.followed, self.brief = None, False, False
+        self.feet = {side: self.footprint(side) + np.append(rng.normal(0, 0.012, 2), rng.normal(0, 2))
+                     for side, _ in SIDES}
 
     def uniform(self, low, high):
         return float(self.rng.uniform(low, high))
@@ -63,33 +63,28 @@ class Performer:
         return items[int(self.rng.integers(len(items)))]
 
     def count(self, *choices):
-        """How often to do it; the lower half of the choices when another action shares the clip."""
+        """One of the choices; of their lower half when another action shares the clip."""
         choices = sorted(choices)
         return self.pick(*choices[: (len(choices) + 1) // 2] if self.brief else choices)
 
-    def footprint(self, side, position=None, yaw=None, width=None, ahead=None):
-        """Where the ball of this foot belongs when the pelvis is there: x, z, yaw."""
+    def footprint(self, side, position=None, yaw=None, width=None):
+        """x, z and yaw of the ball of this foot for a pelvis at ``position``; by default as it stands."""
         position, yaw = (self.position if position is None else position), (self.yaw if yaw is None else yaw)
         sideways = SIGN[side] * (self.stance if width is None else width)
-        return np.append(position + planar(yaw, sideways, self.ahead if ahead is None else ahead),
-                         yaw + SIGN[side] * self.toe_out)
+        return np.append(position + planar(yaw, sideways, self.ahead), yaw + SIGN[side] * self.toe_out)
 
     def neutral(self, n):
         c = {name: np.full(n, float(self.ease.get(name, 0.0))) for name in CHANNELS}
-        c["x"] += self.position[0]
-        c["z"] += self.position[1]
-        c["yaw"] += self.yaw
-        for side, foot in self.feet.items():
-            c[f"{side}_foot_x"] += foot[0]
-            c[f"{side}_foot_z"] += foot[1]
-            c[f"{side}_foot_yaw"] += foot[2]
+        add(c, x=self.position[0], z=self.position[1], yaw=self.yaw)
+        for side, (x, z, yaw) in self.feet.items():
+            add(c, side, foot_x=x, foot_z=z, foot_yaw=yaw)
         return c
 
     def append(self, c):
         self.parts.append(c)
         self.position, self.yaw = np.array([c["x"][-1], c["z"][-1]]), float(c["yaw"][-1])
-        self.feet = {s: np.array([c[f"{s}_foot_x"][-1], c[f"{s}_foot_z"][-1],
-                                  c[f"{s}_foot_yaw"][-1]]) for s in self.feet}
+        self.feet = {side: np.array([c[f"{side}_foot_{name}"][-1] for name in ("x", "z", "yaw")])
+                     for side in self.feet}
 
     def rest(self, low, high):
         n = int(self.rng.integers(low, high + 1))
@@ -104,31 +99,34 @@ class Performer:
     def shift(self, c, ahead=0.0, sideways=0.0):
         """Move the pelvis by curves given in the body's own directions (left is positive)."""
         move = planar(c["yaw"], sideways, ahead)
-        c["x"], c["z"] = c["x"] + move[..., 0], c["z"] + move[..., 1]
+        add(c, x=move[..., 0], z=move[..., 1])
 
     def shift_foot(self, c, side, ahead=0.0, sideways=0.0):
         move = planar(c["yaw"], sideways, ahead)
-        c[f"{side}_foot_x"] = c[f"{side}_foot_x"] + move[..., 0]
-        c[f"{side}_foot_z"] = c[f"{side}_foot_z"] + move[..., 1]
+        add(c, side, foot_x=move[..., 0], foot_z=move[..., 1])
 
     def arm(self, c, side, weight, **angles):
         """Blend one arm from where it is towards the given angles by ``weight`` (n,)."""
         for name, angle in angles.items():
-            key = f"{side}_{name}"
-            c[key] = c[key] + weight * (angle - c[key])
+            add(c, side, **{name: weight * (angle - c[f"{side}_{name}"])})
 
     def finish(self):
-        """All parts as joints (T, 22, 3), with the small movements of somebody who is alive."""
+        """Joints (T, 22, 3) of all parts, with the small movements of somebody who is alive."""
         c = {name: np.concatenate([part[name] for part in self.parts]) for name in CHANNELS}
         n = len(c["x"])
         size = {"bend": 0.8, "side": 0.7, "twist": 1.0, "head_pitch": 1.5, "head_yaw": 2.5, "head_roll": 1.0,
-                "x": 0.004,
-                "z": 0.004, "pelvis_roll": 0.4, "pelvis_pitch": 0.4}
-        size.update({f"{s}_{name}": a for s, _ in SIDES for name, a in
+                "x": 0.004, "z": 0.004, "pelvis_roll": 0.4, "pelvis_pitch": 0.4}
+        size.update({f"{side}_{name}": amount for side, _ in SIDES for name, amount in
                      (("swing", 1.5), ("spread", 1.0), ("elbow", 2.0), ("roll", 2.0))})
-        for name, amount in size.items():
-            c[name] = c[name] + amount * drift(n, self.rng)
+        add(c, **{name: amount * drift(n, self.rng) for name, amount in size.items()})
         return solve(self.body, c)
+
+
+def add(c, limb="", /, **changes):
+    """Add to curves by name; where ``limb`` ("l", "r") is given, to those of this arm and leg."""
+    for name, change in changes.items():
+        key = f"{limb}_{name}" if limb else name
+        c[key] = c[key] + change
 
 
 def planar(yaw, sideways, ahead):
@@ -145,7 +143,11 @@ def drift(n, rng):
 
 
 def tempo_of(value, slow, fast):
-    """"slow" below, "fast" above, None in between; a period is given with slow > fast."""
+    """"slow" below, "fast" above, None in between; for a period, slow > fast and the other way round."""
     if slow > fast:
         value, slow, fast = -value, -slow, -fast
     return "slow" if value < slow else "fast" if value > fast else None
+
+
+def size_of(value, small, big):
+    return "small" if value < small else "big" if value > big else None

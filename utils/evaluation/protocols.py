@@ -1,30 +1,22 @@
-"""The clips that an evaluation is made on, and tables of results that may stand side by side.
+"""The clips that an evaluation is made on, and what its results say and may be compared with.
 
 Shapes: N clips, T frames, D features.
 """
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from utils.data.datasets import (
-    MAX_LENGTH,
-    MotionStore,
-    TextMotionDataset,
-    all_captions,
-    by_length,
-    caption_groups,
-    report_skipped,
-    text_clips,
-)
+from utils.data import datasets
 from utils.errors import UserError
+from utils.training.settings import code_version, machine, peak_memory_mb
 
 
 class Drawn(NamedTuple):
-    """One caption of each clip of a split, its length in frames (a multiple of 4), and the real motion (T,
-    columns)."""
+    """For each clip of a split a caption, a length in frames (a multiple of 4), and the real clip (T, D)."""
 
     captions: list
     frames: list
@@ -36,28 +28,29 @@ class TextClips:
     the essential ones. ``conditions``: only clips that have one of these (utils/data/conditions.py)."""
 
     def __init__(self, spec, split="test", num_workers=0, columns=None, conditions=None):
-        self.store = MotionStore(spec, split, num_workers, columns)
-        self.entries, dropped = text_clips(self.store)
+        self.store = datasets.MotionStore(spec, split, num_workers, columns)
+        self.entries, dropped = datasets.text_clips(self.store)
         if conditions is not None:
             self.entries, dropped = conditions.select(self.store, self.entries, dropped)
-        self.entries = by_length(self.entries)
-        report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
+        self.entries = datasets.by_length(self.entries)
+        datasets.report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
         self.left_out = len(dropped) + len(self.store.skipped)
-        self.dataset = TextMotionDataset(self.store, self.entries, None)
-        self.captions, self.groups = all_captions(self.entries), caption_groups(self.entries)
+        self.dataset = datasets.TextMotionDataset(self.store, self.entries, None)
+        self.captions = datasets.all_captions(self.entries)
+        self.groups = datasets.caption_groups(self.entries)
 
     def __len__(self):
         return len(self.entries)
 
     def whole(self, seed):
-        """Every clip at its full length, with a caption that ``seed`` chooses."""
+        """Every clip at its full length, with a random caption."""
         rng = np.random.default_rng(seed)
         captions = [entry.captions[rng.integers(len(entry.captions))] for entry in self.entries]
-        frames = [min(entry.end - entry.start, MAX_LENGTH) // 4 * 4 for entry in self.entries]
+        frames = [min(entry.end - entry.start, datasets.MAX_LENGTH) // 4 * 4 for entry in self.entries]
         return self._drawn(captions, [entry.start for entry in self.entries], frames)
 
     def draw(self, seed, repeat):
-        """Every clip with a caption and a crop drawn as published (TextMotionDataset)."""
+        """Every clip with a random caption and crop, as published (TextMotionDataset)."""
         rows, starts, frames = zip(*(self.dataset.draw(index, [seed, repeat, index])
                                      for index in range(len(self))))
         return self._drawn([self.captions[row] for row in rows], starts, frames)
@@ -68,8 +61,20 @@ class TextClips:
         return Drawn(captions, list(map(int, frames)), real)
 
 
+def result_header(kind, suite, spec, split, args, path, checkpoint, weights):
+    """What every result says: kind, evaluators, data set, network, seed, and code and machine at this moment.
+
+    suite: EvaluatorSuite or None. args: ``model``, ``seed``. path, checkpoint: the network's file and its
+    content; weights: their hash."""
+    return {"kind": suite.tag(kind) if suite else kind, "protocol": suite and suite.protocol,
+            "evaluators": suite and suite.describe(), "dataset": spec.name, "split": split,
+            "model": checkpoint.get("model_name") or args.model, "checkpoint": path.name, "weights": weights,
+            "steps": checkpoint.get("total_it"), "seed": args.seed, "code_version": code_version(),
+            "machine": machine(), "peak_memory_mb": peak_memory_mb()}
+
+
 def score_rows(scores):
-    """Rows (metric, generated, real) of a table; the better figures follow, where there are some."""
+    """Table rows (metric, generated, real); those of ``better`` follow, if there are any."""
     rows = [(key, "{mean:.4f} +- {interval:.4f}".format(**value), "{mean:.4f}".format(**scores["real"][key])
              if key in scores["real"] else "-") for key, value in scores["generated"].items()]
     if "better" in scores:
@@ -78,29 +83,31 @@ def score_rows(scores):
 
 
 def compare_results(paths):
-    """Rows (file, metric, mean, interval) of several results of one kind. UserError where two differ in what
-    makes figures comparable: kind, protocol, data set, split, number of clips, or the evaluators' files."""
+    """Rows (file, metric, mean, interval) of several results. UserError where two differ in what makes them
+    comparable: protocol, kind, data set, split, number of clips, or the evaluators' files."""
     rows, first = [], None
     for path in map(Path, paths):
         identity, generated = read_result(path)
         first = first or identity
         different = [name for name in identity if identity[name] != first[name]]
         if different:
-            raise UserError(f"{path} cannot stand in one table with {paths[0]}: its {different[0]} is "
-                            f"{identity[different[0]]}, "
-                            f"there it is {first[different[0]]}")
-        rows += [(str(path), name, value["mean"], value["interval"]) for name, value in generated.items()]
+            raise UserError(f"{path} cannot be compared with {paths[0]}: its {different[0]} is "
+                            f"{identity[different[0]]}, there it is {first[different[0]]}")
+        rows += [(str(path), name, *value) for name, value in generated.items()]
     return rows
 
 
 def read_result(path):
-    """What makes a result comparable, and its {metric: {"mean", "interval"}}. UserError for another file."""
+    """What makes a result comparable, and {metric: (mean, interval)}, nan for null. UserError for another
+    file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         identity = {name: content[name] for name in ("protocol", "kind", "dataset", "split", "clips")}
         identity["evaluators"] = sorted(content["evaluators"]["files"].values())
-        return identity, content["scores"]["generated"]
+        generated = {name: tuple(math.nan if value[key] is None else float(value[key])
+                                 for key in ("mean", "interval"))
+                     for name, value in content["scores"]["generated"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no result of evaluation_MARDM.py, or of evaluation_AE.py by a released "
-                        "protocol "
-                        f"({type(error).__name__}: {error})") from error
+                        f"protocol ({type(error).__name__}: {error})") from error
+    return identity, generated

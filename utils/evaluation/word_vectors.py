@@ -2,8 +2,7 @@
 2022).
 
 A folder holds our_vab_data.npy (N, 300), our_vab_words.pkl (list of N words) and our_vab_idx.pkl (word ->
-row).
-Shapes: W = 22 tokens of a sentence, 20 words between ``sos`` and ``eos``.
+row). A sentence has 22 tokens: up to 20 words between ``sos`` and ``eos``, and padding.
 """
 import pickle
 from pathlib import Path
@@ -11,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from utils.arrays import load_array
-from utils.errors import UserError
+from utils.errors import MissingFile, UserError
 
 MAX_WORDS = 20
 FILES = ("our_vab_data.npy", "our_vab_words.pkl", "our_vab_idx.pkl")
-SOURCE = "they are in glove.zip, which the HumanML3D text-to-motion code (and MoMask's and MARDM's) tells how to download"
+SOURCE = "glove.zip has them; the README of MARDM (and of MoMask) says where to download it"
 
 POS_ENUMERATOR = {name: i for i, name in enumerate(
     "VERB NOUN DET ADP NUM AUX PRON ADJ ADV Loc_VIP Body_VIP Obj_VIP Act_VIP Desc_VIP OTHER".split())}
@@ -26,22 +25,22 @@ VIP_WORDS = {
     "Body_VIP": "arm chin foot feet face hand mouth leg waist eye knee shoulder thigh",
     "Obj_VIP": "stair dumbbell chair window floor car ball handrail baseball basketball",
     "Act_VIP": "walk run swing pick bring kick put squat throw hop dance jump turn stumble stop sit lift "
-               "lower raise wash "
-               "stand kneel stroll rub bend balance flap jog shuffle lean rotate spin spread climb",
+               "lower raise wash stand kneel stroll rub bend balance flap jog shuffle lean rotate spin "
+               "spread climb",
     "Desc_VIP": "slowly carefully fast careful slow quickly happy angry sad happily angrily sadly",
 }
 VIP_CLASS = {word: name for name, words in VIP_WORDS.items() for word in words.split()}
 
 
-class PlainUnpickler(pickle._Unpickler):  # in Python: a damaged number makes that in C take all memory
-    """Reads lists, dicts, strings and numbers; a file that asks for any class or function is refused."""
+class PlainUnpickler(pickle._Unpickler):  # the Python one: on a damaged size the C one takes all memory
+    """Reads lists, dicts, strings and numbers, and refuses a file that asks for any class or function."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def load_plain_pickle(path):
-    """A pickle of plain containers. Raises UserError for a damaged one, or one that would run code."""
+    """A pickle of plain containers. UserError for a damaged one, or one that would run code."""
     try:
         with open(path, "rb") as file:
             return PlainUnpickler(file).load()
@@ -50,14 +49,13 @@ def load_plain_pickle(path):
 
 
 class WordVectorizer:
-    """``vectorizer["walk/VERB"]`` -> vector (300,), one-hot class (15,). An unknown word is ``unk`` and
-    OTHER."""
+    """``vectorizer["walk/VERB"]`` -> vector (300,), one-hot class (15,). Unknown words are ``unk``/OTHER."""
 
     def __init__(self, folder):
         folder = Path(folder)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            raise UserError(f"no {', '.join(missing)} in {folder}; {SOURCE}")
+            raise MissingFile(f"no {', '.join(missing)} in {folder}; {SOURCE}")
         self.vectors = read_vectors(folder / FILES[0])
         words, rows = load_plain_pickle(folder / FILES[1]), load_plain_pickle(folder / FILES[2])
         if not isinstance(words, list) or not isinstance(rows, dict):
@@ -81,8 +79,7 @@ class WordVectorizer:
         return self.vectors[self.rows[word if known else "unk"]], one_hot
 
     def sentence(self, tokens):
-        """``word/POS`` tokens -> word_emb (22, 300), pos_onehot (22, 15), number of tokens that are not
-        padding."""
+        """``word/POS`` tokens -> word_emb (22, 300), pos_onehot (22, 15), number of tokens before padding."""
         tokens = ["sos/OTHER", *list(tokens)[:MAX_WORDS], "eos/OTHER"]
         length = len(tokens)
         tokens += ["unk/OTHER"] * (MAX_WORDS + 2 - length)
@@ -91,11 +88,11 @@ class WordVectorizer:
 
 
 def read_vectors(path):
-    """(N, 300) float32. Raises UserError for anything else."""
+    """(N, 300) float32. UserError for anything else."""
     try:
         vectors = load_array(path)
     except UserError as error:
         raise UserError(f"{error}; {SOURCE}") from error
-    if vectors.ndim != 2 or vectors.shape[1] != 300:
-        raise UserError(f"{path} holds {vectors.shape} instead of (words, 300); {SOURCE}")
+    if vectors.ndim != 2 or vectors.shape[1] != 300 or not np.isfinite(vectors).all():
+        raise UserError(f"{path} must be finite and of shape (words, 300), it has {vectors.shape}; {SOURCE}")
     return vectors.astype(np.float32)

@@ -1,15 +1,14 @@
 """Motion features <-> joint positions, after HumanML3D (Guo et al., CVPR 2022, "Generating Diverse and
 Natural 3D Human Motions from Text").
 
-Shapes: T frames, J joints, D features. Joints are (..., T, J, 3) with Y up; a figure faces +Z at frame 0 and
-its left is +X. A row of features holds, in this order (J = 22: 263 columns, J = 21: 251 columns),
+Shapes: T frames, J joints, D features. Joints are (..., T, J, 3) with Y up; the body faces +Z in frame 0 and
+its left is +X. The columns of features are, in this order (J = 22: 263 columns, J = 21: 251 columns),
 
     yaw velocity 1, root x and z velocity 2, root height 1, joint positions 3 (J - 1)   "essential": 67 or 64
     joint rotations 6 (J - 1), joint velocities 3 J, foot contacts 4                    with these "standard"
 
-in the facing frame: the vertical axis through the pelvis, turned so that the figure looks along +Z. The yaw
-velocity is *half* the angle turned in a frame, positive to the right, in radians; the other velocities are
-per frame too.
+in the facing frame, which has its origin below the pelvis and +Z where the body looks. The yaw velocity is
+*half* the angle turned per frame, in radians, positive to the right; all velocities are per frame.
 """
 import numpy as np
 import torch
@@ -18,9 +17,8 @@ from utils.errors import UserError
 
 SMOOTHING = 20  # frames: sigma of the Gaussian over the facing direction
 LARGEST = 1e7  # coordinates beyond this (10 km in millimetres) are no motion
-TINY = 1e-12  # lengths below this have no direction
-# radians: closer to opposite than this, float32 knows a rotation less well than "half a turn" states it
-OPPOSITE = 3e-4
+TINY = 1e-12  # vectors shorter than this have no direction
+OPPOSITE = 3e-4  # radians: closer to opposite, half a turn is more accurate than a rotation found in float32
 
 
 class MotionError(UserError):
@@ -28,17 +26,15 @@ class MotionError(UserError):
 
 
 def joints_to_features(joints, skeleton, target_offsets=None):
-    """Joints (T, J, 3) -> standard features (T - 1, D) float32; the last frame has no velocity and is
-    dropped.
+    """Joints (T, J, 3) -> standard features (T - 1, D) float32: the last frame has no velocity.
 
-    ``target_offsets`` (J, 3): move the motion to a body with these bones; None keeps the body's own.
+    ``target_offsets`` (J, 3): retarget the motion to a body with these bones; None keeps the body's own.
     MotionError where the joints have another shape, fewer than two frames, or NaN.
     """
     joints = _checked(joints, skeleton)
-    if target_offsets is None:
-        joints = _place(joints, skeleton)
-    else:
-        joints = _place(retarget(joints, skeleton, target_offsets), skeleton, single=True)
+    if target_offsets is not None:
+        joints = retarget(joints, skeleton, target_offsets)
+    joints = _place(joints, skeleton, single=target_offsets is not None)
     heading = _smooth_heading(joints, skeleton)  # (T,)
     turn = np.diff(heading)
     turn = np.arctan2(np.sin(turn), np.cos(turn))  # the short way round, also across +-180 degrees
@@ -58,8 +54,8 @@ def joints_to_features(joints, skeleton, target_offsets=None):
 
 def retarget(joints, skeleton, target_offsets):
     """Joints (T, J, 3) -> the same joint rotations on a body with ``target_offsets`` (J, 3), the root's path
-    scaled by the ratio of the leg lengths. In single precision (see below), returned as float64. MotionError
-    where the source's leg has no length at frame 0."""
+    scaled by the ratio of the leg lengths; computed in single precision (see below), returned as float64.
+    MotionError where the source's leg has no length in frame 0."""
     joints, offsets = np.asarray(joints, np.float32), np.asarray(target_offsets, np.float32)
     legs = list(skeleton.leg_joints)
     source_leg = np.linalg.norm(joints[0, legs] - joints[0, [skeleton.parents[leg] for leg in legs]],
@@ -75,13 +71,11 @@ def retarget(joints, skeleton, target_offsets):
 
 
 def _bone_rotations(joints, skeleton):
-    """Quaternions (T, J, 4) float32, w first, that turn each bone's raw axis to where the bone points, made
-    as the published features were: inverse kinematics from the facing of each frame outwards, and forward
-        again."""
-    forward = _forward(_across(joints, skeleton))
+    """Quaternions (T, J, 4) float32, w first, that turn each bone's raw axis to where the bone points:
+    inverse kinematics from each frame's facing outwards, and forward again, as for the published features."""
     shortest = _shortest_rotation(np.asarray(skeleton.raw_offsets), _bone_directions(joints, skeleton))
     out = shortest.copy()
-    out[:, 0] = _inverse(_shortest_rotation(np.array([0, 0, 1]), forward))
+    out[:, 0] = _to_forward(_across(joints, skeleton))
     out[0, 0] = [1, 0, 0, 0]
     for before, child in zip(skeleton.turned_by, range(1, skeleton.num_joints)):
         local = _multiply(_inverse(out[:, before]), shortest[:, child])
@@ -89,21 +83,21 @@ def _bone_rotations(joints, skeleton):
     return out
 
 
-# Single precision, by torch: where a bone points almost against its raw axis its rotation magnifies an error
-# of a joint about a hundred times, so that features agree with the published ones only if the joints carry
-# the same rounding. It is that of torch's float32 root and cross product, which numpy rounds otherwise.
+# Single precision, with torch: where a bone points almost against its raw axis, its rotation magnifies an
+# error of a joint about a hundred times, so features agree with the published ones only if the joints are
+# rounded as torch's float32 root and cross product round them; numpy's differ.
 
 
 def _single(*arrays):
-    """Arrays, broadcast to one shape but for their last axis, as float32 tensors."""
+    """Float32 tensors of the arrays, broadcast to one shape except in the last axis."""
     shape = np.broadcast_shapes(*(array.shape[:-1] for array in arrays))
     return [torch.tensor(np.broadcast_to(array, (*shape, array.shape[-1])), dtype=torch.float32)
             for array in arrays]
 
 
 def _shortest_rotation(start, end):
-    """Quaternions (..., 4) that turn ``start`` (..., 3) to ``end`` (..., 3); for opposite ones half a turn
-    about an axis across ``start``, which is a coordinate axis (about Y where it is Z)."""
+    """Quaternions (..., 4) that turn coordinate axes ``start`` (..., 3) to ``end`` (..., 3); where these are
+    opposite, half a turn about another coordinate axis (Y for Z)."""
     start, end = _single(start, end)
     lengths = ((start ** 2).sum(-1, keepdim=True) * (end ** 2).sum(-1, keepdim=True)).sqrt()
     out = torch.cat([lengths + (start * end).sum(-1, keepdim=True), torch.linalg.cross(start, end)], -1)
@@ -129,7 +123,7 @@ def _multiply(left, right):
 
 
 def _inverse(rotations):
-    """Unit quaternions (..., 4) the other way round."""
+    """The inverses of unit quaternions (..., 4)."""
     return rotations * np.array([1, -1, -1, -1], rotations.dtype)
 
 
@@ -149,41 +143,35 @@ def _checked(joints, skeleton):
 
 
 def _place(joints, skeleton, single=False):
-    """The lowest joint of the clip on the floor, the root of frame 0 at x = z = 0, and frame 0 facing +Z;
-    ``single``: turned and rounded as float32, as retargeting asks for."""
+    """Put the clip's lowest joint on the floor and frame 0's root at x = z = 0, facing +Z; ``single``: turn
+    in float32, as the published features of retargeted joints were."""
     origin = joints[0, 0].copy()
     origin[1] = joints[..., 1].min()
     right_hip, left_hip, right_shoulder, left_shoulder = joints[0, list(skeleton.face_joints)]
     across = right_hip - left_hip + right_shoulder - left_shoulder
-    if not single:
-        return rotate_y(joints - origin, -_heading(across))
-    turn = _inverse(_shortest_rotation(np.array([0, 0, 1]), _forward(across)))
-    return _rotate(turn, joints - origin).astype(np.float64)
-
-
-def _heading(across):
-    """Angle (...) from +Z towards +X of a body whose right side points along ``across`` (..., 3)."""
-    return np.arctan2(across[..., 2], -across[..., 0])
+    if single:
+        return _rotate(_to_forward(across), joints - origin).astype(np.float64)
+    return rotate_y(joints - origin, -np.arctan2(across[2], -across[0]))
 
 
 def _across(joints, skeleton):
-    """Unit vectors (T, 3) to the right of each frame's body.
-
-    The hips enter the other way round than in _place: all published features were made so, and ours must
-    agree.
-    """
+    """Unit vectors (T, 3) to the right of each frame's body. The hips enter with the opposite sign to
+    ``_place``, as in all published features."""
     right_hip, left_hip, right_shoulder, left_shoulder = (joints[:, joint] for joint in skeleton.face_joints)
     across = (left_hip - right_hip) + (right_shoulder - left_shoulder)
-    norm = np.linalg.norm(across, axis=-1, keepdims=True)
-    return np.where(norm > TINY, across / np.maximum(norm, TINY), [-1.0, 0.0, 0.0])
+    return _directions(across, [-1.0, 0.0, 0.0])
 
 
-def _forward(across):
-    """Horizontal unit vectors (..., 3) in which a body looks whose right side points along ``across`` (...,
-    3)."""
+def _directions(vectors, default):
+    """Unit vectors (..., 3) along ``vectors`` (..., 3); ``default`` where these have no length."""
+    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.where(norm > TINY, vectors / np.maximum(norm, TINY), default)
+
+
+def _to_forward(across):
+    """Quaternions (..., 4) that turn bodies whose right side is along ``across`` (..., 3) to face +Z."""
     forward = np.stack([across[..., 2], np.zeros_like(across[..., 1]), -across[..., 0]], -1)
-    norm = np.linalg.norm(forward, axis=-1, keepdims=True)
-    return np.where(norm > TINY, forward / np.maximum(norm, TINY), [0.0, 0.0, 1.0])
+    return _inverse(_shortest_rotation(np.array([0, 0, 1]), _directions(forward, [0.0, 0.0, 1.0])))
 
 
 def _smooth_heading(joints, skeleton):
@@ -199,25 +187,22 @@ def _smooth_heading(joints, skeleton):
 
 
 def _bone_directions(joints, skeleton):
-    """Unit vectors (T, J, 3) from each joint's parent to it; the rest pose's where a bone has no length."""
-    raw = np.asarray(skeleton.raw_offsets)
+    """Unit vectors (T, J, 3) from each joint's parent to it; the raw axis where a bone has no length."""
     parents = [max(parent, 0) for parent in skeleton.parents]
-    bones = joints - joints[:, parents]
-    norm = np.linalg.norm(bones, axis=-1, keepdims=True)
-    return np.where(norm > TINY, bones / np.maximum(norm, TINY), raw)
+    return _directions(joints - joints[:, parents], np.asarray(skeleton.raw_offsets))
 
 
 def _local_rotations(joints, heading, skeleton):
-    """Rotation of each bone in its parent's frame, first two columns of the matrix: (T, J - 1, 6).
+    """First two columns of each bone's rotation matrix in its parent's frame, (T, J - 1, 6).
 
     A bone's own rotation is the shortest one from its raw axis u to its direction v: the reflection along u,
-    then the one along h = u + v, so (I - 2 h h^T)(I - 2 u u^T) with h normalised. Every chain starts from the
-    root's rotation, also those that hang on another joint.
+    then the one along the normalised h = u + v, so (I - 2 h h^T)(I - 2 u u^T). Every chain starts from the
+    root's rotation, even where it branches off another joint.
     """
     raw = np.asarray(skeleton.raw_offsets)
     middle = raw + _bone_directions(joints, skeleton)
     norm = np.linalg.norm(middle, axis=-1, keepdims=True)
-    sideways = np.roll(raw, 1, axis=-1)  # for a bone against its axis: half a turn about any axis across
+    sideways = np.roll(raw, 1, axis=-1)  # a bone opposite to its axis: half a turn about a perpendicular axis
     middle = np.where(norm > 1e-9, middle / np.maximum(norm, TINY), sideways)
     mirror = np.eye(3) - 2 * middle[..., :, None] * middle[..., None, :]  # (T, J, 3, 3)
     own = mirror * (1 - 2 * raw ** 2)[:, None, :]
@@ -237,9 +222,7 @@ def rotate_y(vectors, angle):
 
 def recover_root(features):
     """Features (..., T, D) -> heading (..., T) in radians from +Z towards +X, and root positions (..., T, 3).
-
-    Numpy in, numpy out; torch in, torch out, differentiable.
-    """
+    Numpy or torch, differentiable."""
     xp = torch if torch.is_tensor(features) else np
     zero = xp.zeros_like(features[..., :1, 0])
     heading = -2 * xp.concatenate([zero, xp.cumsum(features[..., :-1, 0], -1)], -1)
@@ -250,11 +233,8 @@ def recover_root(features):
 
 
 def facing_joints(features, num_joints):
-    """Features (..., T, D) -> joints (..., T, J, 3) in the facing frame; the root has x = z = 0 and its
-    height.
-
-    Nothing is accumulated over time, so an error in one frame stays in that frame. Numpy or torch.
-    """
+    """Features (..., T, D) -> joints (..., T, J, 3) in the facing frame, the root above its origin. Nothing
+    is accumulated over time, so an error in one frame stays there. Numpy or torch."""
     xp = torch if torch.is_tensor(features) else np
     height = features[..., 3]
     root = xp.stack([xp.zeros_like(height), height, xp.zeros_like(height)], -1)[..., None, :]
@@ -263,10 +243,8 @@ def facing_joints(features, num_joints):
 
 
 def features_to_joints(features, num_joints):
-    """Features (..., T, D), essential or standard and not normalised -> joints (..., T, J, 3).
-
-    Numpy in, numpy out; torch in, torch out, differentiable. MotionError where there are too few columns.
-    """
+    """Features (..., T, D), essential or standard and not normalised -> joints (..., T, J, 3). Numpy or
+    torch, differentiable. MotionError where there are too few columns."""
     xp = torch if torch.is_tensor(features) else np
     joints = facing_joints(features, num_joints)
     heading, root = recover_root(features)
@@ -283,6 +261,6 @@ def essential(features, skeleton_or_dim):
 
 
 def features_to_standard(features, skeleton, target_offsets=None):
-    """Essential features (T, D) -> standard features (T - 1, 263 or 251) of the joints they stand for."""
+    """Essential features (T, D) -> standard features (T - 1, 263 or 251) of the same motion."""
     features = np.asarray(features, np.float64)
     return joints_to_features(features_to_joints(features, skeleton.num_joints), skeleton, target_offsets)

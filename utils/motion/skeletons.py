@@ -39,13 +39,13 @@ class Skeleton:
 
     @property
     def bones(self):
-        """[(parent, child)], in an order in which a parent's own bone stands before those that hang on it."""
+        """[(parent, child)]; a parent's own bone comes before those of its children."""
         return [bone for chain in self.chains for bone in zip(chain, chain[1:])]
 
     @cached_property
     def turned_by(self):
-        """The joint in whose frame each joint's rotation is expressed, for joints 1 .. J-1: its parent, but
-        at the start of every chain the root."""
+        """For joints 1 .. J - 1, the joint in whose frame the rotation is expressed: the parent, or the root
+        at the start of a chain."""
         starts = {chain[1] for chain in self.chains}
         return [0 if joint in starts else self.parents[joint] for joint in range(1, self.num_joints)]
 
@@ -64,36 +64,20 @@ class Skeleton:
         ends = np.cumsum([1, 2, 1, 3 * rest, 6 * rest, 3 * self.num_joints, 4]).tolist()
         return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
-    @cached_property
-    def sides(self):
-        r_hip, l_hip, r_shoulder, l_shoulder = self.face_joints
-        sides = ["centre"] * self.num_joints
-        for chain in self.chains:
-            for side, ends in (("right", {r_hip, r_shoulder}), ("left", {l_hip, l_shoulder})):
-                for joint in chain[1:] if ends & set(chain) else ():
-                    sides[joint] = side
-        return tuple(sides)
-
     def side(self, joint):
         """"left", "right" or "centre": where the joint lies on the body."""
-        return self.sides[joint]
-
-
-def _axes(words):
-    """Rows of unit axes from words like "0 +x -y"."""
-    axis = {"x": 0, "y": 1, "z": 2}
-    rows = np.zeros((len(words.split()), 3))
-    for row, word in zip(rows, words.split()):
-        if word != "0":
-            row[axis[word[1]]] = 1.0 if word[0] == "+" else -1.0
-    return rows
+        r_hip, l_hip, r_shoulder, l_shoulder = self.face_joints
+        limb = {other for chain in self.chains if joint in chain[1:] for other in chain}
+        return "right" if limb & {r_hip, r_shoulder} else "left" if limb & {l_hip, l_shoulder} else "centre"
 
 
 def _skeleton(raw_offsets, bone_lengths=None, **fields):
-    raw = _axes(raw_offsets)
-    target = raw * np.array(bone_lengths)[:, None] if bone_lengths else None
-    rows = [None if table is None else tuple(map(tuple, table.tolist())) for table in (raw, target)]
-    return Skeleton(num_joints=len(raw), raw_offsets=rows[0], target_offsets=rows[1], **fields)
+    """``raw_offsets``: one word per joint, an axis such as +x or -y, or 0 for the root."""
+    raw = tuple(tuple(float(f"{word[0]}1") if axis in word else 0.0 for axis in "xyz")
+                for word in raw_offsets.split())
+    target = bone_lengths and tuple(tuple(length * x for x in axis)
+                                    for axis, length in zip(raw, bone_lengths))
+    return Skeleton(num_joints=len(raw), raw_offsets=raw, target_offsets=target, **fields)
 
 
 SKELETONS = {

@@ -1,5 +1,4 @@
-"""Motion features against the reference's, and what must hold for any motion: recovery, invariance,
-gradients."""
+"""Motion features against the reference's, and what holds for any motion: recovery, invariance, gradients."""
 import json
 
 import numpy as np
@@ -26,8 +25,7 @@ T2M, KIT = SKELETONS["t2m"], SKELETONS["kit"]
 
 
 def figure(heading, path, skeleton=T2M, seed=0):
-    """Joints (T, J, 3) of a body that swings its limbs and looks along ``heading`` (T,) at ``path`` (T, 2) of
-    x, z."""
+    """Joints (T, J, 3) of a body that swings its limbs, with ``heading`` (T,) and ``path`` (T, 2) of x, z."""
     rng = np.random.default_rng(seed)
     frames, time = len(heading), np.arange(len(heading))
     lengths = 0.1 + 0.3 * rng.random(skeleton.num_joints)
@@ -45,16 +43,14 @@ def figure(heading, path, skeleton=T2M, seed=0):
 
 
 def circle(direction, turns=1.5, frames=150, skeleton=T2M):
-    """A figure that walks on a circle of 1.5 m, to the left for direction 1 and to the right for -1, from
-    facing +Z."""
+    """A body on a circle of 1.5 m, to the left for direction 1, to the right for -1; it faces +Z first."""
     heading = direction * np.linspace(0, turns * 2 * np.pi, frames)
     path = 1.5 * direction * np.stack([1 - np.cos(heading), np.sin(heading)], -1)
     return figure(heading, path, skeleton)
 
 
 def placed(joints, skeleton=T2M):
-    """What recovery gives back: the clip on the floor, from x = z = 0, frame 0 facing +Z, less its last
-    frame."""
+    """What recovery returns: the clip on the floor, from x = z = 0, facing +Z first, less its last frame."""
     right_hip, left_hip, right_shoulder, left_shoulder = joints[0, list(skeleton.face_joints)]
     across = right_hip - left_hip + right_shoulder - left_shoulder
     origin = joints[0, 0].copy()
@@ -83,8 +79,7 @@ def test_features_and_recovery_agree_with_the_reference(file, skeleton, toleranc
 def test_sample_of_humanml3d():
     data = golden("sample_012314.npz")
     features = joints_to_features(data["joints"], T2M, T2M.target_offsets)
-    # later: smoothing lacks the file's last frame
-    assert relative_error(features[:100], data["features"][:100]) <= 1e-5
+    assert relative_error(features[:100], data["features"][:100]) <= 1e-5  # later, smoothing lacks a frame
     assert relative_error(features_to_joints(data["features"], 22), data["joints"]) <= 1e-5
 
 
@@ -103,8 +98,7 @@ def test_turns_agree_but_for_the_sign_fault(side, faulty):
     assert np.allclose(features[fault, 0], -reference[fault, 0], atol=1e-5)
     scale = np.abs(reference).max()
     assert np.abs(features - reference)[~fault, 0].max() <= 1e-5 * scale
-    # The reference's float32 roots are those of its own machine; where MKL's are correctly rounded, 1.5e-5
-    # was seen.
+    # The reference's float32 roots are its machine's; where MKL rounds correctly, 1.5e-5 was seen.
     assert np.abs(features - reference)[:, 1:].max() <= 2e-5 * scale
     moved = retarget(positions.astype(np.float64), T2M, data["target_offsets"])
     assert np.abs(features_to_joints(features, 22) - placed(moved)).max() <= 1e-5
@@ -128,8 +122,7 @@ def test_a_steady_turn_never_flips_its_sign(direction):
     features = joints_to_features(circle(direction, turns=3, frames=300), T2M)
     assert (np.sign(features[1:, 0]) == -direction).all()
     heading, _ = recover_root(features)
-    # left = from +Z towards +X = positive, and all turns are counted
-    assert heading[-1] * direction > 5 * np.pi
+    assert heading[-1] * direction > 5 * np.pi  # left is positive, and all turns count
 
 
 def test_place_and_heading_of_a_clip_do_not_matter():
@@ -151,26 +144,24 @@ def test_retargeting_keeps_directions_and_gives_the_bones():
     small = retarget(big, T2M, T2M.target_offsets)
     for parent, child in T2M.bones:
         length = np.linalg.norm(small[:, child] - small[:, parent], axis=-1)
-        # float32 rotations along a chain
-        assert np.allclose(length, np.linalg.norm(T2M.target_offsets[child]), rtol=2e-5)
+        assert np.allclose(length, np.linalg.norm(T2M.target_offsets[child]), rtol=2e-5)  # float32 rotations
     assert np.allclose(small * 1.7, big, atol=5e-6)  # the figure has the target's proportions
-    error = np.abs(joints_to_features(big, T2M, T2M.target_offsets)
-                   - joints_to_features(big / 1.7, T2M)).max(0)
-    # retargeting rounds to float32
+    small = joints_to_features(big / 1.7, T2M)
+    error = np.abs(joints_to_features(big, T2M, T2M.target_offsets) - small).max(0)
     assert error[:67].max() < 5e-6 and error[193:].max() < 5e-6 and error[67:193].max() < 1e-4
-    assert not np.allclose(joints_to_features(big, T2M), joints_to_features(big / 1.7, T2M), atol=1e-2)
+    assert not np.allclose(joints_to_features(big, T2M), small, atol=1e-2)
 
 
 def test_velocities_and_contacts():
     joints = figure(np.zeros(40), np.zeros((40, 2)))
     joints[:] = joints[:1]
-    joints[:, :, 2] += np.arange(40)[:, None] * 0.1  # glides forward 0.1 m a frame, but ...
-    joints[:, 10] = joints[0, 10]  # ... the left toe stays
+    joints[:, :, 2] += np.arange(40)[:, None] * 0.1  # glides forward 0.1 m per frame
+    joints[:, 10] = joints[0, 10]  # but for the left toe
     features = joints_to_features(joints, T2M)
     assert np.allclose(features[:, 1:3], [0, 0.1], atol=1e-6) and np.allclose(features[:, 0], 0, atol=1e-6)
     velocities = features[:, 193:259].reshape(-1, 22, 3)
-    assert np.allclose(velocities[:, 5], [0, 0, 0.1], atol=1e-6) and np.allclose(velocities[:, 10], 0,
-                                                                                 atol=1e-6)
+    assert np.allclose(velocities[:, 5], [0, 0, 0.1], atol=1e-6)
+    assert np.allclose(velocities[:, 10], 0, atol=1e-6)
     assert (features[:, 259:] == [0, 1, 0, 0]).all()  # left ankle, left toe, right ankle, right toe
 
 
@@ -187,13 +178,12 @@ def test_rotations_are_rotations_even_for_odd_bones():
 @pytest.mark.parametrize("heading", [0.0, np.pi / 2, np.pi, np.pi + 1e-5, np.pi - 1e-3, 3.0])
 @pytest.mark.parametrize("tilt", [0.0, 1e-5, 1e-4, 1e-3, 1e-2])
 def test_retargeting_bones_against_their_axis_and_bodies_that_look_back(heading, tilt):
-    """Single precision has the fewest digits there: the joints must still be those of double precision."""
+    """Where single precision is least accurate, joints are still close to those of double precision."""
     upright = figure(np.zeros(30), np.zeros((30, 2)))
     body = upright.copy()
-    # a knee above
-    body[:, 4] = body[:, 1] + np.linalg.norm(T2M.target_offsets[4]) * np.array([np.sin(tilt), np.cos(tilt),
-                                                                                0])
-    for joint in (7, 10):  # what hangs on it
+    thigh = np.linalg.norm(T2M.target_offsets[4]) * np.array([np.sin(tilt), np.cos(tilt), 0])
+    body[:, 4] = body[:, 1] + thigh  # the knee is above the hip
+    for joint in (7, 10):  # ankle and toe move along
         body[:, joint] = body[:, 4] + upright[:, joint] - upright[:, 4]
     joints = rotate_y(body, np.float64(heading))
     assert np.abs(retarget(joints, T2M, T2M.target_offsets) - joints).max() < 4e-4
@@ -245,8 +235,7 @@ def test_standard_features_of_essential_ones():
     features = joints_to_features(circle(1), T2M)
     again = features_to_standard(features[:, :67], T2M)
     assert again.shape == (len(features) - 1, 263)
-    # further on the smoothing meets the frame that is lost
-    assert np.abs(again - features[:-1])[:60].max() < 1e-4
+    assert np.abs(again - features[:-1])[:60].max() < 1e-4  # later, smoothing lacks a frame
 
 
 # Skeletons, statistics, errors
