@@ -67,11 +67,11 @@ def some(names, most=5):
 
 
 def check_environment():
-    supported, python = (3, 10) <= sys.version_info[:2] <= (3, 12), f"Python {sys.version.split()[0]}"
-    yield ok(python) if supported else warning(f"{python}; 3.10 to 3.12 are supported")
-    cuda, torch_version = torch.cuda.is_available(), f"torch {torch.__version__}"
-    yield (ok(f"{torch_version}, CUDA on {torch.cuda.get_device_name(0)}") if cuda else
-           warning(f"{torch_version}, no CUDA: a CPU is too slow to train XL"))
+    supported = (3, 10) <= sys.version_info[:2] <= (3, 12)
+    yield (ok if supported else warning)(f"Python {sys.version.split()[0]} (supported: 3.10 to 3.12)")
+    cuda = torch.cuda.is_available()
+    device = f"CUDA on {torch.cuda.get_device_name(0)}" if cuda else "no CUDA: a CPU is too slow to train XL"
+    yield (ok if cuda else warning)(f"torch {torch.__version__}, {device}")
     ffmpeg, problem = attempt(imageio_ffmpeg.get_ffmpeg_exe)
     yield missing(problem.what, "use sample.py --no_video") if problem else ok(f"ffmpeg {ffmpeg}")
     for name in TextEncoder.TEXT_ENCODERS:
@@ -141,9 +141,8 @@ def check_statistics(spec, clips):
     factor, limit = max([max(ratio, 1 / ratio) for ratio in ratios] or [1.0]), 1.25 + 5 / root
     text = (f"{len(clips)} training clips: Mean.npy is at {excess:.2f} of its tolerance, Std.npy off by a "
             f"factor of {factor:.2f} (at most {limit:.2f})")
-    if excess <= 1 and factor <= limit:
-        return ok(f"Mean.npy and Std.npy fit {text}")
-    return damaged(f"Mean.npy and Std.npy do not fit {text}", f"they belong to other features; {source}")
+    return (ok(f"Mean.npy and Std.npy fit {text}") if excess <= 1 and factor <= limit else
+            damaged(f"Mean.npy and Std.npy do not fit {text}", f"they belong to other features; {source}"))
 
 
 def check_captions(spec, clips):
@@ -317,6 +316,8 @@ def ask(script, words):
         with redirect_stdout(output), redirect_stderr(output):
             run(importlib.import_module(script).main)
     except SystemExit as stop:
+        if stop.code == 130:  # Ctrl-C
+            raise KeyboardInterrupt from stop
         return (re.findall(r"\berror: (.+)", output.getvalue()) or [f"exit code {stop.code}"])[-1]
     except Exception as error:  # a bug of the script, or damage that it does not expect
         return f"{type(error).__name__}: {error}"
@@ -361,10 +362,9 @@ def parse_args():
                         help="200 clips per data set, one checkpoint per run, one generator per data set")
     parser.add_argument("--json", type=Path, default=None, help="file for the report as JSON")
     args = parser.parse_args()
-    for path in filter(Path.is_file, (args.dataset_dir, args.checkpoints_dir, args.glove_dir)):
-        parser.error(f"{path} is not a folder")
-    if args.json and not args.json.parent.is_dir():
-        parser.error(f"{args.json.parent} is not a folder")
+    wrong = [path for flag in DIRS if (path := getattr(args, flag)).is_file()]
+    if wrong or (args.json and not args.json.parent.is_dir()):
+        parser.error(f"{(wrong or [args.json.parent])[0]} is not a folder")
     return args
 
 

@@ -80,7 +80,8 @@ def test_commands_exist(page, flags_of):
 
 
 def test_the_readme_is_short_and_has_a_chinese_sister():
-    english, chinese, index = map(text_of, (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs/README.md"))
+    names = "README.md", "README.zh-CN.md", "docs/README.md"
+    english, chinese, index = (text_of(ROOT / name) for name in names)
     assert len(english.split()) < 900 and "README.zh-CN.md" in english and "README.md" in chinese
     assert all(f"]({page.name})" in index for page in ROOT.glob("docs/*.md")
                if page.name != "README.md")

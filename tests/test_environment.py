@@ -18,7 +18,7 @@ LINE = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[0-9.]+)(?P<only>; python_
 
 def pins(here=False):
     """{package: version} of requirements.txt, whose lines are pins with reasons, or comments; ``here``: only
-    lines that apply to this Python."""
+    what applies to this Python."""
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines()
              if not line.startswith("#")]
     assert [line for line in lines if not LINE.fullmatch(line)] == []

@@ -371,7 +371,7 @@ def machine(tmp_path_factory):
     build_demo(root / "datasets" / "demo", num_clips=240)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for module in ("models.TextEncoder", "sample", "edit"):
+        for module in ("models.TextEncoder", "sample"):
             patch.setattr(f"{module}.load_text_encoder", lambda *_args: FakeText())
         yield Machine(patch)
 
