@@ -93,12 +93,19 @@ def generate_plain(bench, family, clips, **settings):
     return took * scale, meter, note
 
 
-def sampling_case(bench, family, clips, plain_settings, fast_settings, aim, what):
-    """Rows of one batch: seconds of both samplers for each of --precisions."""
-    rows = []
+def sampling(bench, family, clips, aim):
+    """Rows of one batch: seconds of both samplers for each of --precisions. The continuous family has the
+    same solver in both, FSQ the published solver against the default one."""
+    args, rows = bench.args, []
+    if family == "MARDM":
+        plain_settings = fast_settings = {"solver": args.solver, "ode_steps": args.ode_steps}
+        solvers = args.solver if args.solver == "dopri5" else f"{args.solver} {args.ode_steps} in both"
+    else:
+        plain_settings, fast_settings, solvers = {"solver": "dopri5"}, {}, f"dopri5 -> {SOLVER} {ODE_STEPS}"
+    what = f"{'one clip' if clips == 1 else f'{clips} clips together'}, {family}-SiT-{args.size}, {solvers}"
     allow_tf32(False)
     plain, plain_meter, note = generate_plain(bench, family, clips, **plain_settings)
-    for precision in bench.args.precisions:
+    for precision in args.precisions:
         allow_tf32(precision == "tf32")
         settings = fast_settings | {"precision": precision}
         generate(bench, family, clips, time_steps=2, **settings)  # warms up
@@ -122,22 +129,9 @@ def work(bench):
     return [row("head token evaluations per clip, same solver", *counts, "evaluations per solver step", 11)]
 
 
-def same_solver(bench, clips, aim, what):
-    settings = {"solver": bench.args.solver, "ode_steps": bench.args.ode_steps}
-    steps = "" if bench.args.solver == "dopri5" else f" {bench.args.ode_steps} in both"
-    name = f"{what}, MARDM-SiT-{bench.args.size}, {bench.args.solver}{steps}"
-    return sampling_case(bench, "MARDM", clips, settings, settings, aim, name)
-
-
-def default_solver(bench, clips, aim, what):
-    name = f"{what}, FSQ-MARDM-SiT-{bench.args.size}, dopri5 -> {SOLVER} {ODE_STEPS}"
-    return sampling_case(bench, "FSQ-MARDM", clips, {"solver": "dopri5"}, {}, aim, name)
-
-
 def batch(bench):
     """A batch of clips with the continuous model, same solver, and the head's share of the product speed."""
-    clips = bench.args.clips
-    rows = same_solver(bench, clips, 9, f"{clips} clips together")
+    clips, rows = bench.args.clips, sampling(bench, "MARDM", bench.args.clips, 9)
     for precision, made in zip(bench.args.precisions, list(rows)):
         speed = bench.speed(precision)
         rows.append({"what": f"head's share of the product speed, {clips} clips, {precision}", "plain": speed,
@@ -149,17 +143,17 @@ def batch(bench):
 
 def single(bench):
     """One clip with the continuous model, same solver."""
-    return same_solver(bench, 1, 4, "one clip")
+    return sampling(bench, "MARDM", 1, 4)
 
 
 def fsq_batch(bench):
     """A batch of clips with the FSQ model: published solver against the default one."""
-    return default_solver(bench, bench.args.clips, 30, f"{bench.args.clips} clips together")
+    return sampling(bench, "FSQ-MARDM", bench.args.clips, 30)
 
 
 def fsq_single(bench):
     """One clip with the FSQ model: published solver against the default one."""
-    return default_solver(bench, 1, 15, "one clip")
+    return sampling(bench, "FSQ-MARDM", 1, 15)
 
 
 def training_step(bench, variant, precision="fp32", compiled=False):

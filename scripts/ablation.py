@@ -22,7 +22,7 @@ from models.loading import load_autoencoder
 from models.MARDM import SIZES, family_of
 from scripts.runs import Experiment, add_experiment, newest_result
 from utils import options
-from utils.curves import STYLE, curve, find_runs, plt, read_scalars, save_figure
+from utils.curves import STYLE, curve, plt, read_runs, save_figure
 from utils.errors import UserError, run
 from utils.evaluation.suites import load_suite, suite_flags
 from utils.files import RunFolder, read_checkpoint
@@ -32,8 +32,8 @@ DROP = 80  # % of the steps, after which the learning rate drops and the losses 
 COLUMNS = {  # column: (unit, digits)
     "target_dim": ("dimensions", 0), "FID": ("", 4), "R1": ("", 3), "R3": ("", 3), "matching": ("", 3),
     "diversity": ("", 2), "probes": ("fraction passed", 3), "foot_skating": ("m/s", 3),
-    "steps_to_FID": ("steps to the threshold", 0), "loss_mean": ("last fifth", 3),
-    "loss_noise": ("std / mean, last fifth", 3)}
+    "steps_to_FID": ("steps to the threshold", 0),  # its unit names the threshold later: count_steps
+    "loss_mean": ("last fifth", 3), "loss_noise": ("std / mean, last fifth", 3)}
 
 
 def parse_args():
@@ -45,8 +45,7 @@ def parse_args():
     add("--ae_bench", default="bench", help="--name of that bench")
     add("--ae_seed", type=options.non_negative_int,
         help="seed of the autoencoders; default: that of each generator")
-    add("--predictions", nargs="+", choices=PREDICTIONS, default=list(PREDICTIONS),
-        help="what the heads predict")
+    add("--predictions", nargs="+", choices=PREDICTIONS, default=PREDICTIONS, help="what the heads predict")
     add("--size", choices=list(SIZES), default="S", help="size of the generators")
     add("--diffmlps_batch_mul", type=options.positive_int, default=4,
         help="(noise, time) pairs per masked token and step")
@@ -56,8 +55,7 @@ def parse_args():
     add("--FID_threshold", type=options.positive_float, default=1.0,
         help="report the steps until the validation FID is this low (can be changed later)")
     add("--repeats", type=options.positive_int, default=3, help="repeats of the evaluation")
-    add("--probe_repeats", type=options.non_negative_int, default=0,
-        help="clips per probe prompt; 0 = no probes")
+    add("--probe_repeats", type=options.non_negative_int, default=0, help="clips per probe; 0 = no probes")
     add("--cfg", type=options.non_negative_float, help="guidance scale; default: the data set's")
     return parser.parse_args()
 
@@ -76,7 +74,8 @@ class Ablation(Experiment):
 
     def autoencoder(self, row, seed):
         """RunFolder of the autoencoder of a generator. UserError if it has not been trained."""
-        args, seed = self.args, seed if self.args.ae_seed is None else self.args.ae_seed
+        args = self.args
+        seed = seed if args.ae_seed is None else args.ae_seed
         folder = RunFolder(args.checkpoints_dir, self.spec.name, f"{args.ae_bench}_{row}_{seed}")
         if not folder.latest.is_file():
             raise UserError(f"there is no {folder.latest}: train it with python -m scripts.quantizer_bench "
@@ -137,7 +136,7 @@ def read_evaluation(folder):
 def read_curves(folder):
     """Validations of a run, and mean and relative noise of its loss after the learning rate's drop."""
     name = folder.root.name
-    scalars = read_scalars(find_runs(folder.root)[name], folder.root)
+    scalars = read_runs([folder.root])[name]
     steps, fid = curve(scalars, "Val/FID", name)
     at, losses = curve(scalars, "Train/loss", name)
     tail = losses[at > DROP / 100 * at[-1]]

@@ -87,6 +87,7 @@ def parse_args():
 
 def check_request(args):
     """UserError for flags or folders from which no data set can be made."""
+    source, out = args.source.resolve(), args.out.resolve()
     if args.min_frames > args.max_frames:
         raise UserError(f"--min_frames {args.min_frames} is more than --max_frames {args.max_frames}")
     if args.retarget == "target" and not SKELETONS[args.skeleton].target_offsets:
@@ -94,13 +95,11 @@ def check_request(args):
     if not args.source.is_dir():
         raise UserError(f"no folder {args.source}; --source needs joints/, texts/, train.txt, val.txt and "
                         "test.txt")
-    for folder in ("joints", "texts"):
-        if not (args.source / folder).is_dir():
-            raise UserError(f"{args.source} has no folder {folder}/")
+    if absent := [name for name in ("joints", "texts") if not (args.source / name).is_dir()]:
+        raise UserError(f"{args.source} has no folder {absent[0]}/")
     if args.out.name in ("", "..", *KNOWN):
         raise UserError(f"--out {args.out}: its last part names the data set, and must be a new name (not "
                         f"{' or '.join(KNOWN)}, the published data sets)")
-    source, out = args.source.resolve(), args.out.resolve()
     if source == out or out in source.parents:
         raise UserError(f"--out {args.out} is the source or contains it; pass another folder")
     if args.out.exists() and not args.overwrite:

@@ -11,13 +11,13 @@ checkpoints/<dataset>/<name>_<row>_<seed>. Started again it resumes, and more ro
 set's evaluator (train_evaluator.py).
 """
 import math
-import time
 from itertools import cycle
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.meter import seconds
 from models.AE import FSQ_REACH, AE_models, has_grid
 from models.loading import load_autoencoder, reach_of
 from scripts.runs import Experiment, add_experiment, newest_result
@@ -78,7 +78,9 @@ class Bench(Experiment):
             name = folder.root.name
             self.call(name, "-m", "scripts.analyze_codes", "--name", name, "--seed", seed, "--which",
                       "latest")
-            metrics |= read_topology(folder.root / "eval")
+            moved = newest_result(folder.root / "eval", "analyze_codes")["topology"]
+            metrics |= {"step_mm": moved["step_mm"], "swap_mm": moved["swap_mm"], "step_swap": moved["ratio"],
+                        "swap_correlation": moved["rank_correlation"]}
         return metrics
 
     def time_steps(self, wanted):
@@ -104,13 +106,6 @@ def read_evaluation(folder):
             **{key: codes.get(key) for key in usage}}
 
 
-def read_topology(folder):
-    """Of analyze_codes: joint displacement by a step to a neighbouring code, and by a random swap."""
-    moved = newest_result(folder, "analyze_codes")["topology"]
-    return {"step_mm": moved["step_mm"], "swap_mm": moved["swap_mm"], "step_swap": moved["ratio"],
-            "swap_correlation": moved["rank_correlation"]}
-
-
 def time_per_step(path, settings, device):
     """Median milliseconds of a float32 training step on random motion, without data loading."""
     ae, _ = load_autoencoder(path)
@@ -118,18 +113,15 @@ def time_per_step(path, settings, device):
     optimizer = torch.optim.AdamW(ae.parameters(), learning_rate(0, settings["lr"]))
     seed_everything(0)
     motion = torch.randn(settings["batch_size"], settings["window_size"], ae.input_width, device=device)
-    times = []
-    for _ in range(TIMED + 2):
-        start = time.perf_counter()
+
+    def step():
         out = ae(motion)
         loss = torch.nn.functional.smooth_l1_loss(out.motion, motion) + out.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times[2:]))
+
+    return 1000 * float(np.median([seconds(step, device) for _ in range(TIMED + 2)][2:]))  # 2 to warm up
 
 
 def draw(table, path):
@@ -139,10 +131,8 @@ def draw(table, path):
         figure, panels = plt.subplots(2, 2, figsize=(14, 13), layout="constrained")
         for axes, key in zip(panels[0], ("MPJPE", "MPJPE_facing")):
             draw_rate(figure, axes, key, rows)
-        for axes, key, label in zip(panels[1], ("step_swap", "swap_correlation"), (
-                "joint displacement: neighbouring code / random other code",
-                "rank correlation: distance of codes, of poses")):
-            draw_bars(axes, key, label, [summary for summary in rows if key in summary])
+        draw_bars(panels[1, 0], "step_swap", "joint displacement: neighbouring / random other code", rows)
+        draw_bars(panels[1, 1], "swap_correlation", "rank correlation: distance of codes, of poses", rows)
         save_figure(figure, path)
 
 
@@ -165,10 +155,11 @@ def draw_rate(figure, axes, key, rows):
 
 
 def draw_bars(axes, key, label, rows):
-    """A bar per row, the first one on top."""
-    for place, summary in enumerate(reversed(rows)):
+    """A bar for each row that has the metric, the first one on top."""
+    rows = [summary for summary in reversed(rows) if key in summary]
+    for place, summary in enumerate(rows):
         axes.barh(place, summary[key], xerr=summary.get(f"{key}_std"), capsize=2, **colour(summary))
-    axes.set_yticks(range(len(rows)), [short(summary) for summary in reversed(rows)], fontsize=8)
+    axes.set_yticks(range(len(rows)), list(map(short, rows)), fontsize=8)
     axes.set(xlabel=label)
 
 

@@ -287,7 +287,8 @@ class Experiment:
     def flags(self, *names):
         """Command-line flags of these settings; None and False are left out."""
         flags = []
-        for name, value in ((name, self.settings[name]) for name in names):
+        for name in names:
+            value = self.settings[name]
             if value is not None and value is not False:
                 values = value if isinstance(value, list) else [] if value is True else [value]
                 flags += [f"--{name}", *values]

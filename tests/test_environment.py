@@ -10,8 +10,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-PACKAGE_OF = {"yaml": "pyyaml", "cv2": "opencv-python-headless", "clip": "openai-clip", "PIL": "pillow",
-              "mpl_toolkits": "matplotlib"}  # import name: package name
+PACKAGE_OF = {"cv2": "opencv-python-headless", "clip": "openai-clip", "PIL": "pillow",
+              "mpl_toolkits": "matplotlib", "yaml": "pyyaml"}  # import name: package name
 ROOMS = ("models", "utils", "diffusions", "scripts", "benchmarks", "tests")
 LINE = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[0-9.]+)(?P<only>; python_version >= \"3\.11\")? +# .+")
 

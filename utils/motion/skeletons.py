@@ -13,8 +13,8 @@ class Skeleton:
     axis along which each bone points in the rest pose; face_joints: right hip, left hip, right shoulder, left
     shoulder; leg_joints: ends of the two bones that give the scale of retargeting; feet_threshold: squared
     displacement in a frame below which a foot stands (units of the data); target_offsets (J, 3) or None:
-    bones of the body that all clips of the data set share. For data sets made with the layout: fps and
-    min_frames unless chosen otherwise; height_range: vertical extent of a body, at least and at most.
+    bones of the body that all clips of the data set share; fps, min_frames: defaults of data sets
+    made with the layout; height_range: (least, most) plausible vertical extent of a body (units of the data).
     """
 
     name: str
