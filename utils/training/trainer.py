@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError, is_first
 from utils.training import distributed
-from utils.training.checkpoints import ResumableRun
+from utils.training.resuming import ResumableRun
 from utils.training.settings import autocast, learning_rate, peak_memory_mb, resolve_precision, step_seed
 
 # oneDNN caches buffers for the last 1,024 shapes by default, which takes gigabytes as batches differ in
