@@ -142,7 +142,7 @@ def main():
     pipeline, checkpoint, spec = load(args, args.precision)
     joints, features = read_source(args.source_motion, spec)
     edited = parse_sections(args.mask_edit_section, len(joints))
-    jobs, cond, seeds, settings = plan(args, pipeline.generator.cond_mode, checkpoint, spec)
+    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec)
     if options.checked():
         return
     motions = regenerate(pipeline, features, edited, cond, seeds, **settings)

@@ -20,7 +20,7 @@ from models.LengthEstimator import LengthTable
 from models.loading import load_length_estimator, load_pipeline, weights_hash
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
-from models.TextEncoder import cached_text_features, clip_tokenizer
+from models.TextEncoder import cached_text_features, clip_tokenizer, text_reader
 from utils import options
 from utils.clips import checkpoint_paths
 from utils.data.conditions import load_conditions
@@ -167,7 +167,8 @@ def main():
         raise UserError("--cal_mm, --probe_repeats: nothing to measure, this generator was trained without "
                         "conditions")
     settings = options.sampler_settings(args, spec, mode)
-    conditions = load_conditions(mode, spec, encode, checkpoint.get("actions", []))
+    read = partial(text_reader(pipeline.generator.text_cond), spec.text_encoder, folder=spec.root)
+    conditions = load_conditions(mode, spec, read, checkpoint.get("actions", []))
     with distributed.first_goes_ahead():
         suite = load_suite(args, spec, encode, clip_tokenizer, device)
         clips = TextClips(spec, "test", args.num_workers, suite.columns, conditions)

@@ -66,13 +66,14 @@ class Job(NamedTuple):
     frames: int
 
 
-def plan(args, cond_mode, checkpoint, spec, motion_length=0):
+def plan(args, generator, checkpoint, spec, motion_length=0):
     """What a command line asks for: [Job], their conditions (N, C) or None, their seeds, sampler settings."""
     def encode(texts):
-        return load_text_encoder(spec.text_encoder).encode(texts)
+        encoder = load_text_encoder(spec.text_encoder)
+        return encoder.encode(texts) if generator.text_cond == "pooled" else encoder.encode_words(texts)
 
-    wanted, cond = read_wanted(args, cond_mode, checkpoint, encode, motion_length)
-    settings = options.sampler_settings(args, spec, cond_mode)
+    wanted, cond = read_wanted(args, generator.cond_mode, checkpoint, encode, motion_length)
+    settings = options.sampler_settings(args, spec, generator.cond_mode)
     jobs = [Job(row, prompt, repeat, frames) for row, (prompt, frames) in enumerate(wanted)
             for repeat in range(args.repeat_times)]
     cond = None if cond is None else cond[[job.row for job in jobs]]
@@ -112,8 +113,7 @@ def length_estimator(checkpoint, args):
 def main():
     args = parse_args()
     pipeline, checkpoint, spec = load(args, args.precision)
-    mode = pipeline.generator.cond_mode
-    jobs, cond, seeds, settings = plan(args, mode, checkpoint, spec, args.motion_length)
+    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length)
     lengths = choose_lengths(jobs, cond, checkpoint, args, spec)
     if options.checked():
         return

@@ -18,7 +18,7 @@ from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
-from models.TextEncoder import cached_text_features
+from models.TextEncoder import cached_text_features, text_reader
 from utils import options
 from utils.arrays import upload
 from utils.data.conditions import COND_MODES, load_conditions
@@ -61,6 +61,8 @@ def parse_args():
         help="(noise, time) pairs per masked token and step")
     add("--prediction", choices=["velocity", "x", "noise"], default=None,
         help="what the head predicts: velocity (default) or x (the clean target) of SiT, noise of DDPM")
+    add("--text_cond", choices=["pooled", "tokens"], default="pooled",
+        help="how a text is read: as one feature of the whole, or word by word too, by cross-attention")
     add("--cond_drop_prob", type=fraction, default=0.1, help="probability to drop a condition, for guidance")
     add("--dropout", type=fraction, default=0.2, help="dropout of the transformer")
     add("--count_from_end", action="store_true",
@@ -152,7 +154,7 @@ def make_generation_check(suite, data, groups, ae, ema, args, device):
     validation clip. groups: (N,) numbers of which a retrieval batch holds each once, or None."""
     captions = [entry.captions[0] for entry in data.entries]
     conditional = args.cond_mode != "uncond"
-    cond = torch.stack([data.features[rows[0]] for rows in data.caption_rows]) if conditional else None
+    cond = data.features[[rows[0] for rows in data.caption_rows]] if conditional else None
     cfg = data.store.spec.cfg if conditional else 1.0
     frames = [min(int(length), args.max_motion_length, MAX_LENGTH) // 4 * 4 for length in data.lengths]
     real = suite.rebuilt([data.store.frames(e.clip, e.start, e.start + count)
@@ -181,7 +183,10 @@ def main():
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
-        conditions = load_conditions(args.cond_mode, spec, encode)
+        if args.text_cond == "tokens" and args.cond_mode != "text":
+            raise UserError("--text_cond tokens: the generator reads no text; it goes with --cond_mode text")
+        read = partial(text_reader(args.text_cond), spec.text_encoder, folder=spec.root)
+        conditions = load_conditions(args.cond_mode, spec, read)
         suite = load_suite(args, spec, encode, device=device) if args.need_evaluation else None
         ae_path = RunFolder(args.checkpoints_dir, spec.name, args.ae_name).checkpoint()
         ae = load_autoencoder(ae_path, args.ae_model)[0].to(device).requires_grad_(False)
@@ -196,6 +201,7 @@ def main():
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
               "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions),
+              **({"word_dim": data.features.word_dim} if args.text_cond == "tokens" else {}),
               "dropout": args.dropout, "cond_drop_prob": args.cond_drop_prob,
               "diffmlps_batch_mul": args.diffmlps_batch_mul, "prediction": args.prediction,
               **({"count_from_end": True} if args.count_from_end else {}),

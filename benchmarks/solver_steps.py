@@ -108,7 +108,8 @@ def main():
         raise UserError(f"{folder.checkpoint()} has no SiT head, so it has no solver")
     prompts = [p for p, _ in (read_prompts(None, args.text_path) if args.text_path else PROMPTS)]
     prompts = [prompts[i * len(prompts) // args.clips] for i in range(args.clips)]
-    text = load_text_encoder(spec.text_encoder).encode(prompts)
+    encoder = load_text_encoder(spec.text_encoder)
+    text = encoder.encode(prompts) if generator.text_cond == "pooled" else encoder.encode_words(prompts)
     if options.checked():
         return
     head = generator.DiffMLPs

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from models.DiffMLPs import HEADS, modulate
 from models.generation import SamplerSettings, generate, padding_mask_of
 from utils.errors import UserError
+from utils.text_condition import drop
 
 NOISED, MASKED = 0.10, 0.88  # fraction of masked tokens replaced by noise; of the rest, by the mask token
 
@@ -44,6 +45,17 @@ class PositionalEncoding(nn.Module):
         return self.dropout(x)
 
 
+def attend(query, key, value, mask, dropout):
+    """Attention of queries (B, heads, L, c) to keys and values (B, heads, W, c) where mask (B, W) is true ->
+    (B, L, heads c)."""
+    # fused attention on a CPU in bfloat16: its backward pass is several times slower than matrix products
+    plain = query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None],
+                                           dropout_p=dropout)
+    return rearrange(y, "b heads l c -> b l (heads c)")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over (B, L, Z) with a key-padding mask (B, L), true = padding."""
 
@@ -56,12 +68,23 @@ class Attention(nn.Module):
     def forward(self, x, padding_mask):
         query, key, value = (rearrange(layer(x), "b l (heads c) -> b heads l c", heads=self.heads)
                              for layer in (self.query, self.key, self.value))
-        # fused attention on a CPU in bfloat16: its backward pass is several times slower than matrix products
-        plain = query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            y = F.scaled_dot_product_attention(query, key, value, attn_mask=~padding_mask[:, None, None],
-                                               dropout_p=self.dropout if self.training else 0.0)
-        return self.proj_dropout(self.proj(rearrange(y, "b heads l c -> b l (heads c)")))
+        return self.proj_dropout(self.proj(attend(query, key, value, ~padding_mask,
+                                                  self.dropout * self.training)))
+
+
+class CrossAttention(nn.Module):
+    """Motion tokens (B, L, Z) attend to a sentence's words (B, W, Z) with a mask (B, W), true = a word."""
+
+    def __init__(self, width, heads, dropout):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
+        self.proj_dropout = nn.Dropout(dropout)
+
+    def forward(self, x, words, mask):
+        query, key, value = (rearrange(y, "b l (heads c) -> b heads l c", heads=self.heads)
+                             for y in (self.query(x), self.key(words), self.value(words)))
+        return self.proj_dropout(self.proj(attend(query, key, value, mask, self.dropout * self.training)))
 
 
 class MLP(nn.Module):
@@ -75,20 +98,25 @@ class MLP(nn.Module):
 
 
 class MARTransBlock(nn.Module):
-    """Transformer block whose norms and residuals are modulated by the condition (adaLN-zero, as in DiT)."""
+    """Transformer block whose norms and residuals are modulated by the condition (adaLN-zero, as in DiT).
+    ``words``: whether it reads the words of a sentence too, between attention and MLP."""
 
-    def __init__(self, width, heads, hidden, dropout):
+    def __init__(self, width, heads, hidden, dropout, words=False):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.attn = Attention(width, heads, dropout)
         self.mlp = MLP(width, hidden, dropout)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.norm_words = nn.LayerNorm(width, eps=1e-6) if words else None
+        self.attn_words = CrossAttention(width, heads, dropout) if words else None
 
-    def forward(self, x, cond, padding_mask):
+    def forward(self, x, cond, padding_mask, words=None, words_mask=None):
         modulations = rearrange(self.adaLN_modulation(cond), "b (six z) -> six b 1 z", six=6)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask)
+        if self.attn_words is not None:
+            x = x + self.attn_words(self.norm_words(x), words, words_mask)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 
@@ -114,6 +142,8 @@ class MARDMSettings:
     count_from_end: bool = False  # add positions from the clip's end; the published models have none
     prediction: str | None = None  # "velocity" or "x" (SiT), "noise" (DDPM); None = the first of the head's
     target_scale: float = 1.0  # see DiffHead
+    # E, width of the states of a sentence's words; 0 = the pooled text feature alone is read
+    word_dim: int = 0
 
 
 class MARDM(nn.Module):
@@ -132,9 +162,14 @@ class MARDM(nn.Module):
         self.mask_latent = nn.Parameter(torch.zeros(1, 1, s.ae_dim))
         self.input_process = nn.Sequential(OrderedDict(poseEmbedding=nn.Linear(s.ae_dim, s.width)))
         self.position_enc = PositionalEncoding(s.width, s.dropout)
-        self.MARTransformer = nn.ModuleList(MARTransBlock(s.width, s.heads, s.ff, s.dropout)
+        self.text_cond = "tokens" if s.word_dim else "pooled"
+        self.MARTransformer = nn.ModuleList(MARTransBlock(s.width, s.heads, s.ff, s.dropout, s.word_dim > 0)
                                             for _ in range(s.layers))
         self.cond_emb = nn.Identity() if s.cond_mode == "uncond" else nn.Linear(self.cond_dim, s.width)
+        if s.word_dim:
+            self.word_emb = nn.Linear(s.word_dim, s.width)
+            # all that is left when words are dropped
+            self.no_words = nn.Parameter(torch.zeros(1, 1, s.width))
         self._init_weights()
         self.DiffMLPs = HEADS[s.head](self.target_dim, s.width, s.head_width, s.head_depth, s.prediction,
                                       s.target_scale)
@@ -148,13 +183,20 @@ class MARDM(nn.Module):
         nn.init.normal_(self.mask_latent, std=0.02)
         for block in self.MARTransformer:  # adaLN-zero
             nn.init.zeros_(block.adaLN_modulation[1].weight)
+            if block.attn_words is not None:  # so that training begins as with the pooled feature alone
+                nn.init.zeros_(block.attn_words.proj.weight)
 
     def forward(self, latents, cond, padding_mask, force_mask=False, mask=None):
-        """latents (B, L, C), cond (B, cond_dim; ignored when unconditional), padding_mask (B, L; true =
-        padding) -> (B, L, Z). ``force_mask`` drops the condition. ``mask`` (B, L) moves known tokens before
-        masked ones inside ("hard pseudo reorder"); attention does not depend on the order, so only rounding
-        changes."""
-        if force_mask or self.cond_mode == "uncond":
+        """latents (B, L, C), cond (B, cond_dim; a TextCondition for ``text_cond`` "tokens"; ignored when
+        unconditional), padding_mask (B, L; true = padding) -> (B, L, Z). ``force_mask`` drops the condition.
+        ``mask`` (B, L) moves known tokens before masked ones inside ("hard pseudo reorder"); attention does
+        not depend on the order, so only rounding changes."""
+        words = words_mask = None
+        if self.text_cond == "tokens":
+            cond = drop(cond, cond.mask.new_zeros(len(cond), 1)) if force_mask else cond
+            words = torch.cat([self.no_words.expand(len(cond), -1, -1), self.word_emb(cond.words)], 1)
+            words_mask, cond = F.pad(cond.mask, (1, 0), value=True), cond.pooled
+        elif force_mask or self.cond_mode == "uncond":
             cond = latents.new_zeros(len(latents), self.cond_dim)
         cond = self.cond_emb(cond)
         x = self.position_enc(self.input_process(latents), padding_mask if self.count_from_end else None)
@@ -162,7 +204,7 @@ class MARDM(nn.Module):
             order = mask.long().argsort(dim=1, stable=True)
             x, padding_mask = _reorder(x, order), padding_mask.gather(1, order)
         for block in self.MARTransformer:
-            x = block(x, cond, padding_mask)
+            x = block(x, cond, padding_mask, words, words_mask)
         return x if mask is None else _reorder(x, order.argsort(dim=1))
 
     def loss(self, latents, targets, cond, lengths, rows=slice(None), generator=None):
@@ -199,7 +241,7 @@ class MARDM(nn.Module):
         if self.cond_mode == "uncond" or not self.training or self.cond_drop_prob == 0:
             return cond
         keep = torch.rand(batch, 1, device=cond.device, generator=generator) >= self.cond_drop_prob
-        return cond * keep[rows]
+        return drop(cond, keep[rows])
 
     def draw_mask(self, padding, generator=None):
         """Training mask (B, L) bool: per clip the cosine of a uniform draw of the padded length, without

@@ -12,11 +12,20 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from utils.errors import UserError, only_check
-from utils.files import first_line, is_torchscript, load_plain, read_torchscript, write_checkpoint
+from utils.files import (
+    atomic_write,
+    first_line,
+    is_torchscript,
+    load_plain,
+    read_torchscript,
+    write_checkpoint,
+)
+from utils.text_condition import WordTable
 
 INSTALL = "run `pip install -r requirements.txt`"
 CLIP_CONTEXT = 77  # tokens that CLIP was trained on
@@ -44,24 +53,46 @@ class TextEncoder:
     """A frozen network with its tokenizer. ``dim``: width of its features.
 
     tokenize: list of str -> list of token lists. features: (network, tokens (B, L), mask (B, L; true = a
-    token)) -> (B, dim); padding must not affect them. pad_to: L of every batch; None = the longest text of
-    the batch.
+    token)) -> (B, dim); padding must not affect them. words: the same -> states of the tokens (B, L, E).
+    pad_to: L of every batch; None = the longest text of the batch.
     """
 
-    def __init__(self, name, dim, network, tokenize, features, device="cpu", pad_to=None):
+    def __init__(self, name, dim, network, tokenize, features, device="cpu", pad_to=None, words=None):
         self.name, self.dim, self.device, self.pad_to = name, dim, torch.device(device), pad_to
         self.network = network.to(self.device).eval().requires_grad_(False)
-        self.tokenize, self.features = tokenize, features
+        self.tokenize, self.features, self.words = tokenize, features, words
 
     @torch.no_grad()
     def encode(self, texts, batch_size=64):
         """List of N str -> (N, dim) float32 on the CPU. A text's feature does not depend on the other
         texts."""
-        if isinstance(texts, str):
-            raise TypeError("encode() takes a list of texts, not one text")
-        token_lists = self.tokenize(list(texts))
-        order = sorted(range(len(token_lists)), key=lambda i: len(token_lists[i]))  # keeps padding short
+        token_lists = self._tokens(texts)
         result = torch.empty(len(token_lists), self.dim)
+        for chosen, tokens, mask in self._batches(token_lists, batch_size):
+            result[chosen] = self.features(self.network, tokens, mask).float().cpu()
+        return result
+
+    @torch.no_grad()
+    def encode_words(self, texts, batch_size=64):
+        """List of N str -> WordTable: the features of ``encode``, and float16 states of the tokens."""
+        token_lists = self._tokens(texts)
+        states = [None] * len(token_lists)
+        for chosen, tokens, mask in self._batches(token_lists, batch_size):
+            found = self.words(self.network, tokens, mask)
+            found = (torch.nn.functional.normalize(found, dim=-1) * found.shape[-1] ** 0.5).half().cpu()
+            for i, rows, kept in zip(chosen, found, mask.cpu()):
+                states[i] = rows[kept]
+        ends = torch.tensor([len(rows) for rows in states]).cumsum(0).tolist()
+        return WordTable(self.encode(texts, batch_size), torch.cat(states), ends)
+
+    def _tokens(self, texts):
+        if isinstance(texts, str):
+            raise TypeError("this takes a list of texts, not one text")
+        return self.tokenize(list(texts))
+
+    def _batches(self, token_lists, batch_size):
+        """(places of the texts, tokens (B, L), mask (B, L)) of batches of similar length."""
+        order = sorted(range(len(token_lists)), key=lambda i: len(token_lists[i]))  # keeps padding short
         with torch.autocast(self.device.type, enabled=False):  # cached features must not depend on the caller
             for start in range(0, len(order), batch_size):
                 chosen = order[start:start + batch_size]
@@ -70,9 +101,7 @@ class TextEncoder:
                 tokens = torch.zeros(len(rows), self.pad_to or int(lengths.max()), dtype=torch.long)
                 mask = torch.arange(tokens.shape[1]) < lengths[:, None]
                 tokens[mask] = torch.cat(rows)
-                features = self.features(self.network, tokens.to(self.device), mask.to(self.device))
-                result[chosen] = features.float().cpu()
-        return result
+                yield chosen, tokens.to(self.device), mask.to(self.device)
 
 
 def load_text_encoder(name, device="cpu", weights=None):
@@ -109,9 +138,16 @@ def load_clip(device, weights):
         network = openai.model.build_model(dict(state)).float()
         load_known(network, state)  # build_model rounds to half precision, as OpenAI's own file is
         return TextEncoder("clip", dim, network, tokenize, lambda net, tokens, _: net.encode_text(tokens),
-                           device, pad_to=CLIP_CONTEXT)
+                           device, pad_to=CLIP_CONTEXT, words=openai_words)
     return TextEncoder("clip", dim, clip_in_transformers(state), tokenize,
-                       lambda net, tokens, _: net(input_ids=tokens).text_embeds, device)
+                       lambda net, tokens, _: net(input_ids=tokens).text_embeds, device,
+                       words=lambda net, tokens, _: net.text_model(input_ids=tokens).last_hidden_state)
+
+
+def openai_words(network, tokens, _mask):
+    """The states (B, L, E) from which OpenAI's ``encode_text`` takes that of the last token."""
+    x = network.token_embedding(tokens) + network.positional_embedding[: tokens.shape[1]]
+    return network.ln_final(network.transformer(x.transpose(0, 1)).transpose(0, 1))
 
 
 def load_known(network, state):
@@ -246,11 +282,15 @@ def load_minilm(device, weights):
     tokenizer.enable_truncation(MINILM_CONTEXT)
     return TextEncoder("minilm", config.hidden_size, network,
                        lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(texts)],
-                       minilm_features, device)
+                       minilm_features, device, words=minilm_words)
+
+
+def minilm_words(network, tokens, mask):
+    return network(input_ids=tokens, attention_mask=mask.long()).last_hidden_state  # (B, L, D)
 
 
 def minilm_features(network, tokens, mask):
-    hidden = network(input_ids=tokens, attention_mask=mask.long()).last_hidden_state  # (B, L, D)
+    hidden = minilm_words(network, tokens, mask)
     weight = mask[..., None].to(hidden.dtype)
     mean = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
     # elements of unit size on average, nearly as CLIP's, instead of vectors of length 1: a generator's other
@@ -283,6 +323,17 @@ def package_folder(module, package):
     return Path(list(spec.submodule_search_locations)[0])
 
 
+def missing_texts(captions, known):
+    """The captions that are not among the known ones, shortest first."""
+    return sorted(set(captions) - set(known), key=lambda text: (len(text), text))
+
+
+def in_chunks(encode, texts, label):
+    """[encode(chunk)], with a progress bar where that takes a while."""
+    starts = tqdm(range(0, len(texts), CHUNK), desc=label, unit="chunk", disable=len(texts) <= CHUNK)
+    return [encode(texts[start:start + CHUNK]) for start in starts]
+
+
 def cached_text_features(encoder_name, captions, folder, encode=None):
     """Features (N, dim), float32, of N captions of the data set in ``folder``, computed once and kept on
     disk.
@@ -299,14 +350,12 @@ def cached_text_features(encoder_name, captions, folder, encode=None):
     file = Path(folder) / "text_features" / f"{encoder_name}.pt"
     known, features = read_feature_file(file, dim)
     rows = {caption: i for i, caption in enumerate(known)}
-    missing = sorted(set(captions) - set(rows), key=lambda text: (len(text), text))
+    missing = missing_texts(captions, rows)
     if missing:
         encode = encode or load_text_encoder(encoder_name).encode
         if only_check():
             return torch.zeros(len(captions), dim or 0)
-        starts = tqdm(range(0, len(missing), CHUNK), desc=f"text features ({encoder_name})", unit="chunk",
-                      disable=len(missing) <= CHUNK)
-        features += [encode(missing[start:start + CHUNK]) for start in starts]
+        features += in_chunks(encode, missing, f"text features ({encoder_name})")
         rows |= {caption: len(known) + i for i, caption in enumerate(missing)}
         saved = {"captions": known + missing, "features": torch.cat(features)}
         write_checkpoint(file, saved, one_writer=False)
@@ -330,3 +379,53 @@ def read_feature_file(file, dim):
         print(f"warning: {file} is damaged ({first_line(error)}); text features are computed again",
               file=sys.stderr)
         return [], []
+
+
+def cached_text_words(encoder_name, captions, folder):
+    """WordTable of N captions of the data set in ``folder``, computed once and kept on disk.
+
+    ``folder/text_features/<encoder_name>_words.bin``: the states of all words, float16, mapped into memory,
+    so that they take none; ``.pt`` beside it: captions, pooled features, and where each caption's words end.
+    A damaged pair is rebuilt. With --check nothing is computed or written, and the features are zeros.
+    TextEncoderError as for ``cached_text_features``.
+    """
+    dim = lookup(encoder_name)[0]
+    index = Path(folder) / "text_features" / f"{encoder_name}_words.pt"
+    known, pooled, ends, states = read_words(index, dim)
+    missing = missing_texts(captions, known)
+    if missing:
+        encoder = load_text_encoder(encoder_name)
+        if only_check():
+            ends = range(1, len(captions) + 1)
+            return WordTable(torch.zeros(len(ends), dim), torch.zeros(len(ends), encoder.dim).half(), ends)
+        tables = in_chunks(encoder.encode_words, missing, f"text words ({encoder_name})")
+        with atomic_write(index.with_suffix(".bin")) as temporary, open(temporary, "wb") as file:
+            for part in (states, *(table.states.numpy() for table in tables)):
+                file.write(np.ascontiguousarray(part).data)
+        for table in tables:
+            ends = ends + [(ends[-1] if ends else 0) + end for end in table.ends[1:]]
+        pooled, known = torch.cat([pooled, *(table.pooled for table in tables)]), known + missing
+        write_checkpoint(index, {"captions": known, "pooled": pooled, "ends": ends,
+                                 "width": tables[0].word_dim}, one_writer=False)
+        states = np.memmap(index.with_suffix(".bin"), np.float16, "c").reshape(-1, tables[0].word_dim)
+    rows = {caption: i for i, caption in enumerate(known)}
+    return WordTable(pooled, states, ends, [rows[caption] for caption in captions])
+
+
+def read_words(index, dim):
+    """(captions, pooled features (M, dim), ends, states) of a pair of cache files; empty ones where there is
+    none or it is damaged."""
+    try:
+        saved = load_plain(index)
+        captions, pooled, ends = list(saved["captions"]), saved["pooled"], list(saved["ends"])
+        states = np.memmap(index.with_suffix(".bin"), np.float16, "c").reshape(-1, saved["width"])
+        if len(states) == ends[-1] and pooled.shape == (len(captions), dim) and len(ends) == len(captions):
+            return captions, pooled, ends, states
+    except (UserError, OSError, LookupError, ValueError, TypeError, AttributeError):
+        pass
+    return [], torch.zeros(0, dim), [], np.zeros((0, 1), np.float16)
+
+
+def text_reader(text_cond):
+    """The function (encoder's name, captions, folder=) that gives what a generator reads of captions."""
+    return {"pooled": cached_text_features, "tokens": cached_text_words}[text_cond]

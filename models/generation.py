@@ -14,6 +14,7 @@ from einops import rearrange, repeat
 from models.DiffMLPs import ODE_STEPS, SOLVER
 from utils.arrays import upload
 from utils.errors import UserError
+from utils.text_condition import concatenate, drop
 
 
 @dataclass(frozen=True)
@@ -147,5 +148,5 @@ def guidance_branches(model, latents, cond, padding, cfg, order, together=True):
     def twice(x):
         return None if x is None else repeat(x, "b ... -> (two b) ...", two=2)
 
-    both = torch.cat([cond, torch.zeros_like(cond)])
+    both = concatenate(cond, drop(cond, torch.zeros_like(padding[:, :1])))
     return model(twice(latents), both, twice(padding), mask=twice(order)).chunk(2)

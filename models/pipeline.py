@@ -23,7 +23,7 @@ def estimate_lengths(estimator, text, seeds, min_frames, max_frames):
     """Frames, multiples of 4, drawn by the length estimator for text features (B, C), each from its own
     seed."""
     draws = [sample_length(row[None], torch.Generator().manual_seed(seed), min_frames)
-             for row, seed in zip(estimator(text), seeds)]
+             for row, seed in zip(estimator(getattr(text, "pooled", text)), seeds)]
     return [min(int(draw[0]), max_frames // UNIT * UNIT) for draw in draws]
 
 

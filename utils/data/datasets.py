@@ -15,6 +15,7 @@ from utils.arrays import load_array
 from utils.data.packing import open_packed, read_text
 from utils.errors import MissingFile, UserError, say
 from utils.lengths import MAX_LENGTH
+from utils.text_condition import stack_conditions
 from utils.training import distributed
 
 TAG_RATE = 20  # captions' tags are seconds; the published rule multiplies by 20 whatever the frame rate
@@ -279,7 +280,7 @@ def collate_clips(samples):
     motion = torch.nn.utils.rnn.pad_sequence([sample["motion"] for sample in samples], batch_first=True)
     lengths, index = (torch.tensor([sample[name] for sample in samples]) for name in ("length", "index"))
     return {"motion": motion, "lengths": lengths, "index": index,
-            "cond": torch.stack([sample["cond"] for sample in samples]),
+            "cond": stack_conditions([sample["cond"] for sample in samples]),
             "keys": [sample["key"] for sample in samples]}
 
 
