@@ -391,5 +391,5 @@ def test_cache_errors_give_one_line(tmp_path):
 def test_check_downloads_nothing(monkeypatch):
     for name, value in (("import_openai_clip", object), ("find_clip_weights", lambda weights: None)):
         monkeypatch.setattr(module, name, value)
-    with checking(), pytest.raises(TextEncoderError, match="in a run without --check"):
+    with checking(), pytest.raises(TextEncoderError, match="by a run without --check"):
         load_text_encoder("clip")
