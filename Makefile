@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/python -m scripts.demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

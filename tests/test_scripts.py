@@ -414,7 +414,7 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
     ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--fsq_levels", "9" * 20, *TRAIN],
      "2 to 65536"),
     ("train_AE", ["--name", "new", "--model", "VQ_AE_Model", "--num_codes", "1" + "0" * 14, *TRAIN],
-     "numbers at most"),
+     "numbers; got"),
     ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "beta=-1", *TRAIN], "0 or more"),
     ("train_AE", ["--name", "new", *RVQ[:4], "--quantizer_settings", "decay=nan", *TRAIN],
      "is not a usable float"),
