@@ -565,3 +565,20 @@ def test_a_corrupt_file_in_the_data_set_is_named(work, tmp_path, monkeypatch, ca
         file.write_bytes(file.read_bytes()[:100])
     assert call("train_AE", "--name", "ae", *AE, *TRAIN) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_generator_that_reads_words(work, capsys):
+    """Training, resuming, sampling and editing with --text_cond tokens; a resumed run must read them too."""
+    words = ["--name", "words", *GENERATOR, *TRAIN, "--text_cond", "tokens"]
+    assert call("train_MARDM", *words, "--max_iter", "1") == 0
+    assert call("train_MARDM", *words, "--max_iter", "2", "--is_continue") == 0
+    capsys.readouterr()
+    assert call("train_MARDM", *words[:-2], "--max_iter", "3", "--is_continue") == 2
+    assert "another size or kind of model" in capsys.readouterr().err
+    assert call("train_MARDM", *words[2:], "--name", "both", "--cond_mode", "action") == 2
+    assert "goes with --cond_mode text" in capsys.readouterr().err
+    flags = ["--name", "words", *ON_DEMO, "--no_video", "--time_steps", "2", "--ode_steps", "1"]
+    assert call("sample", *flags, "--text_prompt", "walk, then jump", "--motion_length", "40") == 0
+    clip = next((work / "generation" / "words_demo").glob("*.npy"))
+    assert call("edit", *flags, "--source_motion", clip, "-msec", "8,20", "--text_prompt", "jump") == 0
+    assert len(list(clip.parent.glob("*_edit_*.npy"))) == 1
