@@ -1,4 +1,5 @@
 """For all tests: where the golden data lies, and the rule that fills weights for it."""
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ for folder in (ROOT, ROOT / "tests"):
         sys.path.insert(0, str(folder))
 
 torch.set_num_threads(1)  # small models: more threads only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the scripts that tests start, too
 
 
 def golden(name):
