@@ -45,19 +45,9 @@ class PositionalEncoding(nn.Module):
         return self.dropout(x)
 
 
-def attend(query, key, value, mask, dropout):
-    """Attention of queries (B, heads, L, c) to keys and values (B, heads, W, c) where mask (B, W) is true ->
-    (B, L, heads c)."""
-    # fused attention on a CPU in bfloat16: its backward pass is several times slower than matrix products
-    plain = query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
-    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None],
-                                           dropout_p=dropout)
-    return rearrange(y, "b heads l c -> b l (heads c)")
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, L, Z) with a key-padding mask (B, L), true = padding."""
+    """Multi-head attention of x (B, L, Z) to itself, or to ``source`` (B, W, Z). padding_mask (B, L or W), true
+    = padding, is of what is attended to."""
 
     def __init__(self, width, heads, dropout):
         super().__init__()
@@ -65,26 +55,16 @@ class Attention(nn.Module):
         self.key, self.query, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
         self.proj_dropout = nn.Dropout(dropout)
 
-    def forward(self, x, padding_mask):
-        query, key, value = (rearrange(layer(x), "b l (heads c) -> b heads l c", heads=self.heads)
-                             for layer in (self.query, self.key, self.value))
-        return self.proj_dropout(self.proj(attend(query, key, value, ~padding_mask,
-                                                  self.dropout * self.training)))
-
-
-class CrossAttention(nn.Module):
-    """Motion tokens (B, L, Z) attend to a sentence's words (B, W, Z) with a mask (B, W), true = a word."""
-
-    def __init__(self, width, heads, dropout):
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.query, self.key, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
-        self.proj_dropout = nn.Dropout(dropout)
-
-    def forward(self, x, words, mask):
+    def forward(self, x, padding_mask, source=None):
+        source = x if source is None else source
         query, key, value = (rearrange(y, "b l (heads c) -> b heads l c", heads=self.heads)
-                             for y in (self.query(x), self.key(words), self.value(words)))
-        return self.proj_dropout(self.proj(attend(query, key, value, mask, self.dropout * self.training)))
+                             for y in (self.query(x), self.key(source), self.value(source)))
+        # fused attention on a CPU in bfloat16: its backward pass is several times slower than matrix products
+        plain = query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            y = F.scaled_dot_product_attention(query, key, value, attn_mask=~padding_mask[:, None, None],
+                                               dropout_p=self.dropout if self.training else 0.0)
+        return self.proj_dropout(self.proj(rearrange(y, "b heads l c -> b l (heads c)")))
 
 
 class MLP(nn.Module):
@@ -109,14 +89,14 @@ class MARTransBlock(nn.Module):
         self.mlp = MLP(width, hidden, dropout)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.norm_words = nn.LayerNorm(width, eps=1e-6) if words else None
-        self.attn_words = CrossAttention(width, heads, dropout) if words else None
+        self.attn_words = Attention(width, heads, dropout) if words else None
 
     def forward(self, x, cond, padding_mask, words=None, words_mask=None):
         modulations = rearrange(self.adaLN_modulation(cond), "b (six z) -> six b 1 z", six=6)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask)
         if self.attn_words is not None:
-            x = x + self.attn_words(self.norm_words(x), words, words_mask)
+            x = x + self.attn_words(self.norm_words(x), ~words_mask, words)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 

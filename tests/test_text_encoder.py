@@ -105,6 +105,17 @@ def test_both_clip_backends_give_openais_features(backend, monkeypatch, clip_wei
 
 
 @pytest.mark.parametrize("backend", [with_openai, without_openai])
+def test_clips_words_end_in_the_state_of_its_feature(backend, monkeypatch, clip_weights, random_clip):
+    """OpenAI's feature is the last token's state, projected; the words' states have unit size."""
+    backend(monkeypatch)
+    encoder = load_text_encoder("clip", weights=clip_weights)
+    table = encoder.encode_words(CAPTIONS)
+    last = torch.stack([table[row][1][-1].float() for row in range(len(CAPTIONS))])
+    made = torch.nn.functional.normalize(last @ random_clip.text_projection)
+    assert (made - torch.nn.functional.normalize(table.pooled)).abs().max() < 5e-3 and table.word_dim == 128
+
+
+@pytest.mark.parametrize("backend", [with_openai, without_openai])
 def test_clip_alone_as_in_a_batch(backend, monkeypatch, clip_weights):
     backend(monkeypatch)
     encoder = load_text_encoder("clip", weights=clip_weights)
