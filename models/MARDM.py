@@ -46,8 +46,8 @@ class PositionalEncoding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (B, L, Z) to itself, or to ``source`` (B, W, Z). padding_mask (B, L or W), true
-    = padding, is of what is attended to."""
+    """Multi-head attention of x (B, L, Z) to itself, or to ``source`` (B, W, Z). padding_mask (B, L or W;
+    true = padding) is of what is attended to."""
 
     def __init__(self, width, heads, dropout):
         super().__init__()
