@@ -63,6 +63,8 @@ def parse_args():
         help="what the head predicts: velocity (default) or x (the clean target) of SiT, noise of DDPM")
     add("--text_cond", choices=["pooled", "tokens"], default="pooled",
         help="how a text is read: as one feature of the whole, or word by word too, by cross-attention")
+    add("--word_drop_prob", type=fraction, default=0.0,
+        help="--text_cond tokens: probability to leave out a word in training")
     add("--cond_drop_prob", type=fraction, default=0.1, help="probability to drop a condition, for guidance")
     add("--dropout", type=fraction, default=0.2, help="dropout of the transformer")
     add("--count_from_end", action="store_true",
@@ -201,7 +203,8 @@ def main():
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
               "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions),
-              **({"word_dim": data.features.word_dim} if args.text_cond == "tokens" else {}),
+              **({"word_dim": data.features.word_dim, "word_drop_prob": args.word_drop_prob}
+                 if args.text_cond == "tokens" else {}),
               "dropout": args.dropout, "cond_drop_prob": args.cond_drop_prob,
               "diffmlps_batch_mul": args.diffmlps_batch_mul, "prediction": args.prediction,
               **({"count_from_end": True} if args.count_from_end else {}),

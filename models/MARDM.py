@@ -124,7 +124,7 @@ class MARDMSettings:
     target_scale: float = 1.0  # see DiffHead
     # E, width of the states of a sentence's words; 0 = the pooled text feature alone is read
     word_dim: int = 0
-
+    word_drop_prob: float = 0.0  # probability with which training leaves out a word
 
 class MARDM(nn.Module):
     """Masked transformer + diffusion head. ``settings``: those of MARDMSettings."""
@@ -142,7 +142,7 @@ class MARDM(nn.Module):
         self.mask_latent = nn.Parameter(torch.zeros(1, 1, s.ae_dim))
         self.input_process = nn.Sequential(OrderedDict(poseEmbedding=nn.Linear(s.ae_dim, s.width)))
         self.position_enc = PositionalEncoding(s.width, s.dropout)
-        self.text_cond = "tokens" if s.word_dim else "pooled"
+        self.text_cond, self.word_drop_prob = "tokens" if s.word_dim else "pooled", s.word_drop_prob
         self.MARTransformer = nn.ModuleList(MARTransBlock(s.width, s.heads, s.ff, s.dropout, s.word_dim > 0)
                                             for _ in range(s.layers))
         self.cond_emb = nn.Identity() if s.cond_mode == "uncond" else nn.Linear(self.cond_dim, s.width)
@@ -217,7 +217,10 @@ class MARDM(nn.Module):
         return loss * (len(lengths) / len(latents))
 
     def drop_cond(self, cond, batch, rows=slice(None), generator=None):
-        """The condition of ``rows`` of a batch, in training zeroed with probability ``cond_drop_prob``."""
+        """The condition of ``rows`` of a batch, in training zeroed with probability ``cond_drop_prob``; before
+        that, single words are left out."""
+        if self.training and self.word_drop_prob and self.text_cond == "tokens":
+            cond = cond.without_some_words(self.word_drop_prob)
         if self.cond_mode == "uncond" or not self.training or self.cond_drop_prob == 0:
             return cond
         keep = torch.rand(batch, 1, device=cond.device, generator=generator) >= self.cond_drop_prob

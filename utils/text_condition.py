@@ -29,6 +29,11 @@ class TextCondition:
     def device(self):
         return self.pooled.device
 
+    def without_some_words(self, probability):
+        """Each word is left out with this probability; the pooled feature stays."""
+        kept = torch.rand(self.mask.shape, device=self.device) >= probability
+        return TextCondition(self.pooled, self.words, self.mask & kept)
+
     @classmethod
     def stack(cls, sentences):
         """Of [(pooled (C,), states (W_i, E))]."""
