@@ -20,7 +20,7 @@ from models.LengthEstimator import LengthTable
 from models.loading import load_length_estimator, load_pipeline, weights_hash
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
-from models.TextEncoder import cached_text_features, clip_tokenizer, text_reader
+from models.TextEncoder import cached_text_features, cached_text_words, clip_tokenizer, text_reader
 from utils import options
 from utils.clips import checkpoint_paths
 from utils.data.conditions import load_conditions
@@ -97,13 +97,14 @@ class Maker:
 
 
 def probe_jobs(conditions, checkpoint, spec, args):
-    """[(prompt or action, the actions to be seen, repeat)], their conditions (N, C), and their length
-    estimator."""
+    """[(prompt or action, the actions to be seen, repeat)], their conditions (of texts with their words), and
+    their length estimator."""
     if conditions.mode == "text":
         jobs = [(prompt, actions, repeat) for prompt, actions in PROMPTS
                 for repeat in range(args.probe_repeats)]
         path = RunFolder(args.checkpoints_dir, spec.name, args.length_estimator).checkpoint()
-        return jobs, conditions.encode([prompt for prompt, _, _ in jobs]), load_length_estimator(path)[0]
+        words = cached_text_words(spec.text_encoder, [prompt for prompt, _, _ in jobs], spec.root)
+        return jobs, words[list(range(len(jobs)))], load_length_estimator(path)[0]
     names = [name for name in conditions.actions if name in RULES]
     if not names:
         raise UserError(f"--probe_repeats: the probes know none of the actions "
@@ -166,7 +167,7 @@ def main():
     if mode == "uncond" and (args.cal_mm or args.probe_repeats):
         raise UserError("--cal_mm, --probe_repeats: nothing to measure, this generator was trained without "
                         "conditions")
-    settings = options.sampler_settings(args, spec, mode)
+    settings = options.sampler_settings(args, spec, pipeline.generator)
     read = partial(text_reader(pipeline.generator.text_cond), spec.text_encoder, folder=spec.root)
     conditions = load_conditions(mode, spec, read, checkpoint.get("actions", []))
     with distributed.first_goes_ahead():

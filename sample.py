@@ -68,12 +68,11 @@ class Job(NamedTuple):
 
 def plan(args, generator, checkpoint, spec, motion_length=0):
     """What a command line asks for: [Job], their conditions (N, C) or None, their seeds, sampler settings."""
-    def encode(texts):
-        encoder = load_text_encoder(spec.text_encoder)
-        return encoder.encode(texts) if generator.text_cond == "pooled" else encoder.encode_words(texts)
+    def encode(texts):  # words too, for the generator or the length estimator
+        return load_text_encoder(spec.text_encoder).encode_words(texts)
 
     wanted, cond = read_wanted(args, generator.cond_mode, checkpoint, encode, motion_length)
-    settings = options.sampler_settings(args, spec, generator.cond_mode)
+    settings = options.sampler_settings(args, spec, generator)
     jobs = [Job(row, prompt, repeat, frames) for row, (prompt, frames) in enumerate(wanted)
             for repeat in range(args.repeat_times)]
     cond = None if cond is None else cond[[job.row for job in jobs]]

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from models.AE import AE_models
+from models.CategoricalHead import grid_of
 from models.loading import load_autoencoder, weights_hash
+from models.heads import HEADS_OF_GRIDS
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features, text_reader
@@ -60,7 +62,11 @@ def parse_args():
     add("--diffmlps_batch_mul", type=positive_int, default=4,
         help="(noise, time) pairs per masked token and step")
     add("--prediction", choices=["velocity", "x", "noise"], default=None,
-        help="what the head predicts: velocity (default) or x (the clean target) of SiT, noise of DDPM")
+        help="what the head predicts: velocity (default of SiT) or x, the clean target (default of SiT1D); "
+             "noise of DDPM")
+    for flag, what in (("layers", "blocks of the transformer"), ("head_depth", "blocks of the head"),
+                       ("head_width", "width of the head")):
+        add(f"--{flag}", type=positive_int, default=None, help=f"{what}; default: those of --model")
     add("--text_cond", choices=["pooled", "tokens"], default="pooled",
         help="how a text is read: as one feature of the whole, or word by word too, by cross-attention")
     add("--word_drop_prob", type=fraction, default=0.0,
@@ -207,6 +213,9 @@ def main():
                  if args.text_cond == "tokens" else {}),
               "dropout": args.dropout, "cond_drop_prob": args.cond_drop_prob,
               "diffmlps_batch_mul": args.diffmlps_batch_mul, "prediction": args.prediction,
+              **{name: getattr(args, name) for name in ("layers", "head_depth", "head_width")
+                 if getattr(args, name)},
+              **({"grid": grid_of(ae.quantizer)} if args.model.split("-")[2] in HEADS_OF_GRIDS else {}),
               **({"count_from_end": True} if args.count_from_end else {}),
               **({"target_scale": scale} if args.scale_targets else {})}
     model = MARDM_models[args.model](**kwargs).to(device)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from models.LengthEstimator import LengthEstimator
-from models.TextEncoder import cached_text_features
+from models.TextEncoder import text_reader
 from utils import options
 from utils.arrays import upload
 from utils.data.conditions import LENGTH_CLASSES
@@ -18,19 +18,20 @@ from utils.data.datasets import MotionStore, all_captions, make_loader, report_s
 from utils.data.specs import get_spec
 from utils.errors import run
 from utils.files import RunFolder, read_checkpoint
+from utils.text_condition import stack_conditions
 from utils.training import distributed
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import make_trainer
 
 
 class LengthDataset(Dataset):
-    """(text feature (C,), length class ()) of every caption."""
+    """(what is read of the text: (C,), or a row of a WordTable; length class ()) of every caption."""
 
-    def __init__(self, spec, split, num_workers):
+    def __init__(self, spec, split, num_workers, text_cond="pooled"):
         entries, dropped = text_clips(MotionStore(spec, split, num_workers))
         report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
-        self.features = cached_text_features(spec.text_encoder, [c.text for c in all_captions(entries)],
-                                             spec.root)
+        self.features = text_reader(text_cond)(spec.text_encoder, [c.text for c in all_captions(entries)],
+                                               spec.root)
         classes = [(entry.end - entry.start) // spec.unit_length for entry in entries for _ in entry.captions]
         self.classes = torch.tensor(classes).clamp(max=LENGTH_CLASSES - 1)
 
@@ -47,11 +48,19 @@ def parse_args():
     options.add_training(parser, batch_size=64, epoch=50, lr=1e-4, weight_decay=1e-5, warm_up_iter=0,
                          milestones=[50_000], log_every=50)
     add = parser.add_argument
+    add("--text_cond", choices=["pooled", "tokens"], default="pooled",
+        help="how a text is read: as one feature of the whole, or word by word too")
     add("--soft_lengths", type=options.non_negative_float, default=0.0,
         help="standard deviation of label smoothing over lengths, in tokens; 0 = none, as published")
     add("--text_noise", type=options.non_negative_float, default=0.0,
         help="noise on the text features in training, relative to their RMS; for small data sets")
     return parser.parse_args()
+
+
+def collate(samples):
+    """Conditions of a batch, and length classes (B,)."""
+    text, classes = zip(*samples)
+    return stack_conditions(list(text)), torch.stack(classes)
 
 
 def length_loss(logits, classes, soft):
@@ -69,26 +78,31 @@ def main():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         folder.prepare(args.is_continue)
-        data, val_data = (LengthDataset(spec, split, args.num_workers) for split in ("train", "val"))
+        data, val_data = (LengthDataset(spec, split, args.num_workers, args.text_cond)
+                          for split in ("train", "val"))
     seed_everything(args.seed)
-    model = LengthEstimator(data.features.shape[1], LENGTH_CLASSES).to(device)
+    words = {"word_dim": data.features.word_dim} if args.text_cond == "tokens" else {}
+    model = LengthEstimator(data.features.shape[1], LENGTH_CLASSES, **words).to(device)
     trainer = make_trainer(args, folder, "estimator", model,
                            {"kind": "length_estimator", "dataset": spec.describe()})
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
-    loader = make_loader(data, args.batch_size, args.seed, args.num_workers)
+    loader = make_loader(data, args.batch_size, args.seed, args.num_workers, collate_fn=collate)
     if options.checked():
         return
+
+    def disturb(features):
+        return features + args.text_noise * features.square().mean().sqrt() * torch.randn_like(features)
 
     def loss_fn(model, batch):
         text, classes = (upload(part, device) for part in batch)
         if args.text_noise:
-            text = text + args.text_noise * text.square().mean().sqrt() * torch.randn_like(text)
+            text = text.map(disturb) if args.text_cond == "tokens" else disturb(text)
         return {"loss": length_loss(model(text), classes, args.soft_lengths)}
 
     @torch.no_grad()
     def validate(_epoch, _last):
-        logits = model(val_data.features.to(device)).cpu()
+        logits = model(val_data.features[list(range(len(val_data)))].to(device)).cpu()
         off = (logits.argmax(1) - val_data.classes).abs().float().mean() * spec.unit_length
         return {"Val/loss": float(F.cross_entropy(logits, val_data.classes)), "Val/frames_off": float(off)}
 

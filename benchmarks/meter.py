@@ -49,9 +49,9 @@ class HeadMeter:
         head, fast_guided = self.model.DiffMLPs, fast_net.FastNet.guided
         sampler, guided = head.sampler, head.guided
         head.sampler = self._timed(sampler)
-        head.guided = self._counted(lambda z, z_uncond, cfg: (guided(z, z_uncond, cfg), None))
+        head.guided = self._counted(lambda *inputs, **_: (guided(*inputs), None))
         fast_net.FastNet.guided = self._counted(
-            lambda net, z, z_uncond, cfg: (fast_guided(net, z, z_uncond, cfg), len(net.times)))
+            lambda net, *inputs, **_: (fast_guided(net, *inputs), len(net.times)))
         try:
             yield self
         finally:
@@ -77,9 +77,9 @@ class HeadMeter:
         target, cond = net.input_proj.in_features, net.cond_embed.in_features
         modulation, rest = (3 * depth + 2) * width**2, 2 * depth * width**2 + width * target
 
-        def counted(*args):
-            function, times = make(*args)
-            *_, z, z_uncond, cfg = args
+        def counted(*args, **kwargs):
+            function, times = make(*args, **kwargs)
+            *_, z, z_uncond, cfg, _interval = args
             rows = len(z) * (1 if z_uncond is None or cfg == 1 else 2)
             # the fast net projects modulations once per time of its solver, the plain net at every call
             self.operations += 2 * rows * (cond * width + (times or 0) * modulation)

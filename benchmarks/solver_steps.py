@@ -11,6 +11,7 @@ import torch
 
 from models.AE import AE_models
 from models.DiffMLPs import ODE_STEPS, SiTHead
+from models.DistilledHead import DistilledHead
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed
 from models.TextEncoder import load_text_encoder
@@ -54,23 +55,26 @@ class Study:
         self.tally = {candidate: torch.zeros(3, dtype=torch.float64) for candidate in candidates}
         self.tokens, self.spread = 0, 0.0
 
-    def sampler(self, cfg, temperature, _fast, dtype, cache, **_solver_settings):
+    own_cfg = None
+
+    def sampler(self, temperature, _fast, dtype, cache, interval, **_solver_settings):
         cache = {} if cache is None else cache  # the weights do not change here
 
         def solver(candidate):
             name, low, _ = candidate[0].partition(" bf16")
-            return self.head.sampler(cfg, temperature, True, torch.bfloat16 if low else dtype, cache,
+            return self.head.sampler(temperature, True, torch.bfloat16 if low else dtype, cache, interval,
                                      solver=name, ode_steps=max(candidate[1], 1))
 
         fine, others = solver(self.fine), {candidate: solver(candidate) for candidate in self.tally}
 
-        def sample(z, z_uncond, draw_noise):
+        def sample(z, z_uncond, draw_noise, cfg, counts):
             noise = draw_noise()
-            answer = fine(z, z_uncond, lambda: noise)
+            answer = fine(z, z_uncond, lambda: noise, cfg, counts)
             self.tokens += len(answer)
             self.spread += float(answer.double().square().sum())
             for candidate, run_solver in others.items():
-                self._score(self.tally[candidate], run_solver(z, z_uncond, lambda: noise), answer)
+                self._score(self.tally[candidate], run_solver(z, z_uncond, lambda: noise, cfg, counts),
+                            answer)
             return answer
 
         return sample
@@ -104,7 +108,7 @@ def main():
     args = parse_args()
     pipeline, _, spec = load(args)
     folder, generator = RunFolder(args.checkpoints_dir, args.dataset_name, args.name), pipeline.generator
-    if not isinstance(generator.DiffMLPs, SiTHead):
+    if not isinstance(generator.DiffMLPs, SiTHead) or isinstance(generator.DiffMLPs, DistilledHead):
         raise UserError(f"{folder.checkpoint()} has no SiT head, so it has no solver")
     prompts = [p for p, _ in (read_prompts(None, args.text_path) if args.text_path else PROMPTS)]
     prompts = [prompts[i * len(prompts) // args.clips] for i in range(args.clips)]

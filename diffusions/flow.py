@@ -22,16 +22,24 @@ def draw_time(count, device, generator=None):
 def training_loss(net, x_1, t, noise, prediction="velocity"):
     """Mean squared error () of the velocity, also where ``net(x_t (N, d), t (N,)) -> (N, d)`` predicts
     x_1."""
-    along = t[:, None]
+    return errors(net, x_1, t, noise, prediction).mean()
+
+
+def errors(net, x_1, t, noise, prediction="velocity"):
+    """Squared errors (..., d) of the velocity, of x_1 (..., d) at times t (...)."""
+    along = t[..., None]
     x_t = along * x_1 + (1 - along) * noise
     if prediction == "x":
-        return ((net(x_t, t) - x_1) / (1 - along).clamp(min=LEAST_LEFT)).square().mean()
-    return (net(x_t, t) - (x_1 - noise)).square().mean()
+        return ((net(x_t, t) - x_1) / (1 - along).clamp(min=LEAST_LEFT)).square()
+    return (net(x_t, t) - (x_1 - noise)).square()
 
 
-def velocity_of(net, prediction="velocity"):
-    """The velocity as a function of x (N, d) and one time t below 1, from a net that predicts it or x_1."""
-    return net if prediction == "velocity" else lambda x, t: (net(x, t) - x) / (1 - t)
+def velocity_of(net, prediction="velocity", start=None):
+    """The velocity as a function of x (N, d) and one time t below 1, from a net that predicts it or x_1.
+    ``start``: where x is, if t is more than this time."""
+    if prediction == "velocity":
+        return net
+    return lambda x, t: (net(x, t) - x) / (1 - (t if start is None else start))
 
 
 def integrate(velocity_net, noise, solver="adams", steps=20, rtol=1e-3, atol=1e-6, jump=False):
@@ -60,9 +68,9 @@ def time_grid(steps):
     return list(zip(times[:-1], times[1:]))
 
 
-def adams(net, x, grid, jump=False):
+def adams(net, x, grid, jump=False, visit=lambda x: None):
     """The two-step Adams-Bashforth method: second order with one call per step. The first step, and the last
-    one of a ``jump``, is an Euler step."""
+    one of a ``jump``, is an Euler step. ``visit`` is called with x after every step."""
     before = None
     for t, t_next in grid:
         here, h = net(x, t), t_next - t
@@ -70,6 +78,7 @@ def adams(net, x, grid, jump=False):
         if before is not None and not (jump and t_next == 1):
             slope = here + h / (2 * before[1]) * (here - before[0])
         x, before = x + h * slope, (here, h)
+        visit(x)
     return x
 
 

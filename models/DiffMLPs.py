@@ -1,13 +1,15 @@
-"""The per-token denoising net and its two heads (MAR, Li et al. 2024, arXiv 2406.11838; MARDM, arXiv
-2411.16575).
+"""The per-token denoising net and its two published heads (MAR, Li et al. 2024, arXiv 2406.11838; MARDM,
+arXiv 2411.16575). models/heads.py has the table of all heads.
 
-Shapes: N tokens, d target dimensions, W width of the net, Z width of the transformer's output.
+Shapes: N tokens, d target dimensions, W width of the net, Z width of the transformer's output; B clips, L
+tokens of the longest.
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import rearrange, repeat
 from torch import nn
 
 from diffusions import flow
@@ -16,6 +18,7 @@ from models.fast_net import FastNet
 from utils.errors import UserError
 
 SOLVER, ODE_STEPS = "adams", 16  # chosen in docs/performance.md
+ALWAYS = (0.0, 1.0)  # from noise to data
 
 
 def modulate(x, shift, scale):
@@ -78,6 +81,10 @@ class DenoisingMLP(nn.Module):
         self.final_layer = FinalLayer(width, target_dim)
         self._init_weights()
 
+    def embed_time(self, t):
+        """Times (N,) -> (N, W)."""
+        return self.time_embed(t)
+
     def _init_weights(self):
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
@@ -90,7 +97,7 @@ class DenoisingMLP(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x, t, c):
-        activated = F.silu(self.time_embed(t) + self.cond_embed(c))
+        activated = F.silu(self.embed_time(t) + self.cond_embed(c))
         x = self.input_proj(x)
         for block in self.res_blocks:
             x = block(x, activated)
@@ -112,6 +119,8 @@ class DiffHead(nn.Module):
     """
 
     predictions = ()
+    settings = ()  # what a head needs of MARDMSettings beyond the arguments of all heads
+    own_cfg = None  # the guidance scale that is part of a head's weights
 
     def __init__(self, target_dim, cond_dim, width, depth, prediction=None, target_scale=1.0):
         super().__init__()
@@ -120,22 +129,52 @@ class DiffHead(nn.Module):
         if self.prediction not in self.predictions:
             raise UserError(f"a {type(self).__name__} predicts {' or '.join(self.predictions)}, not "
                             f"'{self.prediction}'")
-        self.net = DenoisingMLP(target_dim, cond_dim, width, depth)
+        self.net = self.make_net(target_dim, cond_dim, width, depth)
 
-    def guided(self, z, z_uncond, cfg):
+    def make_net(self, target_dim, cond_dim, width, depth):
+        return DenoisingMLP(target_dim, cond_dim, width, depth)
+
+    def progress(self, t):
+        """How far sampling is at a time of the solver: 0 noise, 1 data."""
+        return min(float(t), 1.0)  # dopri5 steps beyond the end
+
+    def guided(self, z, z_uncond, cfg, interval=ALWAYS):
         """The plain net under conditions z (N, Z), guided away from ``z_uncond`` by ``cfg``, as a function of
-        x (N, d) and one time t -> (N, d). With a ``cfg`` of 1, or no ``z_uncond``, only the conditional net
-        runs."""
+        x (N, d) and one time t -> (N, d). With a ``cfg`` of 1, or no ``z_uncond``, or while ``progress`` is
+        outside ``interval`` (Kynkaanniemi et al. 2024, arXiv 2404.07724), only the conditional net runs."""
 
         def times(t, x, count):
-            return torch.as_tensor(t, device=x.device).expand(count)
+            t = torch.as_tensor(t, device=x.device)
+            return t.expand(count, *t.shape)
+
+        def alone(x, t):
+            return self.net(x, times(t, x, count), z)
+
+        def guide(x, t):
+            if not interval[0] <= self.progress(t) <= interval[1]:
+                return alone(x, t)
+            return self.net.forward_with_cfg(repeat(x, "n d -> (two n) d", two=2), times(t, x, 2 * count),
+                                             both, cfg)[:count]
 
         count = len(z)
         if z_uncond is None or cfg == 1:
-            return lambda x, t: self.net(x, times(t, x, count), z)
+            return alone
         both = torch.cat([z, z_uncond])
-        return lambda x, t: self.net.forward_with_cfg(
-            repeat(x, "n d -> (two n) d", two=2), times(t, x, 2 * count), both, cfg)[:count]
+        return guide
+
+    def masked_loss(self, targets, z, mask, rows, pairs, generator=None):
+        """Mean loss () of the masked tokens, with ``pairs`` (noise, time) for each: ``loss`` of targets
+        (b, L, d) and conditions z (b, L, Z) for ``rows`` of the batch to which mask (B, L) belongs."""
+        # (N,) places of the masked tokens: a mask would be read back from a GPU each time that it is used
+        places = mask[rows].flatten().nonzero()[:, 0]
+        targets, z = (repeat(rearrange(x, "b l w -> (b l) w")[places], "n w -> (pairs n) w", pairs=pairs)
+                      for x in (targets, z))
+        own = None
+        if generator is not None:
+            own = torch.zeros_like(mask)
+            own[rows] = True
+            own = repeat(own[mask], "n -> (pairs n)", pairs=pairs)
+        return self.loss(targets, z, generator=generator, own=own)
 
     def loss(self, target, z, t=None, noise=None, generator=None, own=None):
         """Mean training loss () of targets (N, d) under conditions z (N, Z); t and noise are drawn unless
@@ -159,25 +198,27 @@ class DiffHead(nn.Module):
     def training_loss(self, net, target, t, noise):
         return self.process.training_loss(net, target, t, noise)
 
-    def sampler(self, cfg=1.0, temperature=1.0, fast=True, dtype=None, cache=None, **solver_settings):
-        """A function (z (N, Z), z_uncond (N, Z) or None, draw_noise) -> targets (N, d), where ``draw_noise()
-        -> (N, d)``. What depends on time alone is computed here, once.
+    def sampler(self, temperature=1.0, fast=True, dtype=None, cache=None, interval=ALWAYS, **solver_settings):
+        """A function (z (N, Z), z_uncond (N, Z) or None, draw_noise, cfg=1, counts=None) -> targets (N, d),
+        where ``draw_noise() -> (N, d)``, and ``counts`` says how many of the N tokens, in their order, each
+        clip has. What depends on time alone is computed here, once.
 
         ``fast`` False runs the plain net; ``dtype`` and ``cache`` belong to the fast net
-        (models/fast_net.py); for the rest see ``SamplerSettings``.
+        (models/fast_net.py); ``interval``: see ``guided``; for the rest see ``SamplerSettings``.
         """
         run, times = self.process_sampler(temperature, **solver_settings)
-        guided = FastNet(self.net, times, dtype, cache).guided if fast else self.guided
+        guided = partial(FastNet(self.net, times, dtype, cache).guided, progress=self.progress
+                         ) if fast else self.guided
 
         @torch.no_grad()
-        def sample(z, z_uncond, draw_noise):
-            return run(guided(z, z_uncond, cfg), draw_noise) * self.target_scale
+        def sample(z, z_uncond, draw_noise, cfg=1.0, counts=None):
+            return run(guided(z, z_uncond, cfg, interval), draw_noise) * self.target_scale
 
         return sample
 
-    def sample(self, z, z_uncond, draw_noise, *args, **kwargs):
-        """Targets (N, d) of one call of ``sampler(*args, **kwargs)``."""
-        return self.sampler(*args, **kwargs)(z, z_uncond, draw_noise)
+    def sample(self, z, z_uncond, draw_noise, cfg=1.0, **kwargs):
+        """Targets (N, d) of one call of ``sampler(**kwargs)``."""
+        return self.sampler(**kwargs)(z, z_uncond, draw_noise, cfg)
 
 
 class SiTHead(DiffHead):
@@ -188,9 +229,10 @@ class SiTHead(DiffHead):
     def training_loss(self, net, target, t, noise):
         return flow.training_loss(net, target, t, noise, self.prediction)
 
-    def process_sampler(self, temperature, solver=SOLVER, ode_steps=ODE_STEPS):
+    def process_sampler(self, temperature, solver=None, ode_steps=None):
         """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the
         initial noise."""
+        solver, ode_steps = solver or SOLVER, ode_steps or ODE_STEPS
         if solver not in flow.SOLVERS:
             raise UserError(f"unknown solver '{solver}'; one of {', '.join(flow.SOLVERS)}")
         jump = self.prediction == "x"
@@ -211,6 +253,9 @@ class DDPMHead(DiffHead):
         super().__init__(*args, **kwargs)
         self.process = GaussianDiffusion(50)
 
+    def progress(self, t):
+        return 1 - float(t) / (self.process.num_steps - 1)
+
     def process_sampler(self, temperature, **_solver_settings):
         """A function (net, draw_noise) -> targets, and the times of its calls. ``temperature`` scales the
         noise of every step."""
@@ -219,6 +264,3 @@ class DDPMHead(DiffHead):
             return self.process.sample(net, draw_noise(), draw_noise, temperature)
 
         return run, range(self.process.num_steps - 1, -1, -1)
-
-
-HEADS = {"SiT": SiTHead, "DDPM": DDPMHead}

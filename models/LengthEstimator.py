@@ -6,16 +6,22 @@ import torch
 from torch import nn
 
 FRAMES_PER_CLASS = 4  # class c stands for c tokens of the autoencoder, 4 frames each
+WORD_MEANS = 4
 
 
 class LengthEstimator(nn.Module):
     """Text feature (B, input_size) -> logits (B, output_size); class c means a motion of 4 c frames.
-    Parameter names are those of the released MARDM files (``output.N``)."""
+    Parameter names are those of the released MARDM files (``output.N``). ``word_dim``: width E of the states
+    of words that it reads too, from a TextCondition, in a few weighted means; 0 = none, as published."""
 
-    def __init__(self, input_size=512, output_size=50, width=512):
+    def __init__(self, input_size=512, output_size=50, width=512, word_dim=0):
         super().__init__()
+        self.text_cond = "tokens" if word_dim else "pooled"
+        if word_dim:
+            self.attend = nn.Linear(word_dim, WORD_MEANS)
         self.output = nn.Sequential(
-            nn.Linear(input_size, width), nn.LayerNorm(width), nn.LeakyReLU(0.2), nn.Dropout(0.2),
+            nn.Linear(input_size + WORD_MEANS * word_dim, width),
+            nn.LayerNorm(width), nn.LeakyReLU(0.2), nn.Dropout(0.2),
             nn.Linear(width, width // 2), nn.LayerNorm(width // 2), nn.LeakyReLU(0.2), nn.Dropout(0.2),
             nn.Linear(width // 2, width // 4), nn.LayerNorm(width // 4), nn.LeakyReLU(0.2),
             nn.Linear(width // 4, output_size),
@@ -25,8 +31,13 @@ class LengthEstimator(nn.Module):
                 nn.init.xavier_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, text_features):
-        return self.output(text_features)
+    def forward(self, text):
+        """text: (B, input_size), or a TextCondition for ``word_dim``."""
+        if self.text_cond == "pooled":
+            return self.output(text)
+        weights = self.attend(text.words).masked_fill(~text.mask[..., None], -math.inf).softmax(1)
+        means = torch.einsum("bwm,bwe->bme", weights, text.words).flatten(1)
+        return self.output(torch.cat([text.pooled, means], 1))
 
 
 class LengthTable:

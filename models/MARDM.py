@@ -5,18 +5,18 @@ Shapes: B clips, L tokens, C latent width of the autoencoder, d width of a targe
 """
 import math
 from collections import OrderedDict
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.DiffMLPs import HEADS, modulate
+from models.attention import Attention
+from models.DiffMLPs import modulate
 from models.generation import SamplerSettings, generate, padding_mask_of
+from models.heads import HEADS, HEADS_OF_ALL, HEADS_OF_GRIDS
 from utils.errors import UserError
 from utils.text_condition import drop
 
@@ -43,28 +43,6 @@ class PositionalEncoding(nn.Module):
             left = (~padding_mask).flip(1).long().cumsum(1).flip(1) - 1  # tokens that follow; -1: padding
             x = x + self.pe[left.clamp(min=0), 0].flip(-1)
         return self.dropout(x)
-
-
-class Attention(nn.Module):
-    """Multi-head attention of x (B, L, Z) to itself, or to ``source`` (B, W, Z). padding_mask (B, L or W;
-    true = padding) is of what is attended to."""
-
-    def __init__(self, width, heads, dropout):
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.key, self.query, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
-        self.proj_dropout = nn.Dropout(dropout)
-
-    def forward(self, x, padding_mask, source=None):
-        source = x if source is None else source
-        query, key, value = (rearrange(y, "b l (heads c) -> b heads l c", heads=self.heads)
-                             for y in (self.query(x), self.key(source), self.value(source)))
-        # fused attention on a CPU in bfloat16: its backward pass is several times slower than matrix products
-        plain = query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu"
-        with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
-            y = F.scaled_dot_product_attention(query, key, value, attn_mask=~padding_mask[:, None, None],
-                                               dropout_p=self.dropout if self.training else 0.0)
-        return self.proj_dropout(self.proj(rearrange(y, "b heads l c -> b l (heads c)")))
 
 
 class MLP(nn.Module):
@@ -125,6 +103,8 @@ class MARDMSettings:
     # E, width of the states of a sentence's words; 0 = the pooled text feature alone is read
     word_dim: int = 0
     word_drop_prob: float = 0.0  # probability with which training leaves out a word
+    grid: tuple | None = None  # of a categorical head: the values of every dimension of the grid, ascending
+    distilled_cfg: float | None = None  # of a distilled head: the guidance scale that it has learned
 
 class MARDM(nn.Module):
     """Masked transformer + diffusion head. ``settings``: those of MARDMSettings."""
@@ -151,8 +131,9 @@ class MARDM(nn.Module):
             # all that is left when words are dropped
             self.no_words = nn.Parameter(torch.zeros(1, 1, s.width))
         self._init_weights()
-        self.DiffMLPs = HEADS[s.head](self.target_dim, s.width, s.head_width, s.head_depth, s.prediction,
-                                      s.target_scale)
+        head = HEADS[s.head]
+        self.DiffMLPs = head(self.target_dim, s.width, s.head_width, s.head_depth, s.prediction,
+                             s.target_scale, **{name: getattr(s, name) for name in head.settings})
 
     def _init_weights(self):
         # 1 / sqrt(inputs): unscaled positions must not drown the tokens of narrow models
@@ -200,25 +181,13 @@ class MARDM(nn.Module):
         mask = self.draw_mask(padding, generator)
         latents = self.corrupt(latents, mask, rows, generator)
         cond = self.drop_cond(cond, len(mask), rows, generator)
-        # (N,) places of the masked tokens: a mask would be read back from a GPU each time that it is used
-        places = mask[rows].flatten().nonzero()[:, 0]
-        z = rearrange(self(latents, cond, padding[rows]), "b l z -> (b l) z")[places]
-        targets = rearrange(targets, "b l d -> (b l) d")[places]
-
-        def pairs(x):
-            return repeat(x, "n ... -> (pairs n) ...", pairs=self.diffmlps_batch_mul)
-
-        own = None
-        if generator is not None:
-            own = torch.zeros_like(mask)
-            own[rows] = True
-            own = pairs(own[mask])
-        loss = self.DiffMLPs.loss(pairs(targets), pairs(z), generator=generator, own=own)
+        z = self(latents, cond, padding[rows])
+        loss = self.DiffMLPs.masked_loss(targets, z, mask, rows, self.diffmlps_batch_mul, generator)
         return loss * (len(lengths) / len(latents))
 
     def drop_cond(self, cond, batch, rows=slice(None), generator=None):
-        """The condition of ``rows`` of a batch, in training zeroed with probability ``cond_drop_prob``; before
-        that, single words are left out."""
+        """The condition of ``rows`` of a batch; in training words are left out and conditions zeroed, with
+        their probabilities."""
         if self.training and self.word_drop_prob and self.text_cond == "tokens":
             cond = cond.without_some_words(self.word_drop_prob)
         if self.cond_mode == "uncond" or not self.training or self.cond_drop_prob == 0:
@@ -259,19 +228,24 @@ def _reorder(x, order):
     return x.gather(1, order[..., None].expand_as(x))
 
 
-# Width and number of layers of the transformer, then of the head. XL is the published model.
+# Width and number of layers of the transformer, then of the head. XL is the published model; a deep size has
+# as many parameters as its namesake, but more of them in the transformer.
 SIZES = {
     "S": dict(width=256, ff=1024, layers=5, heads=8, head_width=256, head_depth=3),
     "B": dict(width=512, ff=2048, layers=2, heads=8, head_width=768, head_depth=6),
     "L": dict(width=768, ff=3072, layers=2, heads=12, head_width=1280, head_depth=12),
     "XL": dict(width=1024, ff=4096, layers=1, heads=16, head_width=1792, head_depth=16),
+    "B-deep": dict(width=512, ff=2048, layers=5, heads=8, head_width=512, head_depth=2),
+    "L-deep": dict(width=768, ff=3072, layers=8, heads=12, head_width=1024, head_depth=6),
+    "XL-deep": dict(width=1024, ff=4096, layers=11, heads=16, head_width=1280, head_depth=8),
 }
 # families of generators, and the beginning of the names of the autoencoders that each is trained on
 FAMILIES = {"MARDM": "AE_Model", "FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE"}
 
 MARDM_models = {
     f"{family}-{head}-{size}": partial(MARDM, head=head, count_from_end=family != "MARDM", **settings)
-    for family in FAMILIES for head in HEADS for size, settings in SIZES.items()
+    for family in FAMILIES for head in (*HEADS_OF_ALL, *(HEADS_OF_GRIDS if family == "FSQ-MARDM" else ()))
+    for size, settings in SIZES.items()
 }
 MARDM_models |= {name.replace("VQ-", "VQ_", 1): build for name, build in MARDM_models.items()
                  if name.startswith("VQ-")}

@@ -59,15 +59,22 @@ class FastNet:
     def embed(self, times):
         """Time embeddings {t: (W,)}."""
         device = self.net.cond_embed.weight.device
-        return dict(zip(times, self.net.time_embed(torch.tensor(times, device=device))))
+        return dict(zip(times, self.net.embed_time(torch.tensor(times, device=device))))
 
-    def guided(self, z, z_uncond, cfg):
+    def guided(self, z, z_uncond, cfg, interval, progress=float):
         """x (N, d), t () -> (N, d) as in ``DiffHead.guided``, for these conditions (N, Z)."""
+        def inside(t):
+            return interval[0] <= progress(t) <= interval[1]
+
         if z_uncond is None or cfg == 1:
-            return _Conditioned(self, z)
-        net = _Conditioned(self, torch.cat([z, z_uncond]))
+            return _Conditioned(self, self.cond_embed(z), self.times)
+        base = self.cond_embed(torch.cat([z, z_uncond]))
+        net = _Conditioned(self, base, [t for t in self.times if inside(t)])
+        alone = _Conditioned(self, base[: len(z)], [t for t in self.times if not inside(t)])
 
         def guide(x, t):
+            if not inside(t):
+                return alone(x, t)
             cond, uncond = net(x, t).chunk(2)
             return uncond + cfg * (cond - uncond)
 
@@ -75,11 +82,12 @@ class FastNet:
 
 
 class _Conditioned:
-    """A FastNet under fixed conditions (M, Z), as a function of x (N, d) and one time -> (M, d)."""
+    """A FastNet under fixed, embedded conditions (M, W), as a function of x (N, d) and one time -> (M, d).
+    ``times``: those of the solver's calls of this function, in order."""
 
-    def __init__(self, fast, conditions):
-        self.fast, self.base = fast, fast.cond_embed(conditions)
-        self.group = max(1, TABLE_BYTES // (fast.row_bytes * len(conditions)))
+    def __init__(self, fast, base, times):
+        self.fast, self.base, self.times = fast, base, times
+        self.group = max(1, TABLE_BYTES // (fast.row_bytes * len(base)))
         self.known = {}  # t -> modulations of every layer
 
     def modulations(self, t):
@@ -87,7 +95,7 @@ class _Conditioned:
         it."""
         if t not in self.known:
             self.known = {}  # freed before the next ones are allocated
-            times, embedded = self.fast.times, self.fast.embedded
+            times, embedded = self.times, self.fast.embedded
             if t in embedded:
                 place = times.index(t)
                 ahead = times[place : place + self.group]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange, repeat
 
-from models.DiffMLPs import ODE_STEPS, SOLVER
+from models.DiffMLPs import ALWAYS
 from utils.arrays import upload
 from utils.errors import UserError
 from utils.text_condition import concatenate, drop
@@ -26,20 +26,38 @@ class SamplerSettings:
 
     time_steps: int = 18  # iterations of unmasking
     cfg: float = 4.5  # guidance scale, 1 = none
+    # "linear": the scale grows from 1 with the fraction of tokens that are unmasked (Chang et al. 2023, arXiv
+    # 2301.00704)
+    cfg_schedule: str = "constant"
+    cfg_interval: tuple = ALWAYS  # part of the head's way from noise (0) to data (1) on which it is guided
     temperature: float = 1.0  # factor of the noise
     sampler: str = "fast"
     precision: str = "fp32"  # "bf16": products in bfloat16; "tf32" is set in utils/training/settings.py
     hard_pseudo_reorder: bool = False  # known tokens first in the transformer: changes rounding only
-    solver: str = SOLVER  # of the SiT head, as is ode_steps
-    ode_steps: int = ODE_STEPS
+    solver: str | None = None  # of the SiT head, as is ode_steps; None: the head's own
+    ode_steps: int | None = None
+    # when targets become points of the grid: "every": each as it is sampled; "end": all, after the last
+    # iteration; "none": never, the decoder reads what was sampled
+    snap: str = "every"
+
+    def guidance(self, i):
+        """The guidance scale of iteration i."""
+        if self.cfg_schedule == "constant":
+            return self.cfg
+        return 1 + (self.cfg - 1) * (1 - math.cos(0.5 * math.pi * (i + 1) / self.time_steps))
 
     def check(self, lengths):
         """UserError for what cannot be generated."""
+        for name, allowed in (("sampler", ("fast", "reference")), ("snap", ("every", "end", "none")),
+                              ("cfg_schedule", ("constant", "linear"))):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"unknown {name} '{getattr(self, name)}'; one of {', '.join(allowed)}")
+        low, high = self.cfg_interval
+        if not 0 <= low < high <= 1:
+            raise UserError(f"the guidance interval goes from 0 (noise) to 1 (data); got {low:g} to {high:g}")
         if self.time_steps < 1 or int(lengths.min()) < 1:
             raise UserError("generation needs at least 1 iteration and 1 token; "
                             f"got {self.time_steps} and a clip of {int(lengths.min())}")
-        if self.sampler not in ("fast", "reference"):
-            raise UserError(f"unknown sampler '{self.sampler}'; one of fast, reference")
         if self.precision == "bf16" and self.sampler != "fast":
             raise UserError("precision bf16 belongs to the fast sampler; the reference sampler is float32")
 
@@ -80,10 +98,8 @@ class UnmaskingPlan:
             return self.masked(i)
         return self.masked(i) & ~self.masked(i + 1)
 
-    def noise_source(self, sampled, dim, device):
-        """A function that draws (N, d), each clip's rows from its own generator."""
-        counts = sampled.sum(1).tolist()
-
+    def noise_source(self, counts, dim, device):
+        """A function that draws (N, d), each clip's ``counts`` rows from its own generator."""
         def draw():
             rows = [torch.randn(n, dim, generator=g) for n, g in zip(counts, self.generators) if n]
             return upload(torch.cat(rows), device)
@@ -114,8 +130,12 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
     plan = UnmaskingPlan(fill, [torch.Generator().manual_seed(int(seed)) for seed in seeds], settings)
     padding = padding.to(device)
     low = settings.precision == "bf16"
-    sample = model.DiffMLPs.sampler(settings.cfg, settings.temperature, fast, torch.bfloat16 if low else None,
-                                    weight_cache, solver=settings.solver, ode_steps=settings.ode_steps)
+    head = model.DiffMLPs
+    if head.own_cfg not in (None, settings.cfg):
+        raise UserError(f"the head was distilled with a guidance scale of {head.own_cfg:g}, which is part of "
+                        f"its weights; it cannot be guided by {settings.cfg:g}")
+    sample = head.sampler(settings.temperature, fast, torch.bfloat16 if low else None, weight_cache,
+                          settings.cfg_interval, solver=settings.solver, ode_steps=settings.ode_steps)
     iterations = range(settings.time_steps)
     for i in iterations if progress is None else progress(iterations):
         sampled, masked = plan.sampled(i), upload(plan.masked(i), device)
@@ -124,14 +144,18 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
         if not len(places):
             continue
         latents = torch.where(masked[..., None], model.mask_latent, ae.embed_targets(targets))
+        cfg = settings.guidance(i) if head.own_cfg is None else 1.0
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             order = masked if settings.hard_pseudo_reorder else None
-            branches = guidance_branches(model, latents, cond, padding, settings.cfg, order, together=fast)
+            branches = guidance_branches(model, latents, cond, padding, cfg, order, together=fast)
         z, z_uncond = (None if branch is None else rearrange(branch, "b l z -> (b l) z")[places].float()
                        for branch in branches)
-        new = ae.snap(sample(z, z_uncond, plan.noise_source(sampled, dim, device)))
+        counts = sampled.sum(1).tolist()
+        new = sample(z, z_uncond, plan.noise_source(counts, dim, device), cfg, counts)
+        new = ae.snap(new) if settings.snap == "every" else new
         flat = rearrange(targets, "b l d -> (b l) d").index_copy(0, places, new)
         targets = rearrange(flat, "(b l) d -> b l d", b=len(targets))
+    targets = ae.snap(targets) if settings.snap == "end" else targets
     return targets * ~padding[..., None]
 
 

@@ -71,7 +71,9 @@ def generator_sizes(state):
 
 def estimator_sizes(state):
     width, inputs = state["output.0.weight"].shape
-    return {"input_size": inputs, "output_size": state["output.11.weight"].shape[0], "width": width}
+    means, words = state["attend.weight"].shape if "attend.weight" in state else (0, 0)
+    return {"input_size": inputs - means * words, "output_size": state["output.11.weight"].shape[0],
+            "width": width, "word_dim": words}
 
 
 def count_blocks(state, prefix):

@@ -9,6 +9,7 @@ import torch
 from models.AE import UNIT, valid_mask
 from models.LengthEstimator import sample_length
 from utils.errors import UserError
+from utils.text_condition import pooled
 
 
 def clip_seed(seed, *what):
@@ -20,10 +21,11 @@ def clip_seed(seed, *what):
 
 @torch.no_grad()
 def estimate_lengths(estimator, text, seeds, min_frames, max_frames):
-    """Frames, multiples of 4, drawn by the length estimator for text features (B, C), each from its own
-    seed."""
+    """Frames, multiples of 4, drawn by the length estimator for text features (B, C), or a TextCondition,
+    each from its own seed."""
+    text = text if getattr(estimator, "text_cond", "pooled") == "tokens" else pooled(text)
     draws = [sample_length(row[None], torch.Generator().manual_seed(seed), min_frames)
-             for row, seed in zip(estimator(getattr(text, "pooled", text)), seeds)]
+             for row, seed in zip(estimator(text), seeds)]
     return [min(int(draw[0]), max_frames // UNIT * UNIT) for draw in draws]
 
 
@@ -41,9 +43,9 @@ class Pipeline:
 
     @torch.no_grad()
     def sample(self, cond, frames, seeds, batch_size=32, progress=None, decode=None, turns=list, **settings):
-        """Un-normalised features, a list of (T_i, D) CPU tensors, for conditions (B, C), ``frames`` (ints,
-        rounded down to multiples of 4) and ``seeds`` (ints). Clips of similar length share a batch, which
-        does not change them.
+        """Un-normalised features, a list of (T_i, D) CPU tensors, for conditions (B, C) or a TextCondition,
+        ``frames`` (ints, rounded down to multiples of 4) and ``seeds`` (ints). Clips of similar length share
+        a batch, which does not change them.
 
         decode: function (targets, frames) -> the result for each clip; None = ``self.decode``.
         turns: function that selects the batches to make, each named by its first place in the order of
@@ -55,6 +57,7 @@ class Pipeline:
         for first in turns(range(0, len(order), batch_size)):
             rows = order[first : first + batch_size]
             part = None if cond is None else cond[rows].to(self.device)
+            part = part if self.generator.text_cond == "tokens" else pooled(part)
             targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows],
                                               weight_cache=weight_cache, **settings)
             for row, motion in zip(rows, (decode or self.decode)(targets, lengths[rows] * UNIT)):

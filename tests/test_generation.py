@@ -197,6 +197,8 @@ def test_other_conditions(cond_mode):
 class CountingHead:
     """Answers with a fixed target and counts the tokens it was asked for."""
 
+    own_cfg = None
+
     def __init__(self, head):
         self.tokens, self.head = 0, head
 

@@ -9,8 +9,9 @@ from benchmarks.plain import plain_loss
 from diffusions import flow
 from models import fast_net
 from models.AE import AE_models
-from models.DiffMLPs import HEADS, ODE_STEPS, SOLVER
+from models.DiffMLPs import ODE_STEPS, SOLVER, SiTHead
 from models.generation import mask_schedule
+from models.heads import HEADS
 from models.MARDM import MARDM
 from utils import options
 from utils.errors import UserError
@@ -174,8 +175,10 @@ class PolyaUrn(MARDM):
 class Draws:
     """A head that answers 1 with probability z."""
 
+    own_cfg = None
+
     def sampler(self, *_args, **_kwargs):
-        return lambda z, _z_uncond, draw_noise: (torch.special.ndtr(draw_noise()) < z).float()
+        return lambda z, _z_uncond, draw_noise, *_: (torch.special.ndtr(draw_noise()) < z).float()
 
 
 class Plain:
@@ -298,4 +301,6 @@ def test_defaults_are_the_fast_ones():
     parser = options.make_parser("")
     options.add_sampler(parser)
     args = parser.parse_args([])
-    assert (args.sampler, args.solver, args.ode_steps, args.precision) == ("fast", SOLVER, ODE_STEPS, "fp32")
+    assert (args.sampler, args.solver, args.ode_steps, args.precision) == ("fast", None, None, "fp32")
+    head = SiTHead(2, 8, 8, 1)
+    assert head.process_sampler(1.0)[1] == head.process_sampler(1.0, SOLVER, ODE_STEPS)[1]

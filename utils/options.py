@@ -142,10 +142,17 @@ def add_sampler(parser, time_steps=18):
         help="guidance scale; 1 = none; default: the data set's (t2m 4.5, kit 2.5, demo 3)")
     add("--temperature", type=non_negative_float, default=1.0,
         help="factor of the initial noise (SiT head) or of every step's noise (DDPM head)")
-    add("--solver", choices=["adams", "euler", "midpoint", "heun", "dopri5"], default="adams",
-        help="ODE solver of the SiT head; midpoint and heun evaluate it twice per step; dopri5, which "
-             "chooses its own steps, is the published one")
-    add("--ode_steps", type=positive_int, default=16, help="steps of the other solvers")
+    add("--cfg_schedule", choices=["constant", "linear"], default="constant",
+        help="linear: guidance grows from 1 to --cfg with the fraction of tokens that are unmasked")
+    add("--cfg_interval", type=fraction, nargs=2, default=(0.0, 1.0), metavar=("FROM", "TO"),
+        help="guide the head only on this part of its way from noise (0) to data (1)")
+    add("--snap", choices=["every", "end", "none"], default="every",
+        help="move targets to the autoencoder's grid: each when it is sampled, all at the end, or never")
+    add("--solver", choices=["adams", "euler", "midpoint", "heun", "dopri5"], default=None,
+        help="ODE solver of the SiT heads, default: adams; midpoint and heun evaluate it twice per step; "
+             "dopri5, which chooses its own steps, is the published one")
+    add("--ode_steps", type=positive_int, default=None,
+        help="steps of the other solvers, default: 16; of a distilled head 1, 2 or 4, default: 4")
     add("--sampler", choices=["fast", "reference"], default="fast",
         help="fast: the head runs for a token when it is unmasked; reference: for all masked tokens")
     add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32",
@@ -154,13 +161,16 @@ def add_sampler(parser, time_steps=18):
         help="put known tokens before masked ones in the transformer (changes rounding only)")
 
 
-def sampler_settings(args, spec, cond_mode="text"):
-    """The generator's keyword arguments from parsed flags; ``spec``: DatasetSpec with the default guidance.
-    UserError for guidance of an unconditional generator."""
-    names = ("time_steps", "cfg", "temperature", "solver", "ode_steps", "sampler", "precision",
-             "hard_pseudo_reorder")
+def sampler_settings(args, spec, generator):
+    """The keyword arguments of ``generator.generate`` from parsed flags; ``spec``: DatasetSpec with the
+    default guidance. UserError for guidance of an unconditional generator."""
+    names = ("time_steps", "cfg", "cfg_schedule", "cfg_interval", "snap", "temperature", "solver",
+             "ode_steps", "sampler", "precision", "hard_pseudo_reorder")
     settings = {name: getattr(args, name) for name in names}
-    if cond_mode == "uncond":
+    own = generator.DiffMLPs.own_cfg
+    if own is not None:
+        return settings | {"cfg": own if args.cfg is None else args.cfg}
+    if generator.cond_mode == "uncond":
         if args.cfg not in (None, 1):
             raise UserError(f"--cfg {args.cfg:g}: guidance needs conditions, but this generator was trained "
                             "without; leave it out")

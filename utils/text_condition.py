@@ -22,6 +22,10 @@ class TextCondition:
     def to(self, device, non_blocking=False):
         return TextCondition(*(part.to(device, non_blocking=non_blocking) for part in self.parts))
 
+    def map(self, function):
+        """The function of both kinds of features; the mask stays."""
+        return TextCondition(function(self.pooled), function(self.words), self.mask)
+
     def pin_memory(self):
         return TextCondition(*(part.pin_memory() for part in self.parts))
 
@@ -71,6 +75,11 @@ class WordTable:
 def stack_conditions(conditions):
     """Conditions of single clips, tensors (C,) or what a WordTable gives -> those of a batch."""
     return torch.stack(conditions) if torch.is_tensor(conditions[0]) else TextCondition.stack(conditions)
+
+
+def pooled(cond):
+    """The pooled features (B, C) of a condition of either kind."""
+    return cond.pooled if isinstance(cond, TextCondition) else cond
 
 
 def drop(cond, kept):

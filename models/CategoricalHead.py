@@ -1,0 +1,123 @@
+"""The controls of "denoising to the grid": heads that classify on the same grid, without diffusion.
+
+A target is a point of the grid, one of up to K values in each of d dimensions. Shapes: N tokens, Z width of
+the transformer's output.
+"""
+import torch
+import torch.nn.functional as F
+
+from models.DiffMLPs import DenoisingMLP, DiffHead
+from utils.errors import UserError
+
+
+class CategoricalHead(DiffHead):
+    """A softmax over the values of every dimension, all dimensions at once and independent of each other.
+
+    It has the network of a diffusion head, which here reads nothing but the condition, in one call per token.
+    Guidance combines logits. ``grid``: for each dimension its values in ascending order.
+    """
+
+    settings, predictions = ("grid",), ("logits",)
+
+    def __init__(self, target_dim, cond_dim, width, depth, prediction=None, target_scale=1.0, grid=None):
+        if not grid or len(grid) != target_dim:
+            raise UserError("a categorical head needs the grid of an FSQ autoencoder, whose targets are its "
+                            "points")
+        if target_scale != 1:
+            raise UserError("--scale_targets: a categorical head predicts classes, which have no scale")
+        self.most = max(map(len, grid))
+        super().__init__(target_dim, cond_dim, width, depth, prediction, target_scale)
+        table = torch.full((target_dim, self.most), torch.inf)
+        for row, values in zip(table, grid):
+            row[: len(values)] = torch.tensor(values)
+        self.register_buffer("table", table, persistent=False)
+
+    def make_net(self, target_dim, cond_dim, width, depth):
+        return DenoisingMLP(target_dim * self.most, cond_dim, width, depth)
+
+    def digits(self, target):
+        """Targets (N, d) -> the ranks (N, d) of the nearest values."""
+        return (target[..., None] - self.table).abs().argmin(-1)
+
+    def logits(self, out):
+        """The net's output (N, d K) -> logits (N, d, K), -inf where a dimension has no such value."""
+        return out.unflatten(-1, self.table.shape).float().masked_fill(self.table.isinf(), -torch.inf)
+
+    def loss(self, target, z, t=None, noise=None, generator=None, own=None):
+        """Mean cross entropy () of a dimension, in nats. t (N,): the dimensions that are trained, if they
+        are trained one at a time; drawn unless given, for all M rows as in ``DiffHead.loss``."""
+        count = len(target) if own is None else len(own)
+        t = self.draw_dimension(count, target.device, generator) if t is None else t
+        t = t if own is None else t[own]
+        if not len(target):
+            return self.net(z.new_zeros(0, self.table.numel()), t, z).sum()
+        loss = self.cross_entropy(self.digits(target), z, t)
+        return loss if own is None else loss * (len(target) / count)
+
+    def draw_dimension(self, count, device, _generator):
+        return torch.zeros(count, device=device)
+
+    def cross_entropy(self, digits, z, t):
+        logits = self.logits(self.net(z.new_zeros(len(z), self.table.numel()), t, z))
+        return F.cross_entropy(logits.flatten(0, 1), digits.flatten())
+
+    def process_sampler(self, temperature, **_solver_settings):
+        """As in ``DiffHead``; ``temperature`` divides the logits, and 0 takes the most likely value."""
+        def run(net, draw_noise):
+            draw = draw_noise()
+            logits = self.logits(net(draw.new_zeros(len(draw), self.table.numel()), 0.0))
+            return self.values(self.pick(logits, draw, temperature))
+
+        return run, [0.0]
+
+    def pick(self, logits, draw, temperature):
+        """Digits (..., d) of logits (..., d, K), by standard normal numbers (..., d)."""
+        if temperature == 0:
+            return logits.argmax(-1)
+        below = (logits / temperature).softmax(-1).cumsum(-1)
+        uniform = torch.special.ndtr(draw)[..., None] * below[..., -1:]
+        return (below < uniform).sum(-1).clamp(max=self.most - 1)
+
+    def values(self, digits):
+        """Digits (N, d) -> points of the grid (N, d)."""
+        return self.table.gather(1, digits.T).T
+
+
+class AutoregressiveHead(CategoricalHead):
+    """A softmax over the values of one dimension after the other, each given the values of those before it: d
+    calls of the net per token. Training trains one dimension per token, drawn at random."""
+
+    def draw_dimension(self, count, device, generator):
+        return torch.randint(self.target_dim, (count,), device=device, generator=generator)
+
+    def read(self, digits, t):
+        """What the net reads (N, d K) for dimensions t (N,): the digits (N, d) of those before, one-hot."""
+        before = torch.arange(self.target_dim, device=digits.device) < t[:, None]
+        return (F.one_hot(digits, self.most) * before[..., None]).flatten(1).float()
+
+    def cross_entropy(self, digits, z, t):
+        logits = self.logits(self.net(self.read(digits, t), t, z))
+        row = torch.arange(len(z), device=z.device)
+        return F.cross_entropy(logits[row, t], digits[row, t])
+
+    def process_sampler(self, temperature, **_solver_settings):
+        def run(net, draw_noise):
+            draw = draw_noise()
+            digits = torch.zeros_like(draw, dtype=torch.long)
+            for axis in range(self.target_dim):
+                at = torch.full((len(draw),), axis, device=draw.device)
+                logits = self.logits(net(self.read(digits, at), axis))[:, axis]
+                digits[:, axis] = self.pick(logits, draw[:, axis], temperature)
+            return self.values(digits)
+
+        return run, range(self.target_dim)
+
+
+def grid_of(quantizer):
+    """The ``grid`` of a Grid quantizer, as plain lists. UserError for a quantizer without one."""
+    if not getattr(quantizer, "levels", None):
+        raise UserError("a categorical head needs an autoencoder with a grid (FSQ_AE_*)")
+    top = torch.tensor(quantizer.levels) - 1
+    digits = torch.minimum(torch.arange(int(top.max()) + 1)[:, None], top)
+    values = quantizer.values(digits.to(quantizer.top.device)).T.tolist()
+    return [row[:count] for row, count in zip(values, quantizer.levels)]
