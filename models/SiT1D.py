@@ -115,7 +115,8 @@ class SiT1DHead(SiTHead):
             return x.new_zeros(inside.numel(), x.shape[1]).index_copy(0, places, x).view(*inside.shape, -1)
 
         def call(x, t, c, apart):
-            return self.net(x, torch.as_tensor(t, device=x.device).expand(x.shape[:2]), c, apart).float()
+            t = t if isinstance(t, torch.Tensor) else x.new_full((), t)  # filled where x is: no upload
+            return self.net(x, t.expand(x.shape[:2]), c, apart).float()
 
         def guide(x, t):
             rows = to_rows(x)

@@ -5,6 +5,7 @@ import torch
 
 from diffusions import flow
 from models.AE import AE_models
+from models.CategoricalHead import grid_of
 from models.generation import mask_schedule, padding_mask_of
 from models.MARDM import MARDM, MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
@@ -17,6 +18,7 @@ def make_pair(ae_name="FSQ_AE_High", head="SiT", **kwargs):
     torch.manual_seed(0)
     ae = AE_models[ae_name](width=32, latent_dim=32).eval()
     settings = SMALL | dict(count_from_end=True) | kwargs
+    settings |= {"grid": grid_of(ae.quantizer)} if head.startswith("Cat") else {}
     model = MARDM(ae_dim=32, target_dim=ae.target_dim, cond_dim=16, head=head, **settings)
     with torch.no_grad():  # adaLN-zero starts with dead branches: wake them, so that the tests see every path
         for parameter in model.parameters():

@@ -168,14 +168,17 @@ def moved_pair(*args, **kwargs):
     *(("FSQ_AE_High", "SiT", {"solver": solver}) for solver in ("euler", "midpoint", "heun")),
     ("FSQ_AE_High", "SiT", {"precision": "bf16"}), ("FSQ_AE_High", "SiT", {"hard_pseudo_reorder": True}),
     ("FSQ_AE_High", "SiT", {"cfg": 1.0}), ("FSQ_AE_High", "DDPM", {}),
+    ("FSQ_AE_High", "SiT", {"cfg_interval": (0.2, 0.8), "cfg_schedule": "linear", "snap": "end"}),
+    ("FSQ_AE_High", "Cat", {}), ("FSQ_AE_High", "CatAR", {}), ("FSQ_AE_High", "SiT1D", {}),
+    ("FSQ_AE_High", "Distilled", {"cfg": 1.0, "ode_steps": 2}),
 ])
 def test_the_generation_loop_never_waits(device, ae_name, head, settings):
     model, ae = moved_pair(ae_name, head)
     with device.watch() as before_the_loop:
         targets = generate(model, ae, HERE, device.each_without_waits, **settings)
     assert targets.shape == (2, 8, ae.target_dim) and str(targets.device) == HERE
-    # the conditions, the padding and the solver's times
-    assert [wait.kind for wait in before_the_loop] == ["upload"] * 3
+    # the conditions, the padding and the solver's times, of which a head across frames keeps no table
+    assert [wait.kind for wait in before_the_loop] == ["upload"] * (2 if head == "SiT1D" else 3)
     ae.decode_targets(targets, torch.tensor([20, 32]).to(HERE))
 
 
@@ -267,7 +270,7 @@ def test_a_step_of_an_autoencoder(device, name, count):
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one process", "one of two processes"])
-@pytest.mark.parametrize("head", ["SiT", "DDPM"])
+@pytest.mark.parametrize("head", ["SiT", "DDPM", "Cat", "CatAR"])
 def test_a_step_of_a_generator_reads_the_places_of_masked_tokens(device, head, several):
     model, ae = moved_pair(head=head)
     model.train()
@@ -277,8 +280,8 @@ def test_a_step_of_a_generator_reads_the_places_of_masked_tokens(device, head, s
     cond = torch.randn(2, 16, device=HERE)
     with device.watch() as waits:
         model.loss(latents.detach(), targets.detach(), cond, lengths, rows, generator).backward()
-    # of one of several processes also: which of all masked tokens are its own, and their times and noise
-    assert sum(wait.kind == "read" for wait in waits) == (4 if several else 1)
+    # of one of several processes also: which of all masked tokens are its own, their times, and their noise
+    assert sum(wait.kind == "read" for wait in waits) == (4 - head.startswith("Cat") if several else 1)
     # the schedule of the diffusion
     assert sum(wait.kind == "upload" for wait in waits) == (head == "DDPM")
 

@@ -18,7 +18,7 @@ from utils.demo.dataset import build_demo
 from utils.errors import run
 
 SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE",
-           "evaluation_MARDM", "sample", "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset",
+           "distill_head", "evaluation_MARDM", "sample", "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset",
            "scripts.doctor", "scripts.demo", "scripts.compare_evaluations", "scripts.analyze_codes",
            "scripts.quantizer_bench", "scripts.ablation", "scripts.gallery",
            "benchmarks.run", "benchmarks.solver_steps"]
@@ -482,6 +482,12 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
     ("train_MARDM", ["--name", "new", *TRAIN, "--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model",
                      "MARDM-SiT-S"],
      "needs an autoencoder"),
+    ("distill_head", ["--name", "new", *ON_DEMO, "--teacher", "absent"], "no checkpoint at"),
+    ("distill_head", ["--name", "mardm", *ON_DEMO, "--teacher", "mardm"], "exists"),
+    ("distill_head", ["--name", "new", *ON_DEMO, "--teacher", "mardm", "--teacher_steps", "6"],
+     "multiple of 4"),
+    ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--cfg_interval", "0.6", "0.2"],
+     "guidance interval goes from 0"),
     ("sample", ["--name", "mardm", *ON_DEMO], "either --text_prompt or --text_path"),
     ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "  "], "prompt is empty"),
     ("sample", ["--name", "mardm", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "-4"], "0 or more"),
@@ -582,3 +588,43 @@ def test_a_generator_that_reads_words(work, capsys):
     clip = next((work / "generation" / "words_demo").glob("*.npy"))
     assert call("edit", *flags, "--source_motion", clip, "-msec", "8,20", "--text_prompt", "jump") == 0
     assert len(list(clip.parent.glob("*_edit_*.npy"))) == 1
+
+
+@pytest.mark.parametrize("head", ["SiT1D", "Cat", "CatAR"])
+def test_other_heads_train_and_sample(work, head):
+    model = [*GENERATOR[:-1], f"FSQ-MARDM-{head}-S", "--layers", "1", "--head_width", "64"]
+    assert call("train_MARDM", "--name", head, *model, *TRAIN, "--max_iter", "1") == 0
+    kwargs = torch.load(work / f"checkpoints/demo/{head}/model/latest.tar", weights_only=True)["model_kwargs"]
+    assert kwargs["layers"] == 1 and kwargs["head_width"] == 64
+    assert call("sample", "--name", head, *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40",
+                "--time_steps", "2", "--no_video") == 0
+    assert list((work / f"generation/{head}_demo").glob("*.npy"))
+
+
+def test_distilling_a_head(work, capsys):
+    """It resumes, leaves the transformer alone, samples with its own guidance, and refuses another."""
+    flags = ["--name", "few", "--teacher", "mardm", *TRAIN, "--batch_size", "8", "--tokens", "16", "--cfg",
+             "2"]
+    assert call("distill_head", *flags, "--max_iter", "1") == 0
+    assert call("distill_head", *flags, "--max_iter", "2", "--is_continue") == 0
+    teacher, student = (load_generator(work / f"checkpoints/demo/{name}/model/{file}.tar")[0]
+                        for name, file in (("mardm", "best"), ("few", "latest")))
+    changed = {name.split(".")[0] for name, value in teacher.state_dict().items()
+               if not torch.equal(value, student.state_dict()[name])}
+    assert changed == {"DiffMLPs"} and student.DiffMLPs.own_cfg == 2
+    flags = ["--name", "few", *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40", "--no_video"]
+    assert call("sample", *flags, "--ode_steps", "1") == 0
+    capsys.readouterr()
+    assert call("sample", *flags, "--cfg", "3") == 2
+    assert "distilled with a guidance scale of 2" in capsys.readouterr().err
+    assert call("distill_head", "--name", "again", "--teacher", "few", *ON_DEMO) == 2
+    assert "only a SiT head can be distilled" in capsys.readouterr().err
+
+
+def test_lengths_from_words(work):
+    assert call("train_length_estimator", "--name", "by_words", *TRAIN, "--text_cond", "tokens", "--max_iter",
+                "2", "--text_noise", "0.1") == 0
+    for generator in ("mardm", "words"):
+        if (work / "checkpoints/demo" / generator).is_dir():
+            assert call("sample", "--name", generator, *ON_DEMO, "--text_prompt", "he kicks", "--no_video",
+                        "--length_estimator", "by_words", "--time_steps", "2", "--ode_steps", "1") == 0
