@@ -37,16 +37,17 @@ class Bench:
             self._speeds[precision] = product_speed(self.device, self.args.product_size, dtype)
         return self._speeds[precision]
 
-    def pair(self, family):
+    def pair(self, family, head="SiT"):
         """(generator, autoencoder) of a family, the only one kept: XL weights take 1 GB, packed 1 GB more."""
-        if family not in self._made:
+        if (family, head) not in self._made:
             self.release()
             torch.manual_seed(0)
             ae = AE_models["FSQ_AE_High" if family == "FSQ-MARDM" else "AE_Model"]().to(self.device).eval()
-            model = MARDM_models[f"{family}-SiT-{self.args.size}"](ae_dim=ae.latent_dim,
-                                                                   target_dim=ae.target_dim)
-            self._made[family] = randomize(model).to(self.device).eval(), ae.requires_grad_(False)
-        return self._made[family]
+            model = MARDM_models[f"{family}-SiT-{self.args.size}"](
+                ae_dim=ae.latent_dim, target_dim=ae.target_dim, head=head,
+                distilled_cfg=self.args.cfg if head == "Distilled" else None)
+            self._made[family, head] = randomize(model).to(self.device).eval(), ae.requires_grad_(False)
+        return self._made[family, head]
 
     def release(self):
         self._made.clear()
@@ -67,9 +68,9 @@ def row(what, plain, fast, unit="s", aim=None, note=""):
             "note": note}
 
 
-def generate(bench, family, clips, meter=None, **settings):
+def generate(bench, family, clips, meter=None, head="SiT", **settings):
     """Seconds to generate ``clips`` clips together."""
-    (model, ae), args = bench.pair(family), bench.args
+    (model, ae), args = bench.pair(family, head), bench.args
     cond = torch.randn(clips, model.cond_dim, generator=torch.Generator().manual_seed(0)).to(bench.device)
     lengths = torch.full((clips,), args.frames // 4)
     settings = {"time_steps": args.time_steps, "cfg": args.cfg} | settings
@@ -154,6 +155,23 @@ def fsq_batch(bench):
 def fsq_single(bench):
     """One clip with the FSQ model: published solver against the default one."""
     return sampling(bench, "FSQ-MARDM", 1, 15)
+
+
+def distilled(bench):
+    """One clip with the FSQ model: the default solver against a distilled head of 4, 2 and 1 calls."""
+    rows = []
+    for precision in bench.args.precisions:
+        allow_tf32(precision == "tf32")
+        times = {}
+        for head, calls in (("SiT", ODE_STEPS), ("Distilled", 4), ("Distilled", 2), ("Distilled", 1)):
+            settings = {"head": head, "ode_steps": calls, "precision": precision}
+            generate(bench, "FSQ-MARDM", 1, time_steps=2, **settings)  # warms up
+            times[head, calls] = generate(bench, "FSQ-MARDM", 1, **settings)
+        slow, *others = times.items()
+        rows += [row(f"one clip, FSQ-MARDM-SiT-{bench.args.size}, {precision}: {SOLVER} {ODE_STEPS} -> "
+                     f"distilled, {calls} call{'s' * (calls > 1)}", slow[1], took)
+                 for (_, calls), took in others]
+    return rows
 
 
 def training_step(bench, variant, precision="fp32", compiled=False):
@@ -249,4 +267,4 @@ def drawing(bench):
     return rows
 
 
-CASES = {case.__name__: case for case in (work, batch, single, fsq_batch, fsq_single, train, drawing)}
+CASES = {case.__name__: case for case in (work, batch, single, fsq_batch, fsq_single, distilled, train, drawing)}
