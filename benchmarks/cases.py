@@ -267,4 +267,5 @@ def drawing(bench):
     return rows
 
 
-CASES = {case.__name__: case for case in (work, batch, single, fsq_batch, fsq_single, distilled, train, drawing)}
+CASES = {case.__name__: case
+         for case in (work, batch, single, fsq_batch, fsq_single, distilled, train, drawing)}
