@@ -19,7 +19,7 @@ from sample import load
 from utils import options
 from utils.clips import read_prompts
 from utils.errors import UserError, run
-from utils.evaluation.probes import PROMPTS
+from utils.evaluation.prompts import PROMPTS
 from utils.files import RunFolder
 from utils.report import format_table, write_results
 from utils.training.settings import code_version, machine

@@ -89,14 +89,15 @@ def train_and_evaluate(steps, tiny):
           "--fsq_reach", 1, "--width", 192, "--dropout", 0, "--batch_size", 64, "--lr", 1e-3,
           "--warm_up_iter", 100, "--milestones", 1300, 1700, "--aux_loss_root", 0.15, "--epoch", 3,
           "--max_iter", 1900, "--eval_every", 1, *train)
-    steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--lr", 1e-3, "--epoch", 16,
+    steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--lr", 1e-3, "--epoch", 4,
           "--milestones", 300, *train)
+    words = ["--text_cond", "tokens"]  # they tell sides and order; the pooled feature hardly does
     steps("length_estimator", "train_length_estimator.py", "--name", "length_estimator", "--lr", 1e-3,
-          "--epoch", 20, "--milestones", 1050, "--soft_lengths", 1.5, "--text_noise", 0.5, *train)
+          "--epoch", 5, "--milestones", 1050, "--soft_lengths", 1.5, "--text_noise", 0.5, *words, *train)
     steps("demo_MARDM", "train_MARDM.py", "--name", "demo_MARDM", "--model", GENERATOR, "--ae_name",
           "demo_AE", "--ae_model", AE, "--batch_size", 64, "--lr", 1e-3, "--clip_grad", 1, "--dropout", 0,
-          "--warm_up_iter", 200, "--milestones", 2000, 2400, "--epoch", 104, "--eval_every", 104,
-          "--diffmlps_batch_mul", 2, "--ema_decay", 0.995, *train)
+          "--warm_up_iter", 200, "--milestones", 2000, 2400, "--epoch", 30, "--eval_every", 30,
+          "--diffmlps_batch_mul", 2, "--ema_decay", 0.995, *words, "--word_drop_prob", 0.15, *train)
     steps("evaluation_AE", "evaluation_AE.py", "--name", "demo_AE", "--model", AE, *common)
     steps("evaluation_MARDM", "evaluation_MARDM.py", "--name", "demo_MARDM", "--ae_name", "demo_AE",
           "--repeats", 1 if tiny else 3, "--probe_repeats", 1 if tiny else 4, *common)

@@ -282,3 +282,18 @@ def test_the_full_plan_is_balanced():
     assert max(count for pair, count in sequences.items() if pair[0] != "sit_down") <= 2
     firsts = Counter(first for first, _ in sequences.elements())
     assert len(firsts) == len(ACTIONS) - 3 and max(firsts.values()) - min(firsts.values()) <= 1
+
+
+def test_more_clips_for_training_leave_the_others_alone(tmp_path):
+    build_demo(tmp_path / "demo", num_clips=40)
+    build_demo(tmp_path / "more", num_clips=40, more=60)
+    for path in (tmp_path / "demo").rglob("*"):
+        other = tmp_path / "more" / path.relative_to(tmp_path / "demo")
+        if path.parent.name in ("new_joint_vecs", "texts") or path.name in ("val.txt", "test.txt"):
+            assert path.read_bytes() == other.read_bytes(), path
+    train = [(tmp_path / name / "train.txt").read_text().split() for name in ("demo", "more")]
+    assert train[1] == train[0] + [f"{i:06d}" for i in range(40, 100)]
+    labels = json.loads((tmp_path / "more" / "labels.json").read_text())
+    added = [labels[f"{i:06d}"]["actions"] for i in range(40, 100)]
+    assert sum(len(actions) == 2 for actions in added) == 48 and any(
+        actions[0] == "stand_up" for actions in added)

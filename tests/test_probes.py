@@ -197,11 +197,11 @@ def test_wrong_inputs_are_named():
 
 
 def test_prompts_cover_every_action_twice():
-    singles = [actions[0] for _, actions in probes.PROMPTS if len(actions) == 1]
-    assert len(probes.PROMPTS) >= 60 and len({prompt for prompt, _ in probes.PROMPTS}) == len(probes.PROMPTS)
+    singles = [actions[0] for _, actions in PROMPTS if len(actions) == 1]
+    assert len(PROMPTS) >= 60 and len({prompt for prompt, _ in PROMPTS}) == len(PROMPTS)
     assert all(singles.count(action) >= 2 for action in probes.RULES)
-    assert all(action in probes.RULES for _, actions in probes.PROMPTS for action in actions)
-    assert sum(len(actions) == 2 for _, actions in probes.PROMPTS) >= 8
+    assert all(action in probes.RULES for _, actions in PROMPTS for action in actions)
+    assert sum(len(actions) == 2 for _, actions in PROMPTS) >= 8
 
 
 def test_report_counts():

@@ -61,11 +61,11 @@ KNOWN = {
 }
 
 
-def make_demo(root):
+def make_demo(root, more=4000):
     from utils.demo.dataset import build_demo
 
     say(f"making the data set 'demo' in {root} (once)")
-    build_demo(root)
+    build_demo(root, more=more)
     return root
 
 
@@ -74,7 +74,7 @@ def temporary_demo():
     """The demo set in a temporary folder, which is removed with the process."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return make_demo(Path(folder) / "demo")
+    return make_demo(Path(folder) / "demo", more=0)
 
 
 def get_spec(name, dataset_dir="./datasets"):

@@ -21,6 +21,7 @@ from utils.motion.skeletons import SKELETONS
 MIN_FRAMES, MAX_FRAMES = 40, 196  # of the features, which have one frame less than the joints
 SEQUENCE_FRAMES = 120  # two actions in a row are drawn again when they take longer
 SEQUENCES = 0.25  # fraction of the clips
+MORE_SEQUENCES = 0.8  # of the clips that are added for training
 VAL, TEST = (8,), (3, 10, 16)  # of every 20 clips; the others are for training
 CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward", "run_forward")  # perhaps in mid-stride
 NOT_IN_SEQUENCES = ("walk_circle_left", "walk_circle_right")  # too long
@@ -71,15 +72,17 @@ def make_clip(action_ids, rng):
     return perform(action_ids, rng)[0]
 
 
-def plan(num_clips, rng):
-    """The actions of every clip: all of them equally often, a quarter of the clips with two."""
+def plan(num_clips, rng, sequences=SEQUENCES, never_first=("stand_up",)):
+    """The actions of every clip: all of them equally often, a fraction ``sequences`` of the clips with two;
+    those of ``never_first`` do not begin a sequence."""
     names = list(ACTIONS)
-    firsts = [name for name in names if name not in (*NOT_IN_SEQUENCES, "stand_up")]
-    sequences = round(SEQUENCES * num_clips)
+    firsts = [name for name in names if name not in (*NOT_IN_SEQUENCES, *never_first)]
+    sequences = round(sequences * num_clips)
     clips = [[names[i % len(names)]] for i in range(num_clips - sequences)]
     seconds = {}
     for first in firsts:  # every action begins equally many sequences, and each time another one follows
-        others = [name for name in firsts if name != first and not (first in LONG and name in LONG)]
+        others = [name for name in firsts if name not in (first, "stand_up")
+                  and not (first in LONG and name in LONG)]
         seconds[first] = (["stand_up"] if first == "sit_down" else
                           [others[i] for i in rng.permutation(len(others))])
     for i in range(sequences):
@@ -108,9 +111,13 @@ def write_clip(folder, name, actions, rng):
     return features
 
 
-def build_demo(root, num_clips=2000, seed=0):
+def build_demo(root, num_clips=2000, seed=0, more=0):
     """Write the data set to the folder ``root``; FileExistsError when it exists. It takes this name when it
-    is complete, so an interrupted build leaves nothing half made. 2,000 clips take about a minute."""
+    is complete, so an interrupted build leaves nothing half made. 1,000 clips take about 15 seconds.
+
+    ``more`` clips, most of them two actions in a row, are added to the training split: a sentence about two
+    actions is only understood by a model that has seen many of them. They do not change the other clips.
+    """
     root = Path(root)
     if root.exists():
         raise FileExistsError(f"{root} exists already; remove it to build the data set again")
@@ -119,7 +126,9 @@ def build_demo(root, num_clips=2000, seed=0):
     rng = np.random.default_rng(seed)
     clips = plan(num_clips, rng)
     splits = split_clips(clips, rng)
-    names, train = [f"{i:06d}" for i in range(num_clips)], set(splits["train"])
+    clips += plan(more, rng, MORE_SEQUENCES, never_first=())
+    splits["train"] += range(num_clips, len(clips))
+    names, train = [f"{i:06d}" for i in range(len(clips))], set(splits["train"])
     total, squares, frames = 0.0, 0.0, 0
     for index, actions in enumerate(tqdm(clips, desc="making the demo data set", unit="clip")):
         features = write_clip(folder, names[index], actions, np.random.default_rng([seed, index]))
@@ -131,7 +140,7 @@ def build_demo(root, num_clips=2000, seed=0):
         (folder / f"{split}.txt").write_text("".join(names[i] + "\n" for i in indices))
     description = {"name": "demo", "skeleton": "t2m", "fps": 20.0, "min_frames": MIN_FRAMES,
                    "max_frames": 199, "unit_length": 4, "text_encoder": "minilm", "cfg": 3.0,
-                   "num_clips": num_clips}
+                   "num_clips": len(clips)}
     (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
     labels = {name: {"actions": actions} for name, actions in zip(names, clips)}
     (folder / "labels.json").write_text(json.dumps(labels, indent=0) + "\n")
