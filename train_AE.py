@@ -58,6 +58,9 @@ def parse_args():
     add("--aux_loss_joints", type=non_negative_float, default=1.0, help="weight of the joint position loss")
     add("--aux_loss_root", type=non_negative_float, default=0.0,
         help="weight of the loss on the accumulated heading and root path (not in the published model)")
+    add("--latent_noise", type=non_negative_float, default=0.0,
+        help="Gaussian noise on the targets that the decoder reads in training, in standard deviations of "
+             "each of their dimensions")
     add("--eval_every", type=positive_int, default=5, help="epochs between validations")
     return parser.parse_args()
 
@@ -130,7 +133,7 @@ def make_loss(args, store, device):
 
     def loss_fn(model, motion):
         motion = upload(motion, device)
-        out = model(motion)
+        out = model(motion, args.latent_noise)
         values = {"recons": compare(out.motion, motion),
                   "joints": compare(out.motion[..., joints], motion[..., joints]), "quantizer": out.loss}
         values["loss"] = values["recons"] + args.aux_loss_joints * values["joints"] + out.loss

@@ -129,10 +129,23 @@ class AE(nn.Module):
         self.encoder = Encoder(input_width, width, latent_dim, depth, dropout)
         self.decoder = Decoder(input_width, width, latent_dim, depth, dropout)
 
-    def forward(self, motion):
-        """Normalised motion (B, T, D), T a multiple of 4 -> Reconstruction."""
-        decoded = self.decode(self.encode(motion))
+    def forward(self, motion, latent_noise=0.0):
+        """Normalised motion (B, T, D), T a multiple of 4 -> Reconstruction. ``latent_noise``: how much noise
+        the decoder sees in training, in standard deviations of the targets."""
+        decoded = self.decode_targets(self.disturb(self.encode_targets(motion)[1], latent_noise))
         return Reconstruction(decoded, decoded.new_zeros(()), None)
+
+    def disturb(self, targets, amount):
+        """Targets (B, L, d), in training with Gaussian noise of ``amount`` standard deviations.
+
+        Deviations are those of this batch (of this process' part of it), per dimension: dimensions may
+        differ much, as the layers of RVQ do, and a layer that it left out stays 0. They have a gradient:
+        without it, targets would grow to escape the noise, which would grow with them.
+        """
+        if not (self.training and amount):
+            return targets
+        spread = targets.float().std((0, 1), unbiased=False)
+        return targets + (amount * spread * torch.randn_like(targets)).to(targets.dtype)
 
     def encode(self, motion, lengths=None):
         """Motion (B, T, D) -> latents (B, C, L). ``lengths`` (B,): frames to read, multiples of 4."""
@@ -192,9 +205,10 @@ class QuantizedAE(AE):
         mask = None if lengths is None else valid_mask(lengths // UNIT, z.shape[1])
         return self.quantizer(z if self.norm is None else self.norm(z, mask), mask)
 
-    def forward(self, motion):
+    def forward(self, motion, latent_noise=0.0):
         out = self.quantize(motion)
-        return Reconstruction(self.decode_targets(out.z_q), out.loss, out.indices)
+        decoded = self.decode_targets(self.disturb(out.z_q, latent_noise))
+        return Reconstruction(decoded, out.loss, out.indices)
 
     def encode(self, motion, lengths=None):
         """Motion (B, T, D) -> quantized latents (B, C, L): ``decode(encode(x))`` is the reconstruction."""
