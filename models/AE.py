@@ -331,14 +331,15 @@ VQ_ROWS = {
 }
 
 
-def make_narrow_ae(**kwargs):
-    """The continuous autoencoder with a latent of 64 channels whatever the width: the control for 64 x 17."""
-    return AE(**kwargs | {"latent_dim": 64})
+def make_narrow_ae(channels, **kwargs):
+    """The continuous autoencoder with a latent of ``channels`` whatever the width: the control for a grid of
+    as many dimensions."""
+    return AE(**kwargs | {"latent_dim": channels})
 
 
 AE_models = {
     "AE_Model": AE,
-    "AE_Model_64": make_narrow_ae,
+    **{f"AE_Model_{channels}": partial(make_narrow_ae, channels) for channels in (64, 16)},
     "FSQ_AE_Model": FSQ_AE,  # free: --fsq_levels, --quantizer and its settings
     **{name: partial(FSQ_AE, levels=levels) for name, levels in FSQ_LEVELS.items()},
     **{name: partial(FSQ_AE, **row) for name, row in FSQ_ROWS.items()},

@@ -1,9 +1,11 @@
-"""Autoencoders for a generator: noise on the targets."""
+"""Autoencoders for a generator: noise on the targets, narrow latents."""
 import pytest
 import torch
 from test_scripts import TRAIN, call
 
 from models.AE import AE_models
+from models.loading import load_autoencoder
+from models.MARDM import check_pair
 from utils.demo.dataset import build_demo
 from utils.files import read_checkpoint
 
@@ -136,3 +138,13 @@ def test_training_with_noise_resumes_bit_for_bit(work):
 def test_noise_is_no_less_than_nothing(work, capsys):
     train("negative", "--latent_noise", "-1", code=2)
     assert "--latent_noise: must be a number of 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("channels", [64, 16])
+def test_narrow_latents_stay_narrow_at_any_width(work, channels):
+    name = f"AE_Model_{channels}"
+    train(name, "--model", name, "--width", "24", "--max_iter", "1")
+    ae, saved = load_autoencoder(f"checkpoints/demo/{name}/model/best.tar", name)
+    assert ae.latent_dim == ae.target_dim == channels and saved["model_kwargs"]["width"] == 24
+    assert ae.encode_targets(torch.zeros(1, 8, 67))[1].shape == (1, 2, channels)
+    check_pair("MARDM-SiT-S", name)
