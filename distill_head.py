@@ -102,8 +102,8 @@ def load_teacher(args, spec):
         raise UserError(f"{path} does not describe its model and autoencoder, as released files do not; "
                         "distil a generator that was trained with this code")
     ae_name = args.ae_name or checkpoint["trained_on"]["name"]
-    ae = load_autoencoder(RunFolder(args.checkpoints_dir, spec.name, ae_name).checkpoint())[0]
-    check_same_autoencoder(checkpoint, ae, path)
+    ae, ae_checkpoint = load_autoencoder(RunFolder(args.checkpoints_dir, spec.name, ae_name).checkpoint())
+    check_same_autoencoder(checkpoint, ae, ae_checkpoint, path)
     return teacher, checkpoint, ae
 
 

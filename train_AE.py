@@ -4,6 +4,7 @@
     python train_AE.py --name AE --model FSQ_AE_High --dataset_name demo --width 192    # laptop
     python train_AE.py --name iFSQ --model FSQ_AE_Model --quantizer ifsq --fsq_levels 9 9 9 9 9 9 9 9
     python train_AE.py --name RVQ --model VQ_AE_Model --quantizer rvq --quantizer_settings num_layers=4
+    python train_AE.py --name AE_tolerant --finetune_decoder AE --latent_noise 0.3 --dataset_name demo
 
 Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar, events.out.tfevents.*} and train.log.
 """
@@ -13,11 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from models.AE import FSQ_REACH, AE_models, has_grid
-from models.loading import reach_of
+from models.loading import autoencoder_settings, load_autoencoder, reach_of, target_hashes
 from models.quantizers import QUANTIZERS, settings_of
 from utils import options
 from utils.arrays import upload
-from utils.data.datasets import MotionStore, WindowDataset, make_loader
+from utils.data.datasets import MotionStore, WindowDataset, load_statistics, make_loader
 from utils.data.specs import get_spec
 from utils.errors import UserError, run
 from utils.evaluation.reconstruction import heading_error, reconstruct, reconstruction_errors
@@ -27,6 +28,11 @@ from utils.training import distributed
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import make_trainer
 
+# Flags that say what the model is, with defaults. With --finetune_decoder its run says it.
+OF_MODEL = {"model": "AE_Model", "width": 512, "dropout": 0.2, "fsq_levels": None, "fsq_normalise": None,
+            "fsq_reach": None, "num_codes": None, "code_dim": None, "direct": None, "quantizer": None,
+            "quantizer_settings": []}
+
 
 def parse_args():
     parser = options.make_parser(__doc__)
@@ -35,7 +41,8 @@ def parse_args():
                          milestones=[150_000, 250_000], log_every=10)
     options.add_large_models(parser)
     add = parser.add_argument
-    add("--model", choices=list(AE_models), default="AE_Model", help="autoencoder of the model zoo")
+    add("--model", choices=list(AE_models), default=None,
+        help="autoencoder of the model zoo; default: AE_Model")
     add("--fsq_levels", type=positive_int, nargs="+", default=None,
         help="FSQ_AE_Model: levels per dimension; default: 8 5 5 5 5")
     add("--fsq_normalise", action="store_true", default=None,
@@ -49,10 +56,11 @@ def parse_args():
         help="FSQ_AE_Model, VQ_AE_Model: no linear layers around the quantizer, whose input is the latent")
     add("--quantizer", choices=list(QUANTIZERS), default=None,
         help="quantizer of FSQ_AE_Model (default: fsq) or VQ_AE_Model (default: vq)")
-    add("--quantizer_settings", nargs="+", default=[], metavar="NAME=VALUE",
+    add("--quantizer_settings", nargs="+", default=None, metavar="NAME=VALUE",
         help="its hyper-parameters: " + "; ".join(filter(None, map(settings_help, QUANTIZERS))))
-    add("--width", type=positive_int, default=512, help="channels of the convolutions and the latent")
-    add("--dropout", type=fraction, default=0.2, help="dropout of the residual blocks")
+    add("--width", type=positive_int, default=None,
+        help="channels of the convolutions and the latent; default: 512")
+    add("--dropout", type=fraction, default=None, help="dropout of the residual blocks; default: 0.2")
     add("--window_size", type=positive_int, default=64, help="frames per training window")
     add("--recons_loss", choices=["l1_smooth", "mse"], default="l1_smooth", help="reconstruction loss")
     add("--aux_loss_joints", type=non_negative_float, default=1.0, help="weight of the joint position loss")
@@ -61,8 +69,18 @@ def parse_args():
     add("--latent_noise", type=non_negative_float, default=0.0,
         help="Gaussian noise on the targets that the decoder reads in training, in standard deviations of "
              "each of their dimensions")
+    add("--finetune_decoder", default=None, metavar="RUN",
+        help="--name of a finished run: begin with its best model and train the decoder alone, so that "
+             "generators that were trained on RUN go with the new one too")
     add("--eval_every", type=positive_int, default=5, help="epochs between validations")
-    return parser.parse_args()
+    args = parser.parse_args()
+    given = [name for name in OF_MODEL if getattr(args, name) is not None]
+    if args.finetune_decoder is None:
+        vars(args).update({name: value for name, value in OF_MODEL.items() if name not in given})
+    elif given:
+        parser.error(f"--{given[0]}: the model is that of --finetune_decoder {args.finetune_decoder}; leave "
+                     "the flag out")
+    return args
 
 
 def settings_help(name):
@@ -125,6 +143,36 @@ def parse_settings(name, pairs):
     return settings
 
 
+def new_model(args, spec, began):
+    """An autoencoder (fresh weights), and what checkpoints say of it. ``began``: see ``reach_kwargs``."""
+    kwargs = model_kwargs(args, spec.feature_dim) | reach_kwargs(args, began)
+    seed_everything(args.seed)
+    return AE_models[args.model](**kwargs), {"model_name": args.model, "model_kwargs": kwargs}
+
+
+def model_to_finetune(args, spec):
+    """The autoencoder of the run --finetune_decoder, of which only the decoder trains, and what checkpoints
+    say of it. UserError if it was trained on other feature statistics than the data set has now."""
+    path = RunFolder(args.checkpoints_dir, spec.name, args.finetune_decoder).checkpoint()
+    model, parent = load_autoencoder(path)
+    for key, value in zip(("mean", "std"), map(torch.as_tensor, load_statistics(spec))):
+        if not torch.equal(parent.get(key, value), value):  # released files have none
+            raise UserError(f"{path} was trained with another {key.title()}.npy than {spec.root} has")
+    name, kwargs = autoencoder_settings(parent, path)
+    seed_everything(args.seed)
+    return model.train_decoder_only(), {
+        "model_name": name, "model_kwargs": kwargs,
+        "decoder_of": {"name": args.finetune_decoder, "hashes": target_hashes(model, parent)}}
+
+
+def check_beginning(args, began, path):
+    """UserError if the run to be resumed began with, or without, another --finetune_decoder."""
+    first = (began.get("decoder_of") or {}).get("name")
+    if began and first != args.finetune_decoder:
+        how = f"with --finetune_decoder {first}" if first else "without --finetune_decoder"
+        raise UserError(f"{path} began {how}; resume with the same")
+
+
 def make_loss(args, store, device):
     """The loss function: all features, joint positions again, and, if weighted, heading and root path."""
     compare = {"l1_smooth": F.smooth_l1_loss, "mse": F.mse_loss}[args.recons_loss]
@@ -153,16 +201,16 @@ def main():
         raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
-        kwargs = model_kwargs(args, spec.feature_dim)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         began = read_checkpoint(folder.latest) if args.is_continue and folder.latest.is_file() else {}
-        kwargs |= reach_kwargs(args, began)
-        seed_everything(args.seed)
-        model = AE_models[args.model](**kwargs).to(device)
+        check_beginning(args, began, folder.latest)
+        model, described = (new_model(args, spec, began) if args.finetune_decoder is None
+                            else model_to_finetune(args, spec))
+        model.to(device)
         folder.prepare(args.is_continue)
         store, val_store = (MotionStore(spec, split, args.num_workers) for split in ("train", "val"))
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
-    describe = {"kind": "ae", "model_name": args.model, "model_kwargs": kwargs, "dataset": spec.describe(),
+    describe = {"kind": "ae", **described, "dataset": spec.describe(),
                 "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std)}
     trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE")
     if args.compile:

@@ -118,10 +118,11 @@ class AE(nn.Module):
         dropout: in the residual blocks.
 
     Attributes: ``target_dim`` d; ``levels`` of the grid and ``codebook_size``, None where there is none;
-    ``finite_targets``, whether every target is a code (not when latents are continuous or codes are mixed).
+    ``finite_targets``, whether every target is a code (not when latents are continuous or codes are mixed);
+    ``decoder_only``, see ``train_decoder_only``.
     """
 
-    levels, codebook_size, finite_targets = None, None, False
+    levels, codebook_size, finite_targets, decoder_only = None, None, False, False
 
     def __init__(self, input_width=67, width=512, latent_dim=512, depth=3, dropout=0.2):
         super().__init__()
@@ -134,6 +135,21 @@ class AE(nn.Module):
         the decoder sees in training, in standard deviations of the targets."""
         decoded = self.decode_targets(self.disturb(self.encode_targets(motion)[1], latent_noise))
         return Reconstruction(decoded, decoded.new_zeros(()), None)
+
+    def train_decoder_only(self):
+        """From now on training changes the decoder alone. The rest has neither gradients nor dropout nor
+        running statistics, so a motion keeps its targets, and targets their latents. Returns self."""
+        self.requires_grad_(False)
+        self.decoder.requires_grad_(True)
+        self.decoder_only = True
+        return self.train(self.training)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.decoder_only:
+            for part in self.children():
+                part.train(mode and part is self.decoder)
+        return self
 
     def disturb(self, targets, amount):
         """Targets (B, L, d), in training with Gaussian noise of ``amount`` standard deviations.

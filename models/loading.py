@@ -96,14 +96,20 @@ def agreed_name(checkpoint, model_name, path, flag):
     return trained_as or model_name
 
 
-def load_autoencoder(path, model_name=None):
-    """The autoencoder of a checkpoint, in eval mode, and the checkpoint's dict. ``model_name``: AE_Model by
+def autoencoder_settings(checkpoint, path, model_name=None):
+    """The name in the zoo and the arguments of a checkpoint's autoencoder. ``model_name``: AE_Model by
     default for released files; our files have their own, with which it must agree (else UserError)."""
-    checkpoint = read_checkpoint(path)
     state = weights_in(checkpoint, "ae", "autoencoder", path)
     name = agreed_name(checkpoint, model_name, path, "--ae_model/--model") or "AE_Model"
-    kwargs = checkpoint.get("model_kwargs") or sizes_of(autoencoder_sizes, state, path)
-    return load_state(build(AE_models, name, kwargs, "autoencoder"), state, path), checkpoint
+    return name, checkpoint.get("model_kwargs") or sizes_of(autoencoder_sizes, state, path)
+
+
+def load_autoencoder(path, model_name=None):
+    """The autoencoder of a checkpoint, in eval mode, and the checkpoint's dict. ``model_name``: see
+    ``autoencoder_settings``."""
+    checkpoint = read_checkpoint(path)
+    name, kwargs = autoencoder_settings(checkpoint, path, model_name)
+    return load_state(build(AE_models, name, kwargs, "autoencoder"), checkpoint["ae"], path), checkpoint
 
 
 def load_generator(path, model_name=None):
@@ -130,10 +136,17 @@ def reach_of(checkpoint):
     return (checkpoint.get("model_kwargs") or {}).get("reach", 1.0)
 
 
-def check_same_autoencoder(checkpoint, ae, path):
-    """UserError unless the generator was trained on this very autoencoder (by hash, when recorded)."""
+def target_hashes(ae, checkpoint):
+    """Hashes of an autoencoder and, if only its decoder was trained, of those that it began as (their targets
+    are the same), from the last to the first."""
+    return [weights_hash(ae), *(checkpoint.get("decoder_of") or {}).get("hashes", [])]
+
+
+def check_same_autoencoder(checkpoint, ae, ae_checkpoint, path):
+    """UserError unless the generator was trained on this very autoencoder, or one with another decoder (by
+    hash, when recorded)."""
     trained_on = checkpoint.get("trained_on")
-    if trained_on and trained_on["hash"] != weights_hash(ae):
+    if trained_on and trained_on["hash"] not in target_hashes(ae, ae_checkpoint):
         raise UserError(f"{path} was trained on autoencoder '{trained_on['name']}' "
                         f"({trained_on['model_name']}, weights {trained_on['hash']}), and the one given has "
                         "other weights; pass the right --ae_name")
@@ -152,7 +165,7 @@ def load_pipeline(generator_path, ae_path, model_name=None, ae_model=None, stati
     neither checkpoint has them (released files)."""
     ae, ae_checkpoint = load_autoencoder(ae_path, ae_model)
     generator, checkpoint = load_generator(generator_path, model_name)
-    check_same_autoencoder(checkpoint, ae, generator_path)
+    check_same_autoencoder(checkpoint, ae, ae_checkpoint, generator_path)
     holder = ae_checkpoint if "mean" in ae_checkpoint else checkpoint
     mean, std = (holder["mean"], holder["std"]) if "mean" in holder else statistics()
     return Pipeline(generator, ae, mean, std, device), checkpoint

@@ -172,13 +172,14 @@ def open_run(path, name):
     model = load(path, *filter(None, [head]))
     if not all(torch.isfinite(value).all() for key in keys for value in content[key].values()):
         raise UserError("it holds NaN or infinite weights")
-    code, best = loading.weights_hash(model[0]) if kind == "autoencoder" else None, content.get("best", {})
+    hashes = loading.target_hashes(model[0], content) if kind == "autoencoder" else []
+    best = content.get("best", {})
     spec, kind_of = content.get("dataset", {}), kind.replace("_", " ")
     parts = (f"{name}/{path.name}: {kind_of}", model_name, not spec and "a released file",
-             "total_it" in content and f"{content['total_it']} steps", code and f"weights {code}",
+             "total_it" in content and f"{content['total_it']} steps", hashes and f"weights {hashes[0]}",
              best.get("epoch", -1) >= 0 and f"best {best['metric']} {best['value']:.4g}")
     return SimpleNamespace(
-        name=name, kind=kind, model=model_name or "AE_Model", head=head, hash=code, ae=None,
+        name=name, kind=kind, model=model_name or "AE_Model", head=head, hashes=hashes, ae=None,
         cond_mode=(content.get("model_kwargs") or {}).get("cond_mode", "text"), skeleton=spec.get("skeleton"),
         trained_on=content.get("trained_on"), text=", ".join(filter(None, parts)))
 
@@ -209,13 +210,16 @@ def find_autoencoder(generator, autoencoders):
         return [warning(f"{generator.name} records neither autoencoder nor head; assumed: {generator.head}",
                         f"pass --ae_name, and as --model what it was published as, {' or '.join(HEADS)}")]
     wanted, code = generator.trained_on["name"], generator.trained_on["hash"]
-    same = {ae.name: ae for ae in autoencoders if ae.hash == code}
+    same = {ae.name: ae for ae in sorted(autoencoders, key=lambda ae: ae.hashes[0] != code)  # itself first
+            if code in ae.hashes}
     generator.ae = same.get(wanted) or next(iter(same.values()), None)
     replaced = wanted in [ae.name for ae in autoencoders]
     text = (f"{generator.name}'s autoencoder {wanted} ({code}) "
             f"{'has other weights now' if replaced else 'is not there'}")
     if same:
-        return [warning(f"{text}; {generator.ae.name} is the same", "pass it as --ae_name")][wanted in same :]
+        but = "" if generator.ae.hashes[0] == code else " but for its decoder"
+        return [warning(f"{text}; {generator.ae.name} is the same{but}",
+                        "pass it as --ae_name")][wanted in same :]
     return [(damaged if replaced else missing)(text, "put it back, or train the generator again")]
 
 

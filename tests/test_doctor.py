@@ -2,6 +2,7 @@
 import importlib
 import json
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -287,6 +288,14 @@ def test_a_generator_without_its_autoencoder(capsys):
                                   f"mardm's autoencoder ae ({weights_hash(ae)}) is not there") == "missing"
     refused = [f for f in findings if f.what.startswith("sample.py --dataset_name own --name mardm")]
     assert [f.level for f in refused] == ["missing"] and "no checkpoint at" in refused[0].advice
+
+    tuned = trained("ae", AE_models["FSQ_AE_High"](**kwargs), "FSQ_AE_High", kwargs,
+                    decoder_of={"name": "ae", "hashes": [weights_hash(ae)]})
+    save(tuned, "own", "tuned")
+    code, findings, _ = examine(capsys)
+    assert level_of(findings, "is not there; tuned is the same but for its decoder") == "warning"
+    assert level_of(findings, "sample.py --dataset_name own --name mardm --ae_name tuned") == "ok"
+    shutil.rmtree("checkpoints/own/tuned")
 
     doctor.Path("checkpoints/own/renamed").rename(path)
     code, findings, _ = examine(capsys)

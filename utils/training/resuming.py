@@ -14,8 +14,8 @@ FIXED_FLAGS = {"whole_batch": "--batch_size (of all processes)", "window_size": 
 FREE_FLAGS = {"is_continue", "epoch", "max_iter", "batch_size", "num_workers", "log_every", "eval_every",
               "device", "compile", "dataset_dir", "checkpoints_dir"}
 FIXED_CONTENT = {"model_name": "--model", "model_kwargs": "size or kind of model",
-                 "trained_on": "autoencoder", "mean": "Mean.npy", "std": "Std.npy", "levels": "set of levels",
-                 "actions": "set of actions"}
+                 "trained_on": "autoencoder", "decoder_of": "autoencoder to begin with",
+                 "mean": "Mean.npy", "std": "Std.npy", "levels": "set of levels", "actions": "set of actions"}
 
 
 def same_value(one, other):
