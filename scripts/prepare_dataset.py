@@ -7,10 +7,12 @@ The source is a folder with
     joints/ID.npy                 (frames, joints, 3), metres, Y up, in the joint order of --skeleton
     texts/ID.txt                  one caption per line: plain, or HumanML3D's `caption#word/POS ...#start#end`
     train.txt val.txt test.txt    one ID per line
-    labels.json, manifest.*       copied if present
+    labels.json, manifest.*       copied if present; without labels.json it is made from the columns `id` and
+                                  `label` of a manifest.csv
 OUT receives new_joint_vecs/, texts/, the split lists, Mean.npy and Std.npy (of the training split),
 dataset.json, and report.json, which names every clip that was left out, and why.
 """
+import csv
 import multiprocessing
 import os
 import shutil
@@ -227,10 +229,27 @@ def fill(folder, args, splits):
     for path in [args.source / "labels.json", *sorted(args.source.glob("manifest.*"))]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
+    labels = read_manifest(args.source / "manifest.csv")
+    if labels and not (folder / "labels.json").is_file():
+        names = [clip.name for members in usable.values() for clip in members]
+        write_json(folder / "labels.json", {name: labels[name] for name in names if name in labels})
     report = make_report(args, clips, usable) | {"constant_columns": constant}
     write_json(folder / "report.json", report)
     write_json(folder / "dataset.json", describe(args, usable))
     return report
+
+
+def read_manifest(path):
+    """{id: {"actions": [label]}} of the columns `id` and `label` of a manifest.csv; clips without a label are
+    left out. {} without the file or the columns; UserError if it cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [(row.get("id"), (row.get("label") or "").strip()) for row in csv.DictReader(file)]
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
+    return {name: {"actions": [label]} for name, label in rows if name and label}
 
 
 def repeated_fraction(clips):

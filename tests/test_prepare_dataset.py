@@ -301,3 +301,19 @@ def test_command_line():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: no folder nowhere")
+
+
+def test_labels_of_a_manifest(source, tmp_path, monkeypatch, capsys):
+    """They are made where labels.json is missing; clips without a label have none."""
+    (source / "labels.json").unlink()
+    lines = "\ufeffid,label", 'walk_a,"walk, tired"', "walk_b,", "nan,walk", "other,run", "turn, turn "
+    (source / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert prepare(monkeypatch, source, tmp_path / "sets" / "mine") == 0
+    labels = json.loads((tmp_path / "sets/mine/labels.json").read_text())
+    assert labels == {"walk_a": {"actions": ["walk, tired"]}, "turn": {"actions": ["turn"]}}
+    (source / "manifest.csv").write_bytes(b"id,label\nwalk_a,\xff\n")
+    assert prepare(monkeypatch, source, tmp_path / "sets" / "bad") == 2
+    assert "is not a CSV file in UTF-8" in capsys.readouterr().err
+    (source / "manifest.csv").write_text("id,take\nwalk_a,1\n")
+    assert prepare(monkeypatch, source, tmp_path / "sets" / "none") == 0
+    assert not (tmp_path / "sets/none/labels.json").exists()
