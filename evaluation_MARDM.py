@@ -1,6 +1,6 @@
 """Evaluate a trained generator on the test split: FID, R-precision, matching score, diversity, multimodality,
-CLIP-score, foot skating, and, for 22-joint skeletons, whether the clips do what fixed prompts say (semantic
-probes).
+CLIP-score, foot skating, acceleration, peak jerk, distance to the training clips, label accuracy, and, for
+22-joint skeletons, whether the clips do what fixed prompts say (semantic probes).
 
     python evaluation_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High \\
         --model FSQ-MARDM-SiT-XL --dataset_name t2m     # --protocol standard for 263 features
@@ -26,8 +26,9 @@ from utils.clips import checkpoint_paths
 from utils.data.conditions import load_conditions
 from utils.data.datasets import MAX_LENGTH, load_statistics, read_labels
 from utils.data.specs import get_spec, joints_in_metres
-from utils.errors import UserError, is_first, run
+from utils.errors import MissingFile, UserError, is_first, run, say
 from utils.evaluation import scoring
+from utils.evaluation.neighbours import label_accuracy, nearest_train
 from utils.evaluation.probes import PROMPTS, RULES, check, knows, probe_report
 from utils.evaluation.protocols import TextClips, result_header, score_rows
 from utils.evaluation.suites import add_suite, load_suite
@@ -75,7 +76,7 @@ class Maker:
 
     def __init__(self, pipeline, clips, conditions, settings, seed, decode=None):
         self.pipeline, self.settings, self.seed, self.decode = pipeline, settings, seed, decode
-        self.seconds = 0.0  # of generating
+        self.seconds, self.made = 0.0, 0  # of generating, and how many clips
         self.conditions = conditions.lookup(clips.store, clips.entries)
 
     def __call__(self, repeat, drawn, rows=None, sample=0):
@@ -87,6 +88,7 @@ class Maker:
         made = generate(self.pipeline, cond, [drawn.frames[row] for row in rows], seeds, "generating",
                         decode=self.decode, **self.settings)
         self.seconds += time.perf_counter() - begun
+        self.made += len(made)
         return made
 
     def many(self, repeat, drawn):
@@ -126,7 +128,7 @@ def run_probes(probes, pipeline, clips, spec, seed, real, settings):
     report = probe_report([(actions, check(actions, joints_in_metres(motion, spec), spec.fps))
                            for (_, actions, _), motion in zip(jobs, motions)])
     report["rate"] = report["all"]["share"]
-    known, names = read_labels(spec) or {}, [clips.store.ids[entry.clip] for entry in clips.entries]
+    known, names = read_labels(spec) or {}, clips.ids
     if all(knows(known.get(name)) for name in names):
         joints = [joints_in_metres(motion, spec) for motion in real]
         shuffled = np.random.default_rng(seed).permutation(len(names))
@@ -136,11 +138,47 @@ def run_probes(probes, pipeline, clips, spec, seed, real, settings):
     return report
 
 
+def training_clips(spec, workers, conditions):
+    """The training split's TextClips, or None, which a line says, for a data set without that split."""
+    try:
+        return TextClips(spec, "train", workers, conditions=conditions)
+    except MissingFile as error:
+        say(f"warning: no distances to training clips and no accuracy of labels: {error}")
+        return None
+
+
+def clip_metrics(made, whole, clips, training, suite, device):
+    """Metrics beside the evaluator's: {metric: {"generated", "real", ...}}, None for what cannot be measured.
+
+    made: generated clips (T, D). whole: the Drawn whose real ones they stand for, of the TextClips ``clips``.
+    training: TextClips or None."""
+    spec = clips.store.spec
+    generated, real = (scoring.motion_quality(side, spec) for side in (made, whole.real))
+    found = {key: {"generated": generated[key], "real": real[key]} for key in generated}
+    found |= {"nearest_train": None, "label_accuracy": None}
+    if training is not None:
+        known, labels = training.whole(0).real, read_labels(spec)
+        found["nearest_train"] = nearest_train(made, whole.real, known, spec, device)
+        if labels:
+            found["label_accuracy"] = label_accuracy(labels, (clips.ids, made, whole.real),
+                                                     (training.ids, known), suite.embed)
+    return found
+
+
+CLIP_ROWS = {"foot_skating": ("foot skating m/s", 4), "acceleration": ("acceleration m/s^2", 3),
+             "peak_jerk": ("peak jerk m/s^3", 1), "label_accuracy": ("label accuracy", 3),
+             "nearest_train": ("nearest training clip m", 4)}
+
+
 def make_table(results):
-    seconds, skating = results["seconds"], results["foot_skating"]
+    seconds = results["seconds"]
     rows = [*score_rows(results["scores"]), ("seconds: generating", f"{seconds['generating']:.1f}", "-"),
             ("seconds: all else", f"{seconds['judging']:.1f}", "-"),
-            ("foot skating m/s", f"{skating['generated']:.4f}", f"{skating['real']:.4f}")]
+            ("seconds per clip", f"{results['seconds_per_clip']:.4f}", "-")]
+    rows += [(name, *(f"{results[key][side]:.{digits}f}" for side in ("generated", "real")))
+             for key, (name, digits) in CLIP_ROWS.items() if results[key]]
+    if nearest := results["nearest_train"]:
+        rows.append(("nearer than 5% of real clips", f"{nearest['generated_below']:.3f}", "0.050"))
     if probes := results.get("probes"):
         rows.append(("semantic probes", f"{probes['rate']:.3f}",
                      f"{probes['real']:.3f}" if "real" in probes else "-"))
@@ -176,6 +214,7 @@ def main():
         distinct = spec.distinct_retrieval and not suite.released
         groups = clips.groups if distinct else None
         scoring.check_evaluation(suite, clips.captions, groups, len(clips))
+        training = training_clips(spec, args.num_workers, conditions)
         probes = probe_jobs(conditions, checkpoint, spec, args) if args.probe_repeats else None
         maker = Maker(pipeline, clips, conditions, settings, args.seed,
                       pipeline.decode_with_tail if suite.published_tail else None)
@@ -186,16 +225,17 @@ def main():
     draw = partial(clips.draw, args.seed) if suite.released else lambda _repeat: whole
     scores = scoring.evaluate(suite, draw, maker, args.repeats, args.seed, groups,
                               maker.many if args.cal_mm else None)
+    found = clip_metrics(scores.pop("clips"), whole, clips, training, suite, device)
+    if mode == "uncond":
+        found["label_accuracy"] = None  # nothing was asked for
     seconds = {"generating": maker.seconds, "judging": time.perf_counter() - begun - maker.seconds}
-    motions = scores.pop("clips")
     results = {
         "clips": len(clips), "clips_scored": scores.pop("scored"), "left_out": clips.left_out,
         "retrieval": "batches of 32 without repeated captions" if distinct else "batches of 32, shuffled",
         "name": args.name, "trained_on": checkpoint.get("trained_on"), "cond_mode": mode, "sampler": settings,
         "repeats_asked": args.repeats, "scores": scoring.without_text(scores) if mode == "uncond" else scores,
         "autoencoder": {"name": ae_path.parent.parent.name, "weights": weights_hash(pipeline.ae)},
-        "seconds": seconds, "foot_skating": {"generated": scoring.mean_foot_skating(motions, spec),
-                                             "real": scoring.mean_foot_skating(whole.real, spec)}}
+        "seconds": seconds, "seconds_per_clip": maker.seconds / maker.made, **found}
     if args.probe_repeats:
         results["probes"] = run_probes(probes, pipeline, clips, spec, args.seed, whole.real, settings)
     results = result_header("generation", suite, spec, "test", args, path, checkpoint,

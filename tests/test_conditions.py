@@ -12,7 +12,7 @@ from utils.data.datasets import Caption, TextClip, read_labels
 from utils.data.specs import KNOWN, DatasetSpec, joints_in_metres
 from utils.errors import UserError
 from utils.evaluation.reconstruction import heading_error, reconstruction_errors
-from utils.evaluation.scoring import mean_foot_skating, without_text
+from utils.evaluation.scoring import motion_quality, without_text
 
 LABELS = {"a": {"actions": ["walk"]}, "b": {"actions": ["jump"]}, "c": {"actions": ["walk", "jump"]},
           "d": {"actions": ["sit"]}}
@@ -101,8 +101,8 @@ def test_metrics_are_in_metres_for_a_data_set_in_millimetres():
     large = features.clone()
     large[:, 1:] *= 1000  # all but the yaw velocity are lengths
     assert np.allclose(joints_in_metres(large, kit), joints_in_metres(features, metres))
-    assert mean_foot_skating([large], kit) == pytest.approx(mean_foot_skating([features], metres)) and (
-        0 < mean_foot_skating([large], kit) < 10)
+    quality = motion_quality([large], kit)
+    assert quality == pytest.approx(motion_quality([features], metres)) and 0 < quality["foot_skating"] < 10
     noise = torch.from_numpy(rng.normal(0, 0.01, (40, 64)))
     noise[:, 0] = 0
     found = reconstruction_errors([(large, large + 1000 * noise)], kit)

@@ -178,6 +178,34 @@ def test_joint_errors():
     assert metrics.acceleration_error(joints, joints + jitter) == pytest.approx(np.ones(8))
 
 
+def test_acceleration_and_peak_jerk_of_polynomials():
+    time, fps = np.arange(40)[:, None, None] / 20, 20.0
+    joints = np.random.default_rng(0).standard_normal((1, 22, 3)) + time * [1, 2, 3]  # constant velocity
+    assert metrics.acceleration(joints, fps) == pytest.approx(0, abs=1e-9)
+    assert metrics.peak_jerk(joints, fps) == pytest.approx(0, abs=1e-8)
+    falling = joints - [0, 9.81 / 2, 0] * time**2
+    assert metrics.acceleration(falling, fps) == pytest.approx(9.81)
+    assert metrics.peak_jerk(falling, fps) == pytest.approx(0, abs=1e-8)
+    falling[:, 3, 0] += 2 * time[:, 0, 0] ** 3  # one joint alone
+    assert metrics.peak_jerk(falling, fps) == pytest.approx(12)
+    jump = np.zeros((40, 22, 3))
+    jump[20:, 5, 1] = 0.01  # within one frame: third differences 1, -2, 1
+    assert metrics.peak_jerk(jump, fps) == pytest.approx(2 * 0.01 * fps**3)
+    both = np.stack([falling, jump])
+    for metric in (metrics.acceleration, metrics.peak_jerk):
+        assert np.allclose(metric(both, fps), [metric(falling, fps), metric(jump, fps)])
+    with pytest.raises(ValueError, match="more than 3 frames"):
+        metrics.peak_jerk(jump[:3], fps)
+
+
+def test_votes_of_the_nearest():
+    known, labels = np.array([[0.0], [1], [2], [10], [11], [30]]), list("aabbbc")
+    assert metrics.vote([[0.4], [10.4], [29.0]], known, labels, 3) == ["a", "b", "b"]
+    assert metrics.vote([[1.6]], known, labels, 2) == ["b"]  # a draw: the nearest wins
+    assert metrics.vote([[29.0], [1.4]], known, labels, 1) == ["c", "a"]
+    assert metrics.vote([[0.0]], known, labels, 9) == ["b"]  # there are only 6
+
+
 def test_foot_skating_sees_sliding_only_on_the_ground():
     frames = np.arange(40) / 20.0
     joints = np.zeros((40, 22, 3))

@@ -131,6 +131,28 @@ def test_evaluation_MARDM(work, capsys):
     assert results["name"] == "mardm" and results["autoencoder"]["name"] == "ae"
     assert 0 <= results["probes"]["rate"] <= 1 and results["probes"]["real"] > results["probes"]["shuffled"]
     assert results["sampler"]["time_steps"] == 2 and results["scores"]["generated"]["FID"]["interval"] >= 0
+    for metric in ("foot_skating", "acceleration", "peak_jerk", "nearest_train"):
+        assert results[metric]["generated"] > 0 and results[metric]["real"] > 0, metric
+    assert 0 <= results["label_accuracy"]["generated"] <= results["label_accuracy"]["real"] <= 1
+    assert 0 < results["label_accuracy"]["clips"] <= results["clips"] == 36
+    assert results["seconds_per_clip"] == pytest.approx(results["seconds"]["generating"] / 72)
+
+
+def test_evaluation_without_training_split_and_labels(work, tmp_path, capsys):
+    shutil.copytree(work / "datasets", tmp_path / "datasets")
+    (tmp_path / "datasets/demo/train.txt").unlink()
+    flags = ["--name", "mardm", *ON_DEMO, "--num_workers", "0", "--repeats", "1", *FAST, "--dataset_dir",
+             tmp_path / "datasets"]
+    assert call("evaluation_MARDM", *flags) == 0
+    assert "no distances to training clips" in capsys.readouterr().err
+    path = work / "checkpoints/demo/mardm/eval/evaluation_MARDM.json"
+    results = json.loads(path.read_text())
+    assert results["nearest_train"] is results["label_accuracy"] is None and results["peak_jerk"]["real"] > 0
+    shutil.copy(work / "datasets/demo/train.txt", tmp_path / "datasets/demo/train.txt")
+    (tmp_path / "datasets/demo/labels.json").unlink()
+    assert call("evaluation_MARDM", *flags) == 0
+    results = json.loads(path.read_text())
+    assert results["nearest_train"]["real"] > 0 and results["label_accuracy"] is None
 
 
 def test_sample_needs_no_data_set(work, tmp_path, monkeypatch, capsys):

@@ -4,6 +4,8 @@
 As there, diversity and multimodality draw from numpy's global state (``numpy.random.seed``).
 Shapes: N clips or sentences, E embedding, T frames, J joints.
 """
+from collections import Counter
+
 import numpy as np
 
 # A foot is in contact while it is near the lowest height that it reaches and hardly moves up or down.
@@ -135,6 +137,34 @@ def foot_skating(joints, fps, skeleton):
     speed = np.linalg.norm(velocity[..., [0, 2]], axis=-1) * contact
     with np.errstate(invalid="ignore"):  # 0 / 0
         return speed.sum((-1, -2)) / contact.sum((-1, -2))
+
+
+def acceleration(joints, fps):
+    """Mean norm (...) of the joints' accelerations, in m/s^2. joints: (..., T, J, 3) in metres, T >= 3."""
+    return np.linalg.norm(differences(joints, fps, 2), axis=-1).mean((-1, -2))
+
+
+def peak_jerk(joints, fps):
+    """Largest norm (...) of any joint's jerk at any time, in m/s^3: the "peak jerk" of Barquero et al.,
+    "FlowMDM" (CVPR 2024), which shows jumps that means hide. joints: (..., T, J, 3) in metres, T >= 4."""
+    return np.linalg.norm(differences(joints, fps, 3), axis=-1).max((-1, -2))
+
+
+def differences(joints, fps, order):
+    """The derivative (..., T - order, J, 3), per second^order, of joints (..., T, J, 3). ValueError where
+    there are too few frames."""
+    joints = np.asarray(joints, np.float64)
+    if joints.ndim < 3 or joints.shape[-3] <= order:
+        raise ValueError(f"joints must be (T, J, 3) with more than {order} frames, got {joints.shape}")
+    return np.diff(joints, order, axis=-3) * float(fps) ** order
+
+
+def vote(embeddings, known, labels, k=5):
+    """Labels (N) by majority of the ``k`` nearest of the ``known`` (M, E) embeddings, whose labels (M) are
+    given, to each of ``embeddings`` (N, E); of labels with equally many votes the nearest one wins."""
+    nearest = np.argsort(euclidean_distance_matrix(embeddings, known), axis=1, kind="stable")[:, :k]
+    # Counter keeps the order of first appearance among equals
+    return [Counter(labels[i] for i in row).most_common(1)[0][0] for row in nearest]
 
 
 def of_one_length(motions, most=256):

@@ -42,6 +42,11 @@ class TextClips:
     def __len__(self):
         return len(self.entries)
 
+    @property
+    def ids(self):
+        """The id of every clip's motion."""
+        return [self.store.ids[entry.clip] for entry in self.entries]
+
     def whole(self, seed):
         """Every clip at its full length, with a random caption."""
         rng = np.random.default_rng(seed)

@@ -155,10 +155,13 @@ def without_text(scores):
     return {key: without_text(value) for key, value in scores.items() if not TEXT_METRICS.fullmatch(key)}
 
 
-def mean_foot_skating(motions, spec):
-    """Mean horizontal speed (m/s) of feet in contact, over clips of un-normalised features."""
+def motion_quality(motions, spec):
+    """{"foot_skating" (m/s), "acceleration" (m/s^2), "peak_jerk" (m/s^3)}: means over clips of un-normalised
+    features (T, D), T >= 4. Clips without any foot contact do not count in foot skating."""
     skeleton, values = SKELETONS[spec.skeleton], []
     for rows in metrics.of_one_length(motions):
         joints = joints_in_metres(torch.stack([torch.as_tensor(motions[row]) for row in rows]), spec)
-        values += metrics.foot_skating(joints, spec.fps, skeleton).tolist()
-    return float(np.nanmean(values))
+        values.append([metrics.foot_skating(joints, spec.fps, skeleton),
+                       metrics.acceleration(joints, spec.fps), metrics.peak_jerk(joints, spec.fps)])
+    means = np.nanmean(np.concatenate(values, axis=1), axis=1)
+    return dict(zip(("foot_skating", "acceleration", "peak_jerk"), means.tolist()))

@@ -90,13 +90,15 @@ class EvaluatorSuite:
         """Embeddings (N, E) of captions."""
         return self.matching.embed_text(self.check_captions(captions)).double().cpu().numpy()
 
+    def embed(self, motions):
+        """Embeddings (N, E) of clips (T, essential or more), real and generated ones treated alike."""
+        return embed_all(self.matching, self.rebuilt(motions))
+
     def real(self, motions):
         """Two embeddings (N, E) of real clips (T, columns): as published, which is of the clips as they are,
         and treated like generated ones."""
         embeddings = embed_all(self.matching, motions)
-        if self.protocol != "standard":
-            return embeddings, embeddings
-        return embeddings, embed_all(self.matching, self.rebuilt(motions))
+        return embeddings, self.embed(motions) if self.protocol == "standard" else embeddings
 
     @property
     def published_tail(self):
@@ -110,7 +112,7 @@ class EvaluatorSuite:
 
     def made(self, made):
         """Two embeddings (N, E) of generated clips: as published, and with zeros after their end."""
-        embeddings = embed_all(self.matching, self.rebuilt(self.clips_of(made)))
+        embeddings = self.embed(self.clips_of(made))
         if not self.published_tail:
             return embeddings, embeddings
         return embed_all(self.matching, [long_clip for _, long_clip in made], tail=TAIL), embeddings
