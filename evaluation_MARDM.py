@@ -6,8 +6,8 @@ CLIP-score, foot skating, acceleration, peak jerk, distance to the training clip
         --model FSQ-MARDM-SiT-XL --dataset_name t2m     # --protocol standard for 263 features
 
 Results: the screen, checkpoints/<dataset>/<name>/eval/eval.log and, in the same folder,
-evaluation_MARDM_<protocol>.json (evaluation_MARDM.json with the data set's own evaluator). Metrics of two
-protocols cannot be compared.
+evaluation_MARDM_<protocol>.json (evaluation_MARDM.json with the data set's own evaluator); --eval_name puts
+them into a folder within eval/. Metrics of two protocols cannot be compared.
 """
 import time
 from functools import partial
@@ -55,6 +55,8 @@ def parse_args():
                         help="clips per probe prompt (22-joint skeletons); 0 = no probes")
     parser.add_argument("--length_estimator", default="length_estimator",
                         help="--name of the length estimator's run (probes)")
+    parser.add_argument("--eval_name", type=options.plain_name, default=None,
+                        help="folder within eval/ for this result, to keep several of one run; default: none")
     options.add_sampler(parser)
     options.add_workers(parser)
     return parser.parse_args()
@@ -240,7 +242,8 @@ def main():
         results["probes"] = run_probes(probes, pipeline, clips, spec, args.seed, whole.real, settings)
     results = result_header("generation", suite, spec, "test", args, path, checkpoint,
                             weights_hash(pipeline.generator)) | results
-    write_results(folder.root / "eval", suite.tag("evaluation_MARDM"), results, make_table(results))
+    write_results(folder.root / "eval" / (args.eval_name or ""), suite.tag("evaluation_MARDM"), results,
+                  make_table(results))
 
 
 if __name__ == "__main__":

@@ -138,6 +138,16 @@ def test_evaluation_MARDM(work, capsys):
     assert results["seconds_per_clip"] == pytest.approx(results["seconds"]["generating"] / 72)
 
 
+def test_results_of_several_evaluations_are_kept(work, capsys):
+    flags = ["--name", "mardm", *ON_DEMO, "--num_workers", "0", "--repeats", "1", *FAST]
+    assert call("evaluation_MARDM", *flags, "--eval_name", "euler", "--solver", "euler") == 0
+    folder = work / "checkpoints/demo/mardm/eval/euler"
+    results = json.loads((folder / "evaluation_MARDM.json").read_text())
+    assert results["sampler"]["solver"] == "euler" and (folder / "eval.log").is_file()
+    assert call("evaluation_MARDM", *flags, "--eval_name", "../euler") == 2
+    assert "must be a plain name" in capsys.readouterr().err
+
+
 def test_evaluation_without_training_split_and_labels(work, tmp_path, capsys):
     shutil.copytree(work / "datasets", tmp_path / "datasets")
     (tmp_path / "datasets/demo/train.txt").unlink()

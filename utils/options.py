@@ -44,6 +44,13 @@ def number(kind, low, high=math.inf, open_end=False):
     return read
 
 
+def plain_name(text):
+    """A ``type=`` for a name without folders."""
+    if text in ("", ".", "..") or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"must be a plain name, without folders, got '{text}'")
+    return text
+
+
 positive_int, non_negative_int = number(int, 1), number(int, 0)
 positive_float, non_negative_float = number(float, 0, open_end=True), number(float, 0)
 fraction = number(float, 0, 1)
