@@ -20,7 +20,7 @@ from analyze_training import first_reach
 from models.AE import AE_models
 from models.loading import load_autoencoder
 from models.MARDM import SIZES, family_of
-from scripts.runs import Experiment, add_experiment, newest_result
+from scripts.runs import Experiment, add_experiment, read_generation
 from utils import options
 from utils.curves import STYLE, curve, plt, read_runs, save_figure
 from utils.errors import UserError, run
@@ -92,7 +92,7 @@ class Ablation(Experiment):
 
     def read(self, folder, seed):
         target_dim = read_checkpoint(folder.latest)["model_kwargs"]["target_dim"]
-        return read_evaluation(folder.root / "eval") | read_curves(folder) | {"target_dim": target_dim}
+        return read_generation(folder.root / "eval") | read_curves(folder) | {"target_dim": target_dim}
 
     def check(self, wanted):
         """UserError for what is missing, and for heads that are too narrow for their targets."""
@@ -119,18 +119,6 @@ class Ablation(Experiment):
             metrics["steps_to_FID"] = first_reach(steps, values, threshold, upwards=False)
         self.table.columns["steps_to_FID"] = (f"steps to a validation FID of {threshold:g}", 0)
         self.table.save()
-
-
-def read_evaluation(folder):
-    """Metrics of evaluation_MARDM.py."""
-    results = newest_result(folder, "evaluation_MARDM")
-    made, real = ({key: value["mean"] for key, value in results["scores"][clips].items()}
-                  for clips in ("generated", "real"))
-    return {**{key: made[key] for key in ("FID", "R1", "R2", "R3", "matching", "diversity")},
-            "steps": results["steps"], "real": real,
-            "probes": results["probes"]["rate"] if "probes" in results else None,
-            "foot_skating": results["foot_skating"]["generated"],
-            "foot_skating_real": results["foot_skating"]["real"]}
 
 
 def read_curves(folder):

@@ -1,4 +1,4 @@
-"""What quantizer_bench, ablation and demo share: calling the root scripts, and tables of their metrics.
+"""What quantizer_bench, ablation, study and demo share: calling the root scripts, and tables of metrics.
 
 A table has rows, and each row one run per seed. It is one JSON file, written again after every run, so the
 same command resumes where it was stopped.
@@ -28,16 +28,25 @@ from utils.report import markdown_table, write_json
 from utils.training.settings import code_version, machine
 
 ROOT = Path(__file__).resolve().parents[1]
+SCORES = ("FID", "R1", "R2", "R3", "matching", "diversity")
+CLIP_METRICS = ("label_accuracy", "foot_skating", "acceleration", "peak_jerk", "nearest_train")
 
 
-def add_experiment(parser, name, batch_size, samples):
-    """Flags of every Experiment; ``samples``: what a batch consists of."""
+def add_calls(parser, name):
+    """Flags of every Calls."""
     options.add_common(parser, name, check=False)
     options.add_workers(parser)
     add = parser.add_argument
     add("--seeds", type=options.positive_int, default=3, help="runs per row: seeds --seed, --seed + 1 ...")
     add("--jobs", type=options.positive_int, default=1,
         help="runs at the same time; with more than 1 they divide the cores, and each has its own log")
+    add("--output_dir", help="folder of the table; default: generation/<name>_<dataset>")
+
+
+def add_experiment(parser, name, batch_size, samples):
+    """Flags of every Experiment; ``samples``: what a batch consists of."""
+    add_calls(parser, name)
+    add = parser.add_argument
     add("--steps", type=options.positive_int, default=20_000, help="training steps per run")
     add("--batch_size", type=options.positive_int, default=batch_size, help=f"{samples} per step")
     add("--lr", type=options.positive_float, default=2e-4, help="learning rate after warm-up")
@@ -46,7 +55,6 @@ def add_experiment(parser, name, batch_size, samples):
     add("--dropout", type=options.fraction, default=0.2, help="dropout of the trained networks")
     add("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32", help="precision of training")
     add("--evaluator", default="evaluator", help="--name of the evaluator's run")
-    add("--output_dir", help="folder of the table; default: generation/<name>_<dataset>")
 
 
 Finished = namedtuple("Finished", "code seconds memory_gb")  # exit code, wall time, peak resident memory
@@ -227,29 +235,23 @@ class RunTable:
         draw(self, self.path.with_suffix(".png"))
 
 
-class Experiment:
-    """A RunTable whose runs are trained and evaluated by the root scripts, called as a user would call them.
+class Calls:
+    """A RunTable whose runs call the root scripts, as a user would.
 
-    A subclass defines ``train_flags``, ``read``, and
-        kind, file, order, columns, before: of the table. scripts: the training and the evaluation script.
-        names: flags that become settings of the table. trained, evaluated: those of them that are passed on
-        to each script, besides those that ``measure`` always passes. milestones: in % of the steps.
+    A subclass defines ``measure(row, seed)`` -> metrics, ``table`` (``open_table``), and kind, file, columns,
+    before: of the table. args: of ``add_calls``. UserError for a bad --name or data set.
     """
 
-    before, evaluated, evaluation_flags = {}, (), ()
+    before = {}
 
     def __init__(self, args):
         self.args, self.spec, self.runner = args, get_spec(args.dataset_name, args.dataset_dir), Runner()
         RunFolder(args.checkpoints_dir, self.spec.name, args.name)  # refuses a bad --name at once
-        evaluator = RunFolder(args.checkpoints_dir, self.spec.name, args.evaluator).checkpoint()
-        self.settings = {name: getattr(args, name) for name in self.names} | {
-            "dataset": args.dataset_name,
-            "warm_up_iter": min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter,
-            "milestones": [args.steps * percent // 100 for percent in self.milestones],
-            "evaluator": file_hash(evaluator) if evaluator.is_file() else None}
-        output = Path(args.output_dir or f"generation/{args.name}_{self.spec.name}")
-        self.table = RunTable(output / self.file, self.kind, self.settings, self.order, self.columns,
-                              self.before)
+
+    def open_table(self, settings, order):
+        """The RunTable in --output_dir. UserError if it is of other settings."""
+        output = Path(self.args.output_dir or f"generation/{self.args.name}_{self.spec.name}")
+        return RunTable(output / self.file, self.kind, settings, order, self.columns, self.before)
 
     def wanted(self, rows):
         """[(row, seed)], seed by seed, so that a table of one seed is complete first."""
@@ -264,6 +266,57 @@ class Experiment:
         """RunFolder of a run."""
         return RunFolder(self.args.checkpoints_dir, self.spec.name,
                          f"{self.args.name}_{row.replace(' ', '_')}_{seed}")
+
+    def whole(self, command):
+        """A command, as a list of str, with the flags that every script gets."""
+        args = self.args
+        return [*map(str, command), "--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir,
+                "--checkpoints_dir", args.checkpoints_dir, "--device", args.device, "--num_workers",
+                str(args.num_workers)]
+
+    def call(self, run, *command):
+        """Run a script for the run of that name, with a log if several run at a time; returns seconds.
+        UserError when it fails, or after ``stop``."""
+        if self.runner.stopped:
+            raise UserError(f"{run} was not started")
+        command = self.whole(command)
+        shown = "\npython " + shlex.join(command)
+        if self.args.jobs == 1:
+            print(shown, flush=True)
+            finished, where = self.runner.run(command), "above"
+        else:
+            path = self.table.path.parent / "logs" / f"{run}.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as log:
+                print(shown, file=log, flush=True)
+                finished, where = self.runner.run(command, stdout=log, stderr=log), f"in {path}"
+        if finished.code:
+            script = command[1] if command[0] == "-m" else command[0]
+            raise UserError(f"{script} did not finish for {run}; its message is {where}. Remove the cause, "
+                            "then the same command resumes")
+        return finished.seconds
+
+
+class Experiment(Calls):
+    """Calls whose runs differ in little: all are trained with the same steps, batches and optimiser.
+
+    A subclass defines ``train_flags``, ``read``, and
+        kind, file, order, columns, before: of the table. scripts: the training and the evaluation script.
+        names: flags that become settings of the table. trained, evaluated: those of them that are passed on
+        to each script, besides those that ``measure`` always passes. milestones: in % of the steps.
+    """
+
+    evaluated, evaluation_flags = (), ()
+
+    def __init__(self, args):
+        super().__init__(args)
+        evaluator = RunFolder(args.checkpoints_dir, self.spec.name, args.evaluator).checkpoint()
+        self.settings = {name: getattr(args, name) for name in self.names} | {
+            "dataset": args.dataset_name,
+            "warm_up_iter": min(2000, args.steps // 10) if args.warm_up_iter is None else args.warm_up_iter,
+            "milestones": [args.steps * percent // 100 for percent in self.milestones],
+            "evaluator": file_hash(evaluator) if evaluator.is_file() else None}
+        self.table = self.open_table(self.settings, self.order)
 
     def measure(self, row, seed):
         """Metrics of a row with one seed; what an earlier start has trained is kept."""
@@ -308,33 +361,20 @@ class Experiment:
                 raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another "
                                 "--name, or remove that run")
 
-    def call(self, run, *command):
-        """Run a script for the run of that name, with a log if several run at a time; returns seconds.
-        UserError when it fails, or after ``stop``."""
-        if self.runner.stopped:
-            raise UserError(f"{run} was not started")
-        args = self.args
-        command = [*map(str, command), "--dataset_name", args.dataset_name, "--dataset_dir", args.dataset_dir,
-                   "--checkpoints_dir", args.checkpoints_dir, "--device", args.device, "--num_workers",
-                   str(args.num_workers)]
-        shown = "\npython " + shlex.join(command)
-        if args.jobs == 1:
-            print(shown, flush=True)
-            finished, where = self.runner.run(command), "above"
-        else:
-            path = self.table.path.parent / "logs" / f"{run}.log"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as log:
-                print(shown, file=log, flush=True)
-                finished, where = self.runner.run(command, stdout=log, stderr=log), f"in {path}"
-        if finished.code:
-            script = command[1] if command[0] == "-m" else command[0]
-            raise UserError(f"{script} did not finish for {run}; its message is {where}. Remove the cause, "
-                            "then the same command resumes")
-        return finished.seconds
-
 
 def newest_result(folder, stem):
     """Content of the newest <stem>.json or <stem>_<protocol>.json in a folder."""
     path = max(Path(folder).glob(f"{stem}*.json"), key=lambda file: file.stat().st_mtime)
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_generation(folder):
+    """Metrics of evaluation_MARDM.py by any protocol; None for what it did not measure."""
+    results = newest_result(folder, "evaluation_MARDM")
+    made, real = ({key.removesuffix(f"_{results['protocol']}"): value["mean"]
+                   for key, value in results["scores"][side].items()} for side in ("generated", "real"))
+    for side, scores in (("generated", made), ("real", real)):
+        scores |= {key: results[key][side] for key in CLIP_METRICS if results[key]}
+    return {**{key: made.get(key) for key in (*SCORES, *CLIP_METRICS)}, "steps": results["steps"],
+            "real": real, "probes": results["probes"]["rate"] if "probes" in results else None,
+            "seconds_per_clip": results["seconds_per_clip"], "clips": results["clips"]}
