@@ -29,7 +29,8 @@ from utils.data.specs import get_spec, joints_in_metres
 from utils.errors import MissingFile, UserError, is_first, run, say
 from utils.evaluation import scoring
 from utils.evaluation.neighbours import label_accuracy, nearest_train
-from utils.evaluation.probes import PROMPTS, RULES, check, knows, probe_report
+from utils.evaluation.probes import RULES, check, knows, probe_report
+from utils.evaluation.prompts import OUTSIDERS, PROMPTS
 from utils.evaluation.protocols import TextClips, result_header, score_rows
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder
@@ -104,7 +105,7 @@ def probe_jobs(conditions, checkpoint, spec, args):
     """[(prompt or action, the actions to be seen, repeat)], their conditions (of texts with their words), and
     their length estimator."""
     if conditions.mode == "text":
-        jobs = [(prompt, actions, repeat) for prompt, actions in PROMPTS
+        jobs = [(prompt, actions, repeat) for prompt, actions in (*PROMPTS, *OUTSIDERS)
                 for repeat in range(args.probe_repeats)]
         path = RunFolder(args.checkpoints_dir, spec.name, args.length_estimator).checkpoint()
         words = cached_text_words(spec.text_encoder, [prompt for prompt, _, _ in jobs], spec.root)
@@ -119,17 +120,21 @@ def probe_jobs(conditions, checkpoint, spec, args):
 
 
 def run_probes(probes, pipeline, clips, spec, seed, real, settings):
-    """Probe rates of generated clips (``--probe_repeats`` per prompt or action, at estimated lengths), of the
-    real test clips under their own labels, and of the real clips under shuffled labels. probes: of
-    ``probe_jobs``."""
+    """Probe rates of generated clips (``--probe_repeats`` per prompt or action, at estimated lengths; "rate":
+    of PROMPTS; "outsiders": a report of its own), of the real test clips under their own labels, and of the
+    real clips under shuffled labels. probes: of ``probe_jobs``."""
     jobs, cond, estimator = probes
     seeds = [clip_seed(seed, "length", prompt, repeat) for prompt, _, repeat in jobs]
     lengths = estimate_lengths(estimator, cond, seeds, spec.min_frames, MAX_LENGTH)
     seeds = [clip_seed(seed, prompt, repeat) for prompt, _, repeat in jobs]
     motions = generate(pipeline, cond, lengths, seeds, "probes", **settings)
-    report = probe_report([(actions, check(actions, joints_in_metres(motion, spec), spec.fps))
-                           for (_, actions, _), motion in zip(jobs, motions)])
-    report["rate"] = report["all"]["share"]
+    results = [(actions, check(actions, joints_in_metres(motion, spec), spec.fps))
+               for (_, actions, _), motion in zip(jobs, motions)]
+    outside = {prompt for prompt, _ in OUTSIDERS}
+    report, outsiders = (probe_report([result for (prompt, _, _), result in zip(jobs, results)
+                                       if (prompt in outside) == chosen]) for chosen in (False, True))
+    report |= {"rate": report["all"]["share"]} | (
+        {"outsiders": outsiders} if outsiders["all"]["total"] else {})
     known, names = read_labels(spec) or {}, clips.ids
     if all(knows(known.get(name)) for name in names):
         joints = [joints_in_metres(motion, spec) for motion in real]
@@ -184,6 +189,9 @@ def make_table(results):
     if probes := results.get("probes"):
         rows.append(("semantic probes", f"{probes['rate']:.3f}",
                      f"{probes['real']:.3f}" if "real" in probes else "-"))
+        rows += [(f"semantic probes, {name}", f"{count['share']:.3f}", "-") for name, count in (
+            ("one action", probes["single"]), ("two in a row", probes["sequence"]),
+            ("two in a row, by outsiders", probes.get("outsiders", {}).get("all"))) if count]
         if "shuffled" in probes:
             rows.append(("probes, shuffled captions", "-", f"{probes['shuffled']:.3f}"))
     return format_table(rows, (f"{results['protocol']} protocol", "generated", "real"))

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from models.AE import AE_models
 from models.CategoricalHead import grid_of
-from models.loading import load_autoencoder, weights_hash
 from models.heads import HEADS_OF_GRIDS
+from models.loading import load_autoencoder, weights_hash
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features, text_reader

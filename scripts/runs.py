@@ -377,4 +377,5 @@ def read_generation(folder):
         scores |= {key: results[key][side] for key in CLIP_METRICS if results[key]}
     return {**{key: made.get(key) for key in (*SCORES, *CLIP_METRICS)}, "steps": results["steps"],
             "real": real, "probes": results["probes"]["rate"] if "probes" in results else None,
+            "outsiders": results.get("probes", {}).get("outsiders", {}).get("all", {}).get("share"),
             "seconds_per_clip": results["seconds_per_clip"], "clips": results["clips"]}

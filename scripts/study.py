@@ -52,7 +52,8 @@ SHARED = {"--protocol", "--evaluator", "--matching_evaluator", "--contrast_evalu
 FREE = FREE_FLAGS - {"epoch", "max_iter", "batch_size"}
 COLUMNS = {  # column: (unit, digits)
     "FID": ("", 4), "R1": ("", 3), "R2": ("", 3), "R3": ("", 3), "matching": ("", 3), "diversity": ("", 3),
-    "probes": ("fraction passed", 3), "label_accuracy": ("", 3), "foot_skating": ("m/s", 3),
+    "probes": ("fraction passed", 3), "outsiders": ("sequences passed", 3), "label_accuracy": ("", 3),
+    "foot_skating": ("m/s", 3),
     "acceleration": ("m/s^2", 2), "peak_jerk": ("m/s^3", 0), "nearest_train": ("m", 4),
     "seconds_per_clip": ("s", 3), "training_seconds": ("s", 0), "parameters": ("millions", 2),
     "steps": ("", 0), "clips": ("", 0)}

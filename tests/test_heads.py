@@ -8,7 +8,7 @@ from einops import repeat
 
 from diffusions import flow
 from distill_head import make_student
-from models.AE import AE_models, FSQ_AE
+from models.AE import FSQ_AE, AE_models
 from models.CategoricalHead import AutoregressiveHead, CategoricalHead, grid_of
 from models.DiffMLPs import SiTHead
 from models.DistilledHead import DistilledHead, teacher_path

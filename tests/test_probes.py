@@ -5,6 +5,7 @@ import pytest
 from utils.demo.actions import ACTIONS
 from utils.demo.dataset import make_clip
 from utils.evaluation import probes
+from utils.evaluation.prompts import OUTSIDERS, PROMPTS
 
 STANDING = np.array([
     [0, 0.96, 0], [0.06, 0.87, 0], [-0.06, 0.87, 0], [0, 1.08, 0], [0.09, 0.48, 0], [-0.09, 0.48, 0],
@@ -202,6 +203,12 @@ def test_prompts_cover_every_action_twice():
     assert all(singles.count(action) >= 2 for action in probes.RULES)
     assert all(action in probes.RULES for _, actions in PROMPTS for action in actions)
     assert sum(len(actions) == 2 for _, actions in PROMPTS) >= 8
+
+
+def test_outsiders_ask_for_two_actions_that_can_follow_each_other():
+    assert len({prompt for prompt, _ in (*OUTSIDERS, *PROMPTS)}) == 40 + len(PROMPTS)
+    for _, (first, second) in OUTSIDERS:
+        assert {first, second} <= set(ACTIONS) and (first == "sit_down") == (second == "stand_up")
 
 
 def test_report_counts():

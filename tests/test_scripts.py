@@ -18,7 +18,8 @@ from utils.demo.dataset import build_demo
 from utils.errors import run
 
 SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE",
-           "distill_head", "evaluation_MARDM", "sample", "edit", "plot_loss", "analyze_training", "scripts.prepare_dataset",
+           "distill_head", "evaluation_MARDM", "sample", "edit", "plot_loss", "analyze_training",
+           "scripts.prepare_dataset",
            "scripts.doctor", "scripts.demo", "scripts.compare_evaluations", "scripts.analyze_codes",
            "scripts.quantizer_bench", "scripts.ablation", "scripts.study", "scripts.gallery",
            "benchmarks.run", "benchmarks.solver_steps"]
