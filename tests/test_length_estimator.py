@@ -6,7 +6,9 @@ import torch
 from conftest import golden, name_fill, relative_error
 
 from models.LengthEstimator import LengthEstimator, sample_length
+from models.pipeline import estimate_lengths
 from train_length_estimator import length_loss
+from utils.text_condition import TextCondition, WordTable
 
 
 def test_names_and_shapes_are_the_released_ones():
@@ -42,6 +44,22 @@ def test_lengths_follow_the_odds_within_the_middle_fifth():
     logits[:, [20, 30]] = logits[:, [20, 30]].log()  # of 0.4 to 0.6 a quarter is below 0.45
     lengths = sample_length(logits, torch.Generator().manual_seed(0))
     assert set(lengths.tolist()) == {80, 120} and abs((lengths == 80).float().mean() - 0.25) < 0.03
+
+
+def test_lengths_of_sentences_that_are_read_word_by_word():
+    """Each from its own words, alone or beside others; and a table of sentences is not taken for them."""
+    torch.manual_seed(0)
+    table = WordTable(torch.randn(3, 8), torch.randn(12, 6).half(), [3, 5, 12])
+    estimator, by_pooled = (LengthEstimator(8, 50, 32, words).eval() for words in (6, 0))
+    together = estimator(table[[0, 1, 2]])
+    for row in range(3):
+        assert torch.allclose(estimator(table[[row]])[0], together[row], atol=1e-4)
+    other = TextCondition(table.pooled, table[[0, 1, 2]].words + 1, table[[0, 1, 2]].mask)
+    assert not torch.allclose(estimator(other), together, atol=1e-2)
+    assert (estimate_lengths(by_pooled, table[[2, 0]], [1, 2], 40, 196)
+            == estimate_lengths(by_pooled, table.pooled[[2, 0]], [1, 2], 40, 196))
+    with pytest.raises((TypeError, AttributeError)):
+        estimate_lengths(by_pooled, table, [1, 2], 40, 196)
 
 
 @pytest.mark.parametrize("min_frames,shortest", [(40, 40), (42, 44), (24, 24), (0, 0)])
