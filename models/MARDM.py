@@ -155,7 +155,9 @@ class MARDM(nn.Module):
         words = words_mask = None
         if self.text_cond == "tokens":
             cond = drop(cond, cond.mask.new_zeros(len(cond), 1)) if force_mask else cond
-            words = torch.cat([self.no_words.expand(len(cond), -1, -1), self.word_emb(cond.words)], 1)
+            # their order, which the text encoder's states hardly tell
+            words = self.word_emb(cond.words) + self.position_enc.pe[: cond.words.shape[1], 0]
+            words = torch.cat([self.no_words.expand(len(cond), -1, -1), words], 1)
             words_mask, cond = F.pad(cond.mask, (1, 0), value=True), cond.pooled
         elif force_mask or self.cond_mode == "uncond":
             cond = latents.new_zeros(len(latents), self.cond_dim)

@@ -72,9 +72,15 @@ class TextEncoder:
             result[chosen] = self.features(self.network, tokens, mask).float().cpu()
         return result
 
-    @torch.no_grad()
     def encode_words(self, texts, batch_size=64):
-        """List of N str -> WordTable: the features of ``encode``, and float16 states of the tokens."""
+        """List of N str -> WordTable: the features of ``encode``, and the states of ``word_states``."""
+        states = self.word_states(texts, batch_size)
+        ends = torch.tensor([len(rows) for rows in states]).cumsum(0).tolist()
+        return WordTable(self.encode(texts, batch_size), torch.cat(states), ends)
+
+    @torch.no_grad()
+    def word_states(self, texts, batch_size=64):
+        """List of N str -> [states of its tokens (W, E), float16]."""
         token_lists = self._tokens(texts)
         states = [None] * len(token_lists)
         for chosen, tokens, mask in self._batches(token_lists, batch_size):
@@ -82,8 +88,7 @@ class TextEncoder:
             found = (torch.nn.functional.normalize(found, dim=-1) * found.shape[-1] ** 0.5).half().cpu()
             for i, rows, kept in zip(chosen, found, mask.cpu()):
                 states[i] = rows[kept]
-        ends = torch.tensor([len(rows) for rows in states]).cumsum(0).tolist()
-        return WordTable(self.encode(texts, batch_size), torch.cat(states), ends)
+        return states
 
     def _tokens(self, texts):
         if isinstance(texts, str):
@@ -398,16 +403,16 @@ def cached_text_words(encoder_name, captions, folder):
         if only_check():
             ends = range(1, len(captions) + 1)
             return WordTable(torch.zeros(len(ends), dim), torch.zeros(len(ends), encoder.dim).half(), ends)
-        tables = in_chunks(encoder.encode_words, missing, f"text words ({encoder_name})")
+        pooled = torch.cat([pooled, cached_text_features(encoder_name, missing, folder)])
+        found = sum(in_chunks(encoder.word_states, missing, f"text words ({encoder_name})"), [])
         with atomic_write(index.with_suffix(".bin")) as temporary, open(temporary, "wb") as file:
-            for part in (states, *(table.states.numpy() for table in tables)):
+            for part in (states, torch.cat(found).numpy()):
                 file.write(np.ascontiguousarray(part).data)
-        for table in tables:
-            ends = ends + [(ends[-1] if ends else 0) + end for end in table.ends[1:]]
-        pooled, known = torch.cat([pooled, *(table.pooled for table in tables)]), known + missing
-        write_checkpoint(index, {"captions": known, "pooled": pooled, "ends": ends,
-                                 "width": tables[0].word_dim}, one_writer=False)
-        states = np.memmap(index.with_suffix(".bin"), np.float16, "c").reshape(-1, tables[0].word_dim)
+        known, width = known + missing, found[0].shape[1]
+        ends = ends + np.cumsum([len(states), *map(len, found)])[1:].tolist()
+        write_checkpoint(index, {"captions": known, "pooled": pooled, "ends": ends, "width": width},
+                         one_writer=False)
+        states = np.memmap(index.with_suffix(".bin"), np.float16, "c").reshape(-1, width)
     rows = {caption: i for i, caption in enumerate(known)}
     return WordTable(pooled, states, ends, [rows[caption] for caption in captions])
 

@@ -50,6 +50,13 @@ def test_words_and_their_order_count():
     assert (forward(model, cond) - forward(model, shorter)).abs().max() > 1e-3
 
 
+def test_the_same_words_in_another_order_are_another_sentence():
+    words, model = table([4]), make_model()
+    cond = words[[0]]
+    turned = TextCondition(cond.pooled, cond.words[:, [1, 0, 2, 3]], cond.mask)
+    assert (forward(model, cond) - forward(model, turned)).abs().max() > 1e-3
+
+
 def test_guidance_drops_the_pooled_feature_and_the_words():
     words, model = table([3, 5]), make_model()
     latents, padding = torch.randn(2, 5, 12), padding_mask_of(torch.tensor([5, 4]), 5)

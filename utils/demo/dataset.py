@@ -141,7 +141,7 @@ def build_demo(root, num_clips=2000, seed=0, more=0):
     for split, indices in splits.items():
         (folder / f"{split}.txt").write_text("".join(names[i] + "\n" for i in indices))
     description = {"name": "demo", "skeleton": "t2m", "fps": 20.0, "min_frames": MIN_FRAMES,
-                   "max_frames": 199, "unit_length": 4, "text_encoder": "minilm", "cfg": 3.0,
+                   "max_frames": 199, "unit_length": 4, "text_encoder": "minilm", "cfg": 2.0,
                    "num_clips": len(clips)}
     (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
     labels = {name: {"actions": actions} for name, actions in zip(names, clips)}

@@ -219,7 +219,8 @@ DOUBLE = (
     "{s} {f}, after that {p} {pf2}", "{s} {f} followed by {g2}", "{s} {is_} {g} and then {g2}",
     "{s} {g} and then {g2}", "{s} {f}, next {p} {pf2}", "{s} {f} and finally {f2}",
     "{s} starts by {g} and then {f2}", "once done {g}, {s} {f2}", "{s} {f}; then {p} {pf2}",
-    "{s} {g}, then {g2}", "before {g2}, {s} {f}",
+    "{s} {g}, then {g2}", "before {g2}, {s} {f}", "before {g2}, {s} {f}", "before {g2}, {s} {is_} {g}",
+    "{s} {f2} after {g}",
 )
 
 # Part-of-speech tags of the words that are neither verbs nor nouns.
