@@ -74,6 +74,14 @@ def test_training_drops_both_for_the_same_clips():
     assert 10 < gone.sum() < 54 and torch.equal(gone, ~cond.mask.any(1))
 
 
+def test_words_are_left_out_in_training_only():
+    """About as many as asked for, whatever the sentence; the pooled feature stays."""
+    model, cond = make_model(word_drop_prob=0.25, cond_drop_prob=0.0), table([8] * 50)[list(range(50))]
+    assert model.drop_cond(cond, 50) is cond
+    kept = model.train().drop_cond(cond, 50)
+    assert 0.65 < kept.mask.float().mean() < 0.85 and torch.equal(kept.pooled, cond.pooled)
+
+
 def test_a_fresh_model_ignores_the_words():
     """Cross-attention starts at zero, so a training begins as one by pooled features."""
     torch.manual_seed(0)
