@@ -26,7 +26,7 @@ from utils.clips import checkpoint_paths
 from utils.data.conditions import load_conditions
 from utils.data.datasets import MAX_LENGTH, load_statistics, read_labels
 from utils.data.specs import get_spec, joints_in_metres
-from utils.errors import MissingFile, UserError, is_first, run, say
+from utils.errors import UserError, is_first, run, say
 from utils.evaluation import scoring
 from utils.evaluation.neighbours import label_accuracy, nearest_train
 from utils.evaluation.probes import RULES, check, knows, probe_report
@@ -146,10 +146,10 @@ def run_probes(probes, pipeline, clips, spec, seed, real, settings):
 
 
 def training_clips(spec, workers, conditions):
-    """The training split's TextClips, or None, which a line says, for a data set without that split."""
+    """The training split's TextClips, or None, which a line says, where that split cannot be read."""
     try:
         return TextClips(spec, "train", workers, conditions=conditions)
-    except MissingFile as error:
+    except UserError as error:
         say(f"warning: no distances to training clips and no accuracy of labels: {error}")
         return None
 

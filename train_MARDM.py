@@ -209,7 +209,8 @@ def main():
     seed_everything(args.seed)
     kwargs = {"ae_dim": ae.latent_dim, "target_dim": ae.target_dim, "cond_mode": args.cond_mode,
               "cond_dim": data.features.shape[1], "num_actions": len(conditions.actions),
-              **({"word_dim": data.features.word_dim, "word_drop_prob": args.word_drop_prob}
+              **({"word_dim": data.features.word_dim, "word_drop_prob": args.word_drop_prob,
+                  "word_positions": True}
                  if args.text_cond == "tokens" else {}),
               "dropout": args.dropout, "cond_drop_prob": args.cond_drop_prob,
               "diffmlps_batch_mul": args.diffmlps_batch_mul, "prediction": args.prediction,

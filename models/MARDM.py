@@ -103,6 +103,7 @@ class MARDMSettings:
     # E, width of the states of a sentence's words; 0 = the pooled text feature alone is read
     word_dim: int = 0
     word_drop_prob: float = 0.0  # probability with which training leaves out a word
+    word_positions: bool = False  # tell the words' order, which the text encoder's states hardly do
     grid: tuple | None = None  # of a categorical head: the values of every dimension of the grid, ascending
     distilled_cfg: float | None = None  # of a distilled head: the guidance scale that it has learned
 
@@ -122,7 +123,8 @@ class MARDM(nn.Module):
         self.mask_latent = nn.Parameter(torch.zeros(1, 1, s.ae_dim))
         self.input_process = nn.Sequential(OrderedDict(poseEmbedding=nn.Linear(s.ae_dim, s.width)))
         self.position_enc = PositionalEncoding(s.width, s.dropout)
-        self.text_cond, self.word_drop_prob = "tokens" if s.word_dim else "pooled", s.word_drop_prob
+        self.text_cond = "tokens" if s.word_dim else "pooled"
+        self.word_drop_prob, self.word_positions = s.word_drop_prob, s.word_positions
         self.MARTransformer = nn.ModuleList(MARTransBlock(s.width, s.heads, s.ff, s.dropout, s.word_dim > 0)
                                             for _ in range(s.layers))
         self.cond_emb = nn.Identity() if s.cond_mode == "uncond" else nn.Linear(self.cond_dim, s.width)
@@ -155,8 +157,8 @@ class MARDM(nn.Module):
         words = words_mask = None
         if self.text_cond == "tokens":
             cond = drop(cond, cond.mask.new_zeros(len(cond), 1)) if force_mask else cond
-            # their order, which the text encoder's states hardly tell
-            words = self.word_emb(cond.words) + self.position_enc.pe[: cond.words.shape[1], 0]
+            words = self.word_emb(cond.words)
+            words = words + self.position_enc.pe[: words.shape[1], 0] if self.word_positions else words
             words = torch.cat([self.no_words.expand(len(cond), -1, -1), words], 1)
             words_mask, cond = F.pad(cond.mask, (1, 0), value=True), cond.pooled
         elif force_mask or self.cond_mode == "uncond":

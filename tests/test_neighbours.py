@@ -26,7 +26,7 @@ def raised(motion, metres):
 
 def test_copies_and_sections_have_distance_0():
     training = clips([40, 60, 60, 100, 196])
-    found = nearest_distances([training[1], training[4][40:80], training[0]], training, SPEC)
+    found = nearest_distances([training[1], training[4][41:81], training[0]], training, SPEC)
     assert found == pytest.approx(np.zeros(3), abs=EXACT)
     turned = training[3].clone()
     turned[:, :3] = 0.1  # heading and path do not count

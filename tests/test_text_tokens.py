@@ -51,7 +51,7 @@ def test_words_and_their_order_count():
 
 
 def test_the_same_words_in_another_order_are_another_sentence():
-    words, model = table([4]), make_model()
+    words, model = table([4]), make_model(word_positions=True)
     cond = words[[0]]
     turned = TextCondition(cond.pooled, cond.words[:, [1, 0, 2, 3]], cond.mask)
     assert (forward(model, cond) - forward(model, turned)).abs().max() > 1e-3

@@ -13,6 +13,10 @@ def make_parser(doc):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args, **kwargs):
+        # an abbreviated flag would not be known to those who look for it by name
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
     def parse_args(self, *args, **kwargs):
         parsed = super().parse_args(*args, **kwargs)
         state.only_check = vars(parsed).pop("check", False)  # a mode, not a setting that runs record

@@ -2,8 +2,8 @@
 (labels).
 
 The distance of two clips is the root mean square distance of their joints in the facing frame, so heading and
-path do not count and nothing accumulates. The shorter clip is slid along the longer one in steps of STRIDE
-frames, and the best match counts. A training clip shorter than half of a clip is no match for it: nearly
+path do not count and nothing accumulates. The shorter clip is slid along the longer one frame by frame, every
+STRIDE-th of its frames is compared, and the best match counts. A training clip shorter than half of a clip is no match for it: nearly
 every long clip has some pose that a short one holds.
 Shapes: N clips, T frames, D features, P coordinates of a pose, L poses of a clip.
 """
@@ -23,8 +23,8 @@ MOST = 64  # clips of one length that are compared at once; bounds the memory
 
 
 def poses(motion, spec):
-    """Un-normalised features (T, D) -> poses (P, L) in metres, every STRIDE frames, in the facing frame."""
-    joints = facing_joints(torch.as_tensor(motion)[::STRIDE].float(), spec.joints)
+    """Un-normalised features (T, D) -> poses (P, L = T) in metres, in the facing frame."""
+    joints = facing_joints(torch.as_tensor(motion).float(), spec.joints)
     return joints.flatten(1).T * spec.metres_per_unit
 
 
@@ -38,8 +38,10 @@ def by_length(clips):
 
 def best_match(short, long):
     """Mean square distance (m, n) of poses in the best place of ``short`` (n, P, l) in ``long`` (m, P, L)."""
-    products = F.conv1d(long, short)  # (m, n, places)
-    squares = long.square().sum(1).unfold(1, short.shape[2], 1).sum(2)[:, None]
+    span, short = short.shape[2], short[:, :, ::STRIDE].contiguous()
+    places = long.shape[2] - span + 1
+    products = F.conv1d(long, short, dilation=STRIDE)[:, :, :places]  # (m, n, places)
+    squares = long.square().sum(1).unfold(1, span, 1)[:, :, ::STRIDE].sum(2)[:, None]
     squares = squares - 2 * products + short.square().sum((1, 2))[:, None]
     return squares.amin(2).clamp(min=0) / short.shape[2]  # rounding can leave a tiny negative square
 
