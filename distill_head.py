@@ -16,7 +16,7 @@ from einops import rearrange
 from models.DiffMLPs import SiTHead
 from models.DistilledHead import DistilledHead, teacher_path
 from models.generation import guidance_branches, padding_mask_of
-from models.loading import check_same_autoencoder, load_autoencoder, load_generator
+from models.loading import check_same_autoencoder, load_autoencoder, load_generator, weights_hash
 from models.MARDM import MARDM_models
 from models.SiT1D import SiT1DHead
 from models.TextEncoder import text_reader
@@ -30,6 +30,7 @@ from utils.errors import UserError, run
 from utils.files import RunFolder, read_checkpoint
 from utils.options import positive_int
 from utils.training import distributed
+from utils.training.resuming import same_value
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import EMA, make_trainer
 
@@ -87,8 +88,12 @@ def make_loss(teacher, ae, cfg, args, device):
         noise = torch.randn(args.tokens, targets.shape[2], device=device)
         return teacher_path(teacher.DiffMLPs, z, z_uncond, noise, cfg, args.teacher_steps), z
 
+    def paths_in_float32(batch):  # whatever the precision of the training
+        with torch.autocast(device.type, enabled=False):
+            return paths(batch)
+
     def loss_fn(model, batch, whole=False):
-        states, z = paths(batch)
+        states, z = paths_in_float32(batch)
         return {"loss": model.DiffMLPs.path_loss(states, z, torch.rand(len(z), device=device))}
 
     return loss_fn
@@ -123,13 +128,16 @@ def main():
         folder.prepare(args.is_continue)
         data, val_data = (load_text_motion(spec, split, conditions, args.num_workers)
                           for split in ("train", "val"))
+    for key, value in (("mean", data.store.mean), ("std", data.store.std)):
+        if not same_value(checkpoint[key], torch.as_tensor(value)):
+            raise UserError(f"the {key} of {spec.name}'s features is not that of the teacher's training")
     cfg = 1.0 if teacher.cond_mode == "uncond" else spec.cfg if args.cfg is None else args.cfg
     seed_everything(args.seed)
     teacher, ae = teacher.to(device).requires_grad_(False), ae.to(device).requires_grad_(False)
     student, kwargs = make_student(teacher, checkpoint["model_kwargs"], checkpoint["model_name"], cfg)
     student = student.to(device)
     describe = {key: checkpoint[key] for key in KEPT if key in checkpoint} | {
-        "model_kwargs": kwargs, "teacher": {"name": args.teacher, "steps": args.teacher_steps}}
+        "model_kwargs": kwargs, "teacher": {"name": args.teacher, "hash": weights_hash(teacher)}}
     trainer = make_trainer(args, folder, "mardm", student, describe, ema=EMA(student, args.ema_decay))
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from models.AE import AE_models
+from models.generation import check_settings
 from models.LengthEstimator import LengthTable
 from models.loading import load_length_estimator, load_pipeline, weights_hash
 from models.MARDM import MARDM_models
@@ -216,6 +217,8 @@ def main():
         raise UserError("--cal_mm, --probe_repeats: nothing to measure, this generator was trained without "
                         "conditions")
     settings = options.sampler_settings(args, spec, pipeline.generator)
+    check_settings(pipeline.generator, settings)
+    read_labels(spec)  # damage is noticed before anything is generated
     read = partial(text_reader(pipeline.generator.text_cond), spec.text_encoder, folder=spec.root)
     conditions = load_conditions(mode, spec, read, checkpoint.get("actions", []))
     with distributed.first_goes_ahead():

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from models.AE import AE_models
+from models.generation import check_settings
 from models.LengthEstimator import LengthTable
 from models.loading import load_length_estimator, load_pipeline
 from models.MARDM import MARDM_models
@@ -73,6 +74,7 @@ def plan(args, generator, checkpoint, spec, motion_length=0):
 
     wanted, cond = read_wanted(args, generator.cond_mode, checkpoint, encode, motion_length)
     settings = options.sampler_settings(args, spec, generator)
+    check_settings(generator, settings)
     jobs = [Job(row, prompt, repeat, frames) for row, (prompt, frames) in enumerate(wanted)
             for repeat in range(args.repeat_times)]
     cond = None if cond is None else cond[[job.row for job in jobs]]

@@ -191,6 +191,10 @@ def main():
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
+        if args.word_drop_prob and args.text_cond != "tokens":
+            raise UserError("--word_drop_prob: words are read with --text_cond tokens only")
+        if args.scale_targets and args.model.split("-")[2] in HEADS_OF_GRIDS:
+            raise UserError("--scale_targets: a categorical head predicts classes, which have no scale")
         if args.text_cond == "tokens" and args.cond_mode != "text":
             raise UserError("--text_cond tokens: the generator reads no text; it goes with --cond_mode text")
         read = partial(text_reader(args.text_cond), spec.text_encoder, folder=spec.root)

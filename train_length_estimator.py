@@ -7,7 +7,7 @@ Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar}, for sample.py'
 """
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from models.LengthEstimator import LengthEstimator
 from models.TextEncoder import text_reader
@@ -18,7 +18,7 @@ from utils.data.datasets import MotionStore, all_captions, make_loader, report_s
 from utils.data.specs import get_spec
 from utils.errors import run
 from utils.files import RunFolder, read_checkpoint
-from utils.text_condition import stack_conditions
+from utils.text_condition import TextCondition, stack_conditions
 from utils.training import distributed
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import make_trainer
@@ -88,6 +88,8 @@ def main():
     if args.is_continue:
         trainer.resume(read_checkpoint(folder.latest))
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, collate_fn=collate)
+    val_loader = DataLoader(val_data, args.batch_size, sampler=[(row,) for row in range(len(val_data))],
+                            collate_fn=collate)
     if options.checked():
         return
 
@@ -97,12 +99,16 @@ def main():
     def loss_fn(model, batch):
         text, classes = (upload(part, device) for part in batch)
         if args.text_noise:
-            text = text.map(disturb) if args.text_cond == "tokens" else disturb(text)
+            if args.text_cond == "tokens":  # states of words have unit size
+                words = text.words + args.text_noise * torch.randn_like(text.words)
+                text = TextCondition(disturb(text.pooled), words, text.mask)
+            else:
+                text = disturb(text)
         return {"loss": length_loss(model(text), classes, args.soft_lengths)}
 
     @torch.no_grad()
     def validate(_epoch, _last):
-        logits = model(val_data.features[list(range(len(val_data)))].to(device)).cpu()
+        logits = torch.cat([model(upload(text, device)).cpu() for text, _ in val_loader])
         off = (logits.argmax(1) - val_data.classes).abs().float().mean() * spec.unit_length
         return {"Val/loss": float(F.cross_entropy(logits, val_data.classes)), "Val/frames_off": float(off)}
 

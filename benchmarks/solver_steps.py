@@ -55,7 +55,7 @@ class Study:
         self.tally = {candidate: torch.zeros(3, dtype=torch.float64) for candidate in candidates}
         self.tokens, self.spread = 0, 0.0
 
-    own_cfg = None
+    own_cfg, guided_in_part = None, True
 
     def sampler(self, temperature, _fast, dtype, cache, interval, **_solver_settings):
         cache = {} if cache is None else cache  # the weights do not change here

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from models.DiffMLPs import DenoisingMLP, DiffHead
+from models.FSQ import Grid
 from utils.errors import UserError
 
 
@@ -17,7 +18,7 @@ class CategoricalHead(DiffHead):
     Guidance combines logits. ``grid``: for each dimension its values in ascending order.
     """
 
-    settings, predictions = ("grid",), ("logits",)
+    settings, predictions, guided_in_part = ("grid",), ("logits",), False
 
     def __init__(self, target_dim, cond_dim, width, depth, prediction=None, target_scale=1.0, grid=None):
         if not grid or len(grid) != target_dim:
@@ -42,6 +43,10 @@ class CategoricalHead(DiffHead):
     def logits(self, out):
         """The net's output (N, d K) -> logits (N, d, K), -inf where a dimension has no such value."""
         return out.unflatten(-1, self.table.shape).float().masked_fill(self.table.isinf(), -torch.inf)
+
+    def masked_loss(self, targets, z, mask, rows, pairs, generator=None):
+        """As ``DiffHead.masked_loss``; without noise one pair per token says all."""
+        return super().masked_loss(targets, z, mask, rows, 1, generator)
 
     def loss(self, target, z, t=None, noise=None, generator=None, own=None):
         """Mean cross entropy () of a dimension, in nats. t (N,): the dimensions that are trained, if they
@@ -76,7 +81,7 @@ class CategoricalHead(DiffHead):
             return logits.argmax(-1)
         below = (logits / temperature).softmax(-1).cumsum(-1)
         uniform = torch.special.ndtr(draw)[..., None] * below[..., -1:]
-        return (below < uniform).sum(-1).clamp(max=self.most - 1)
+        return torch.minimum((below < uniform).sum(-1), logits.isfinite().sum(-1) - 1)
 
     def values(self, digits):
         """Digits (N, d) -> points of the grid (N, d)."""
@@ -85,7 +90,9 @@ class CategoricalHead(DiffHead):
 
 class AutoregressiveHead(CategoricalHead):
     """A softmax over the values of one dimension after the other, each given the values of those before it: d
-    calls of the net per token. Training trains one dimension per token, drawn at random."""
+    calls of the net per token. Training trains one dimension per token and pair, drawn at random."""
+
+    masked_loss = DiffHead.masked_loss
 
     def draw_dimension(self, count, device, generator):
         return torch.randint(self.target_dim, (count,), device=device, generator=generator)
@@ -115,7 +122,7 @@ class AutoregressiveHead(CategoricalHead):
 
 def grid_of(quantizer):
     """The ``grid`` of a Grid quantizer, as plain lists. UserError for a quantizer without one."""
-    if not getattr(quantizer, "levels", None):
+    if not isinstance(quantizer, Grid):
         raise UserError("a categorical head needs an autoencoder with a grid (FSQ_AE_*)")
     top = torch.tensor(quantizer.levels) - 1
     digits = torch.minimum(torch.arange(int(top.max()) + 1)[:, None], top)

@@ -121,6 +121,7 @@ class DiffHead(nn.Module):
     predictions = ()
     settings = ()  # what a head needs of MARDMSettings beyond the arguments of all heads
     own_cfg = None  # the guidance scale that is part of a head's weights
+    guided_in_part = True  # whether guidance can be limited to a part of the way from noise to data
 
     def __init__(self, target_dim, cond_dim, width, depth, prediction=None, target_scale=1.0):
         super().__init__()

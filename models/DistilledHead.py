@@ -30,7 +30,7 @@ class IntervalNet(DenoisingMLP):
 class DistilledHead(SiTHead):
     """``distilled_cfg``: the guidance scale with which the teacher was sampled."""
 
-    settings = ("distilled_cfg",)
+    settings, guided_in_part = ("distilled_cfg",), False
 
     def __init__(self, target_dim, cond_dim, width, depth, prediction=None, target_scale=1.0,
                  distilled_cfg=1.0):

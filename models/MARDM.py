@@ -20,6 +20,7 @@ from models.heads import HEADS, HEADS_OF_ALL, HEADS_OF_GRIDS
 from utils.errors import UserError
 from utils.text_condition import drop
 
+MOST_WORDS = 256  # tokens of a text that any encoder reads
 NOISED, MASKED = 0.10, 0.88  # fraction of masked tokens replaced by noise; of the rest, by the mask token
 
 
@@ -193,7 +194,9 @@ class MARDM(nn.Module):
         """The condition of ``rows`` of a batch; in training words are left out and conditions zeroed, with
         their probabilities."""
         if self.training and self.word_drop_prob and self.text_cond == "tokens":
-            cond = cond.without_some_words(self.word_drop_prob)
+            # for the longest text of any process, so that all draw alike
+            draw = torch.rand(batch, MOST_WORDS, device=cond.device, generator=generator)
+            cond = cond.where(draw[rows, : cond.mask.shape[1]] >= self.word_drop_prob)
         if self.cond_mode == "uncond" or not self.training or self.cond_drop_prob == 0:
             return cond
         keep = torch.rand(batch, 1, device=cond.device, generator=generator) >= self.cond_drop_prob

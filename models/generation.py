@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from models.DiffMLPs import ALWAYS
 from utils.arrays import upload
 from utils.errors import UserError
-from utils.text_condition import concatenate, drop
+from utils.text_condition import concatenate, drop, pooled
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class SamplerSettings:
             return self.cfg
         return 1 + (self.cfg - 1) * (1 - math.cos(0.5 * math.pi * (i + 1) / self.time_steps))
 
-    def check(self, lengths):
-        """UserError for what cannot be generated."""
+    def check(self):
+        """UserError for settings that nothing can be generated with."""
         for name, allowed in (("sampler", ("fast", "reference")), ("snap", ("every", "end", "none")),
                               ("cfg_schedule", ("constant", "linear"))):
             if getattr(self, name) not in allowed:
@@ -55,11 +55,36 @@ class SamplerSettings:
         low, high = self.cfg_interval
         if not 0 <= low < high <= 1:
             raise UserError(f"the guidance interval goes from 0 (noise) to 1 (data); got {low:g} to {high:g}")
-        if self.time_steps < 1 or int(lengths.min()) < 1:
-            raise UserError("generation needs at least 1 iteration and 1 token; "
-                            f"got {self.time_steps} and a clip of {int(lengths.min())}")
+        if self.time_steps < 1:
+            raise UserError(f"generation needs at least 1 iteration; got {self.time_steps}")
         if self.precision == "bf16" and self.sampler != "fast":
             raise UserError("precision bf16 belongs to the fast sampler; the reference sampler is float32")
+
+
+def check_lengths(lengths):
+    """UserError for a clip without a token."""
+    if int(lengths.min()) < 1:
+        raise UserError(f"generation needs at least 1 token; got a clip of {int(lengths.min())}")
+
+
+def check_settings(generator, settings):
+    """UserError for keyword arguments of ``MARDM.generate`` that this generator cannot follow."""
+    settings = SamplerSettings(**settings)
+    settings.check()
+    head = generator.DiffMLPs
+    check_head(head, settings)
+    head.process_sampler(settings.temperature, solver=settings.solver, ode_steps=settings.ode_steps)
+
+
+def check_head(head, settings):
+    """UserError for SamplerSettings that a head cannot follow."""
+    if head.own_cfg is not None and head.own_cfg != settings.cfg:
+        raise UserError(f"the head was distilled with a guidance scale of {head.own_cfg:g}, which is part of "
+                        f"its weights; it cannot be guided by {settings.cfg:g}")
+    if head.own_cfg is not None and settings.cfg_schedule != "constant":
+        raise UserError("guidance is part of a distilled head's weights; it has no --cfg_schedule")
+    if not head.guided_in_part and tuple(settings.cfg_interval) != ALWAYS:
+        raise UserError(f"--cfg_interval: a {type(head).__name__} is not guided on a part of its way")
 
 
 def padding_mask_of(lengths, num_tokens):
@@ -121,7 +146,9 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
         weight_cache: see ``fast_linear``'s ``cache``; shared by calls between which the weights do not
             change.
     """
-    settings.check(lengths)
+    settings.check()
+    check_lengths(lengths)
+    cond = cond if model.text_cond == "tokens" else pooled(cond)
     device, dim, fast = model.mask_latent.device, model.target_dim, settings.sampler == "fast"
     padding = padding_mask_of(lengths.cpu(), int(lengths.max()))
     fill, targets = ~padding, torch.zeros(*padding.shape, dim, device=device)
@@ -131,9 +158,7 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
     padding = padding.to(device)
     low = settings.precision == "bf16"
     head = model.DiffMLPs
-    if head.own_cfg not in (None, settings.cfg):
-        raise UserError(f"the head was distilled with a guidance scale of {head.own_cfg:g}, which is part of "
-                        f"its weights; it cannot be guided by {settings.cfg:g}")
+    check_head(head, settings)
     sample = head.sampler(settings.temperature, fast, torch.bfloat16 if low else None, weight_cache,
                           settings.cfg_interval, solver=settings.solver, ode_steps=settings.ode_steps)
     iterations = range(settings.time_steps)

@@ -57,7 +57,6 @@ class Pipeline:
         for first in turns(range(0, len(order), batch_size)):
             rows = order[first : first + batch_size]
             part = None if cond is None else cond[rows].to(self.device)
-            part = part if self.generator.text_cond == "tokens" else pooled(part)
             targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows],
                                               weight_cache=weight_cache, **settings)
             for row, motion in zip(rows, (decode or self.decode)(targets, lengths[rows] * UNIT)):

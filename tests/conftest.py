@@ -48,3 +48,21 @@ def relative_error(ours, reference):
                        for a in (ours, reference))
     assert ours.shape == reference.shape, (ours.shape, reference.shape)
     return np.abs(ours - reference).max() / np.abs(reference).max()
+
+
+class FakeEncoder:
+    """Stands in for a text encoder: features by ``encode`` (list of str -> (N, C)), and words that say
+    nothing."""
+
+    dim = 4
+
+    def __init__(self, encode):
+        self.encode = encode
+
+    def word_states(self, texts):
+        return [torch.zeros(1, self.dim).half() for _ in texts]
+
+    def encode_words(self, texts):
+        from utils.text_condition import WordTable  # once the root is on the path
+
+        return WordTable(self.encode(texts), torch.cat(self.word_states(texts)), range(1, len(texts) + 1))

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import FakeEncoder
 
 import edit
 import sample
@@ -157,10 +158,8 @@ def write_checkpoints(root, name, skeleton, cond_mode="text", ae_model="FSQ_AE_H
         torch.save(content, folder / "latest.tar")
 
 
-class FakeText:
-    def encode(self, captions):
-        return torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(len(c)))
-                            for c in captions])
+def fake_features(captions):
+    return torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(len(c))) for c in captions])
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +178,7 @@ def runs(tmp_path_factory):
 def work(runs, tmp_path, monkeypatch):
     (tmp_path / "checkpoints").symlink_to(runs / "checkpoints")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sample, "load_text_encoder", lambda name: FakeText())
+    monkeypatch.setattr(sample, "load_text_encoder", lambda name: FakeEncoder(fake_features))
     return tmp_path
 
 

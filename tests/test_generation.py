@@ -199,7 +199,7 @@ def test_other_conditions(cond_mode):
 class CountingHead:
     """Answers with a fixed target and counts the tokens it was asked for."""
 
-    own_cfg = None
+    own_cfg, guided_in_part = None, True
 
     def __init__(self, head):
         self.tokens, self.head = 0, head

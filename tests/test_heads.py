@@ -156,6 +156,8 @@ def test_categorical_heads_learn_a_known_distribution(kind, joint):
 def test_categorical_heads_refuse_what_has_no_grid():
     with pytest.raises(UserError, match="needs an autoencoder with a grid"):
         grid_of(AE_models["VQ_AE_Model"](width=8, latent_dim=8).quantizer)
+    with pytest.raises(UserError, match="needs an autoencoder with a grid"):
+        grid_of(AE_models["FSQ_AE_Hybrid"](width=8, latent_dim=8).quantizer)
     with pytest.raises(UserError, match="needs the grid"):
         CategoricalHead(2, 4, 8, 1)
     with pytest.raises(UserError, match="no scale"):
@@ -211,6 +213,31 @@ def test_a_distilled_head_agrees_with_its_teacher():
             assert (made - wanted).abs().mean() < (untrained - wanted).abs().mean() + 0.02
 
 
+def test_one_call_of_a_distilled_head_follows_paths_that_bend():
+    """Targets of 1 and -1 that no condition tells: one Euler step ends between them, the solver at one."""
+    torch.manual_seed(0)
+    teacher, z = SiTHead(1, 4, 64, 2), torch.zeros(256, 4)
+    optimizer = torch.optim.Adam(teacher.parameters(), 2e-3)
+    for _ in range(400):
+        optimizer.zero_grad()
+        teacher.loss(torch.randint(0, 2, (256, 1)) * 2.0 - 1, z).backward()
+        optimizer.step()
+    student = DistilledHead(1, 4, 64, 2)
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    optimizer = torch.optim.Adam(student.parameters(), 2e-3)
+    for _ in range(400):
+        states = teacher_path(teacher, z, None, torch.randn(256, 1), 1.0)
+        optimizer.zero_grad()
+        student.path_loss(states, z, torch.rand(256)).backward()
+        optimizer.step()
+    noise = torch.randn(256, 1)
+    wanted = teacher.sample(z, None, lambda: noise)
+    for calls, allowed in ((1, 0.5), (2, 0.5), (4, 0.6)):
+        euler = teacher.sample(z, None, lambda: noise, solver="euler", ode_steps=calls)
+        made = student.sample(z, None, lambda: noise, ode_steps=calls)
+        assert (made - wanted).abs().mean() < allowed * (euler - wanted).abs().mean(), calls
+
+
 @pytest.mark.parametrize("prediction", ["velocity", "x"])
 def test_an_untrained_student_steps_as_its_teacher(prediction):
     teacher = SiTHead(2, 4, 32, 1, prediction)
@@ -263,6 +290,14 @@ def test_guidance_grows_with_the_unmasked_fraction():
     assert scales == sorted(scales) and 1 < scales[0] < 1.2 and scales[-1] == pytest.approx(4.0)
     assert scales[4] == pytest.approx(1 + 3 * (1 - math.cos(math.pi / 4)))
     assert {steady.guidance(i) for i in range(18)} == {4.0}
+
+
+@pytest.mark.parametrize("head, settings",
+                         [("Cat", {}), ("CatAR", {}), ("Distilled", dict(distilled_cfg=2.0))])
+def test_heads_that_are_not_guided_in_part_say_so(head, settings):
+    ae = make_ae()
+    with pytest.raises(UserError, match="not guided on a part"):
+        generate(make_model(head, ae, **settings), ae, cfg_interval=(0.2, 0.8))
 
 
 @pytest.mark.parametrize("head, settings", [("SiT", dict(solver="adams", ode_steps=6)), ("DDPM", {}),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import FakeEncoder
 from pretend_device import Marked, PretendDevice, PretendDeviceError
 from test_edit import walk
 from test_evaluators import contrast_evaluator, matching_evaluator
@@ -321,12 +322,10 @@ GENERATOR = ["--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "FSQ-MAR
 FAST = ["--time_steps", "2", "--ode_steps", "1"]
 
 
-class FakeText:
+def fake_features(texts):
     """Features as wide as MiniLM's."""
-
-    def encode(self, texts):
-        return torch.stack([torch.randn(384, generator=torch.Generator().manual_seed(sum(map(ord, text))))
-                            for text in texts])
+    return torch.stack([torch.randn(384, generator=torch.Generator().manual_seed(sum(map(ord, text))))
+                        for text in texts])
 
 
 class Machine:
@@ -362,7 +361,7 @@ def machine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for module in ("models.TextEncoder", "sample"):
-            patch.setattr(f"{module}.load_text_encoder", lambda *_args: FakeText())
+            patch.setattr(f"{module}.load_text_encoder", lambda *_args: FakeEncoder(fake_features))
         yield Machine(patch)
 
 
@@ -387,8 +386,8 @@ def test_training_steps_do_not_wait(trained, script):
 
 def test_training_steps_of_the_generator(trained):
     for waits in trained["train_MARDM"]:  # masked tokens; targets of new crops, which are kept on the host
-        assert set(waits) <= {"models/MARDM.py", "train_MARDM.py"}
-        assert waits["models/MARDM.py"] == 1 and waits["train_MARDM.py"] <= 1
+        assert set(waits) <= {"models/DiffMLPs.py", "train_MARDM.py"}
+        assert waits["models/DiffMLPs.py"] == 1 and waits["train_MARDM.py"] <= 1
 
 
 def test_checkpoints_of_the_device_load_on_the_host(trained):

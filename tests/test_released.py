@@ -5,12 +5,12 @@ import pickle
 import shlex
 import shutil
 from argparse import Namespace
-from collections import namedtuple
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import FakeEncoder
 from test_scripts import call
 
 import sample
@@ -204,8 +204,7 @@ def test_evaluation_of_an_autoencoder(here, capsys, name, protocol):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_sampling(here, monkeypatch, capsys, name):
-    Encoder = namedtuple("Encoder", "encode")
-    monkeypatch.setattr(sample, "load_text_encoder", lambda which: Encoder(
+    monkeypatch.setattr(sample, "load_text_encoder", lambda which: FakeEncoder(
         lambda texts: torch.randn(len(texts), 512)))
     (here / "prompts.txt").write_text("a person walks#44\nsomeone jumps#NA\n")
     flags = [*MODEL, *ON[name], "--text_path", "prompts.txt", "--no_video", "--output_dir", f"made_{name}",
@@ -217,8 +216,7 @@ def test_sampling(here, monkeypatch, capsys, name):
 
 
 def test_kit_plays_at_its_own_rate(here, monkeypatch, capsys):
-    Encoder = namedtuple("Encoder", "encode")
-    monkeypatch.setattr(sample, "load_text_encoder", lambda which: Encoder(
+    monkeypatch.setattr(sample, "load_text_encoder", lambda which: FakeEncoder(
         lambda texts: torch.zeros(len(texts), 512)))
     flags = [*MODEL, *ON["kit"], "--text_prompt", "a walk", "--motion_length", "24", "--output_dir", "film",
              *FAST[:6]]
@@ -269,7 +267,7 @@ SMALL = {"train_AE": [*TINY, "--width", "16"], "train_MARDM": [*TINY, "--model",
 @pytest.mark.parametrize("lacking", DOCTORED)
 def test_the_doctor_is_right_about_every_command(own_copy, monkeypatch, capsys, lacking):
     """Each command that it prints is run: it works if and only if the doctor said so."""
-    encoder = namedtuple("Encoder", "encode")(lambda texts: torch.ones(len(texts), 512))
+    encoder = FakeEncoder(lambda texts: torch.ones(len(texts), 512))
     for module in (TextEncoder, sample):
         monkeypatch.setattr(module, "load_text_encoder", lambda name: encoder)
     quick = {"time_steps": 1, "ode_steps": 1}

@@ -175,7 +175,7 @@ class PolyaUrn(MARDM):
 class Draws:
     """A head that answers 1 with probability z."""
 
-    own_cfg = None
+    own_cfg, guided_in_part = None, True
 
     def sampler(self, *_args, **_kwargs):
         return lambda z, _z_uncond, draw_noise, *_: (torch.special.ndtr(draw_noise()) < z).float()

@@ -272,7 +272,7 @@ def test_evaluation_of_other_conditions(by_mode, work, capsys, name, mode):
         names = (work / "datasets/demo/train.txt").read_text().split()
         assert results["clips"] == sum(len(labels[name]["actions"]) == 1 for name in names)
         assert results["probes"]["all"]["total"] == results["probes"]["single"]["total"] > 20
-        assert results["sampler"]["cfg"] == 3
+        assert results["sampler"]["cfg"] == 2
     else:
         assert results["clips"] == 192 and results["sampler"]["cfg"] == 1
 

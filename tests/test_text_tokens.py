@@ -82,6 +82,15 @@ def test_words_are_left_out_in_training_only():
     assert 0.65 < kept.mask.float().mean() < 0.85 and torch.equal(kept.pooled, cond.pooled)
 
 
+def test_processes_leave_out_the_same_words():
+    model, whole = make_model(word_drop_prob=0.5).train(), table([8, 3, 5, 8])
+    def kept(rows):
+        cond = whole[list(range(4))[rows]]
+        return model.drop_cond(cond, 4, rows, torch.Generator().manual_seed(5)).mask
+    together = kept(slice(0, 4))
+    assert torch.equal(kept(slice(1, 3)), together[1:3, :5]) and torch.equal(kept(slice(3, 4)), together[3:])
+
+
 def test_a_fresh_model_ignores_the_words():
     """Cross-attention starts at zero, so a training begins as one by pooled features."""
     torch.manual_seed(0)

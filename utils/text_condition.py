@@ -22,10 +22,6 @@ class TextCondition:
     def to(self, device, non_blocking=False):
         return TextCondition(*(part.to(device, non_blocking=non_blocking) for part in self.parts))
 
-    def map(self, function):
-        """The function of both kinds of features; the mask stays."""
-        return TextCondition(function(self.pooled), function(self.words), self.mask)
-
     def pin_memory(self):
         return TextCondition(*(part.pin_memory() for part in self.parts))
 
@@ -33,9 +29,8 @@ class TextCondition:
     def device(self):
         return self.pooled.device
 
-    def without_some_words(self, probability):
-        """Each word is left out with this probability; the pooled feature stays."""
-        kept = torch.rand(self.mask.shape, device=self.device) >= probability
+    def where(self, kept):
+        """With the words that ``kept`` (B, W) bool names alone; the pooled feature stays."""
         return TextCondition(self.pooled, self.words, self.mask & kept)
 
     @classmethod

@@ -3,8 +3,8 @@
 
 The distance of two clips is the root mean square distance of their joints in the facing frame, so heading and
 path do not count and nothing accumulates. The shorter clip is slid along the longer one frame by frame, every
-STRIDE-th of its frames is compared, and the best match counts. A training clip shorter than half of a clip is no match for it: nearly
-every long clip has some pose that a short one holds.
+STRIDE-th of its frames is compared, and the best match counts. A training clip shorter than half of a clip is
+no match for it: nearly every long clip has some pose that a short one holds.
 Shapes: N clips, T frames, D features, P coordinates of a pose, L poses of a clip.
 """
 from collections import defaultdict
