@@ -216,26 +216,25 @@ def test_a_distilled_head_agrees_with_its_teacher():
 def test_one_call_of_a_distilled_head_follows_paths_that_bend():
     """Targets of 1 and -1 that no condition tells: one Euler step ends between them, the solver at one."""
     torch.manual_seed(0)
-    teacher, z = SiTHead(1, 4, 64, 2), torch.zeros(256, 4)
-    optimizer = torch.optim.Adam(teacher.parameters(), 2e-3)
-    for _ in range(400):
-        optimizer.zero_grad()
-        teacher.loss(torch.randint(0, 2, (256, 1)) * 2.0 - 1, z).backward()
-        optimizer.step()
-    student = DistilledHead(1, 4, 64, 2)
+    teacher, student, z = SiTHead(1, 4, 64, 2), DistilledHead(1, 4, 64, 2), torch.zeros(128, 4)
+
+    def train(head, loss):
+        optimizer = torch.optim.Adam(head.parameters(), 3e-3)
+        for _ in range(300):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+    train(teacher, lambda: teacher.loss(torch.randint(0, 2, (128, 1)) * 2.0 - 1, z))
     student.load_state_dict(teacher.state_dict(), strict=False)
-    optimizer = torch.optim.Adam(student.parameters(), 2e-3)
-    for _ in range(400):
-        states = teacher_path(teacher, z, None, torch.randn(256, 1), 1.0)
-        optimizer.zero_grad()
-        student.path_loss(states, z, torch.rand(256)).backward()
-        optimizer.step()
-    noise = torch.randn(256, 1)
-    wanted = teacher.sample(z, None, lambda: noise)
-    for calls, allowed in ((1, 0.5), (2, 0.5), (4, 0.6)):
+    train(student, lambda: student.path_loss(
+        teacher_path(teacher, z, None, torch.randn(128, 1), 1.0, steps=8), z, torch.rand(128)))
+    noise = torch.randn(128, 1)
+    wanted = teacher.sample(z, None, lambda: noise, ode_steps=8)
+    for calls in (1, 2):
         euler = teacher.sample(z, None, lambda: noise, solver="euler", ode_steps=calls)
         made = student.sample(z, None, lambda: noise, ode_steps=calls)
-        assert (made - wanted).abs().mean() < allowed * (euler - wanted).abs().mean(), calls
+        assert (made - wanted).abs().mean() < 0.15 * (euler - wanted).abs().mean(), calls
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "x"])
