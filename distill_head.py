@@ -88,12 +88,9 @@ def make_loss(teacher, ae, cfg, args, device):
         noise = torch.randn(args.tokens, targets.shape[2], device=device)
         return teacher_path(teacher.DiffMLPs, z, z_uncond, noise, cfg, args.teacher_steps), z
 
-    def paths_in_float32(batch):  # whatever the precision of the training
-        with torch.autocast(device.type, enabled=False):
-            return paths(batch)
-
     def loss_fn(model, batch, whole=False):
-        states, z = paths_in_float32(batch)
+        with torch.autocast(device.type, enabled=False):  # float32 paths, in any training precision
+            states, z = paths(batch)
         return {"loss": model.DiffMLPs.path_loss(states, z, torch.rand(len(z), device=device))}
 
     return loss_fn

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from models.AE import AE_models
 from models.CategoricalHead import grid_of
-from models.heads import HEADS_OF_GRIDS
+from models.heads import HEADS
 from models.loading import load_autoencoder, weights_hash
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
@@ -188,12 +188,13 @@ def main():
     args = parse_args()
     device = start(args.device)
     check_pair(args.model, args.ae_model)
+    needs_grid = "grid" in HEADS[MARDM_models[args.model].keywords["head"]].settings
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
         if args.word_drop_prob and args.text_cond != "tokens":
             raise UserError("--word_drop_prob: words are read with --text_cond tokens only")
-        if args.scale_targets and args.model.split("-")[2] in HEADS_OF_GRIDS:
+        if args.scale_targets and needs_grid:
             raise UserError("--scale_targets: a categorical head predicts classes, which have no scale")
         if args.text_cond == "tokens" and args.cond_mode != "text":
             raise UserError("--text_cond tokens: the generator reads no text; it goes with --cond_mode text")
@@ -220,7 +221,7 @@ def main():
               "diffmlps_batch_mul": args.diffmlps_batch_mul, "prediction": args.prediction,
               **{name: getattr(args, name) for name in ("layers", "head_depth", "head_width")
                  if getattr(args, name)},
-              **({"grid": grid_of(ae.quantizer)} if args.model.split("-")[2] in HEADS_OF_GRIDS else {}),
+              **({"grid": grid_of(ae.quantizer)} if needs_grid else {}),
               **({"count_from_end": True} if args.count_from_end else {}),
               **({"target_scale": scale} if args.scale_targets else {})}
     model = MARDM_models[args.model](**kwargs).to(device)

@@ -51,7 +51,7 @@ class HeadMeter:
         head.sampler = self._timed(sampler)
         head.guided = self._counted(lambda *inputs, **_: (guided(*inputs), None))
         fast_net.FastNet.guided = self._counted(
-            lambda net, *inputs, **_: (fast_guided(net, *inputs), len(net.times)))
+            lambda net, *inputs, **rule: (fast_guided(net, *inputs, **rule), len(net.times)))
         try:
             yield self
         finally:

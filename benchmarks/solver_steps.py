@@ -50,12 +50,12 @@ class Study:
     """Stands in for a SiT head during generation: answers with the fine solver, and compares the others. A
     solver's tally: tokens and coordinates that differ once snapped, sum of squared distances before that."""
 
+    own_cfg, guided_in_part = None, True
+
     def __init__(self, head, snap, fine_steps, candidates=CANDIDATES):
         self.head, self.snap, self.fine = head, snap, ("midpoint", fine_steps)
         self.tally = {candidate: torch.zeros(3, dtype=torch.float64) for candidate in candidates}
         self.tokens, self.spread = 0, 0.0
-
-    own_cfg, guided_in_part = None, True
 
     def sampler(self, temperature, _fast, dtype, cache, interval, **_solver_settings):
         cache = {} if cache is None else cache  # the weights do not change here
@@ -112,8 +112,7 @@ def main():
         raise UserError(f"{folder.checkpoint()} has no SiT head, so it has no solver")
     prompts = [p for p, _ in (read_prompts(None, args.text_path) if args.text_path else PROMPTS)]
     prompts = [prompts[i * len(prompts) // args.clips] for i in range(args.clips)]
-    encoder = load_text_encoder(spec.text_encoder)
-    text = encoder.encode(prompts) if generator.text_cond == "pooled" else encoder.encode_words(prompts)
+    text = load_text_encoder(spec.text_encoder).encode_words(prompts)
     if options.checked():
         return
     head = generator.DiffMLPs

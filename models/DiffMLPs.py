@@ -72,12 +72,14 @@ class FinalLayer(nn.Module):
 class DenoisingMLP(nn.Module):
     """net(x (N, d), t (N,), c (N, Z)) -> (N, d)."""
 
+    block = ResBlock
+
     def __init__(self, target_dim, cond_dim, width, depth):
         super().__init__()
         self.time_embed = TimeEmbedding(width)
         self.cond_embed = nn.Linear(cond_dim, width)
         self.input_proj = nn.Linear(target_dim, width)
-        self.res_blocks = nn.ModuleList(ResBlock(width) for _ in range(depth))
+        self.res_blocks = nn.ModuleList(self.block(width) for _ in range(depth))
         self.final_layer = FinalLayer(width, target_dim)
         self._init_weights()
 
@@ -139,6 +141,10 @@ class DiffHead(nn.Module):
         """How far sampling is at a time of the solver: 0 noise, 1 data."""
         return min(float(t), 1.0)  # dopri5 steps beyond the end
 
+    def guided_at(self, t, interval):
+        """Whether ``progress`` at a time of the solver is inside ``interval``."""
+        return interval[0] <= self.progress(t) <= interval[1]
+
     def guided(self, z, z_uncond, cfg, interval=ALWAYS):
         """The plain net under conditions z (N, Z), guided away from ``z_uncond`` by ``cfg``, as a function of
         x (N, d) and one time t -> (N, d). With a ``cfg`` of 1, or no ``z_uncond``, or while ``progress`` is
@@ -152,7 +158,7 @@ class DiffHead(nn.Module):
             return self.net(x, times(t, x, count), z)
 
         def guide(x, t):
-            if not interval[0] <= self.progress(t) <= interval[1]:
+            if not self.guided_at(t, interval):
                 return alone(x, t)
             return self.net.forward_with_cfg(repeat(x, "n d -> (two n) d", two=2), times(t, x, 2 * count),
                                              both, cfg)[:count]
@@ -208,8 +214,9 @@ class DiffHead(nn.Module):
         (models/fast_net.py); ``interval``: see ``guided``; for the rest see ``SamplerSettings``.
         """
         run, times = self.process_sampler(temperature, **solver_settings)
-        guided = partial(FastNet(self.net, times, dtype, cache).guided, progress=self.progress
-                         ) if fast else self.guided
+        guided = self.guided
+        if fast:
+            guided = partial(FastNet(self.net, times, dtype, cache).guided, guided_at=self.guided_at)
 
         @torch.no_grad()
         def sample(z, z_uncond, draw_noise, cfg=1.0, counts=None):

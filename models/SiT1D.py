@@ -39,16 +39,12 @@ class JointNet(DenoisingMLP):
     """net(x (R, M, d), t (R, M), c (R, M, Z), apart (R, M, M) or (R, M)) -> (R, M, d). ``apart``: true for
     two tokens that do not see each other, or for a token that nobody sees."""
 
-    def __init__(self, target_dim, cond_dim, width, depth):
-        super().__init__(target_dim, cond_dim, width, depth)
-        self.res_blocks = nn.ModuleList(JointBlock(width) for _ in range(depth))
-        self._init_weights()
+    block = JointBlock
 
     def _init_weights(self):
         super()._init_weights()
         for block in self.res_blocks:
-            if isinstance(block, JointBlock):
-                nn.init.zeros_(block.mlp.adaLN_modulation[1].weight)
+            nn.init.zeros_(block.mlp.adaLN_modulation[1].weight)
 
     def forward(self, x, t, c, apart):
         activated = F.silu(self.embed_time(t.flatten()).view(*t.shape, -1) + self.cond_embed(c))
@@ -120,7 +116,7 @@ class SiT1DHead(SiTHead):
 
         def guide(x, t):
             rows = to_rows(x)
-            if both is None or not interval[0] <= self.progress(t) <= interval[1]:
+            if both is None or not self.guided_at(t, interval):
                 out = call(rows, t, c, apart)
             else:
                 cond, uncond = call(torch.cat([rows, rows]), t, both, torch.cat([apart, apart])).chunk(2)

@@ -61,10 +61,11 @@ class FastNet:
         device = self.net.cond_embed.weight.device
         return dict(zip(times, self.net.embed_time(torch.tensor(times, device=device))))
 
-    def guided(self, z, z_uncond, cfg, interval, progress=float):
-        """x (N, d), t () -> (N, d) as in ``DiffHead.guided``, for these conditions (N, Z)."""
+    def guided(self, z, z_uncond, cfg, interval, guided_at):
+        """x (N, d), t () -> (N, d) as in ``DiffHead.guided``, for these conditions (N, Z); ``guided_at``: its
+        method."""
         def inside(t):
-            return interval[0] <= progress(t) <= interval[1]
+            return guided_at(t, interval)
 
         if z_uncond is None or cfg == 1:
             return _Conditioned(self, self.cond_embed(z), self.times)

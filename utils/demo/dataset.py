@@ -115,7 +115,7 @@ def write_clip(folder, name, actions, rng):
 
 def build_demo(root, num_clips=2000, seed=0, more=0):
     """Write the data set to the folder ``root``; FileExistsError when it exists. It takes this name when it
-    is complete, so an interrupted build leaves nothing half made. 1,000 clips take about 15 seconds.
+    is complete, so an interrupted build leaves nothing half made. 1,000 clips take about 17 seconds.
 
     ``more`` clips, most of them two actions in a row, are added to the training split: a sentence about two
     actions is only understood by a model that has seen many of them. They do not change the other clips.
