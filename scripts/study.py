@@ -14,11 +14,11 @@ The file is JSON:
 "train" are flags of train_MARDM.py, "evaluate" of evaluation_MARDM.py; those of "common" come first. A row
 with "of" uses the generator of another row. With "script" too, that root script makes a new generator of it:
 it is called with the "flags", --name, --seed, --teacher (the other row's run), --is_continue where it has
-begun, and the flags that say where data and runs are.
+begun, and the flags that say where data and runs are; "common" is not for it.
 
 Every row is trained and then evaluated on the test split with the latest checkpoint, for every seed; the runs
 are checkpoints/<dataset>/<name>_<row>_<seed>, with results in eval/<row>/. Started again it resumes, and more
-rows or seeds join the table; --jobs 2 trains two at a time. Writes study.json, study.md and study.png into
+rows or seeds join the table (--rows: some of the file's); --jobs 2 trains two at a time. Writes study.json, study.md and study.png into
 --output_dir.
 """
 import importlib
@@ -73,6 +73,7 @@ def parse_args():
     parser = options.make_parser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.json", help="the recipes")
     add_calls(parser, "study")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows, and what they are made of")
     return parser.parse_args()
 
 
@@ -195,6 +196,9 @@ class Study(Calls):
 
     def __init__(self, args):
         self.common, self.rows = read_study(args.file)
+        self.chosen = list(dict.fromkeys(args.rows or self.rows))
+        if unknown := [name for name in self.chosen if name not in self.rows]:
+            raise UserError(f"{args.file} has no row '{unknown[0]}'; it has {', '.join(self.rows)}")
         super().__init__(args)
         self.trained = {}  # (row, seed): None, or the message of a failure
         self.lock = threading.Lock()  # of the seconds
@@ -236,7 +240,8 @@ class Study(Calls):
                 if metrics.get("recipe") != self.recipe(row):
                     raise UserError(f"{self.table.path} has the row '{row}' by another recipe, "
                                     f"{metrics.get('recipe')}; give the new one another name")
-        for row, seed in self.wanted(self.rows):
+        needed = {name for row in self.chosen for name in chain(self.rows, row)}
+        for row, seed in self.wanted(row for row in self.rows if row in needed):
             self.parsed(f"row '{row}': evaluate", self.evaluation(row, seed))
             if self.rows[row].script:
                 args = self.parsed(f"row '{row}'", self.training(row, seed))
@@ -308,8 +313,8 @@ class Study(Calls):
             "recipe": self.recipe(row)}
 
     def in_order(self):
-        """The names of the rows, those that others are of first, so that few have to wait."""
-        return sorted(self.rows, key=lambda row: len(chain(self.rows, row)))
+        """The names of the chosen rows, those that others are of first, so that few have to wait."""
+        return sorted(self.chosen, key=lambda row: len(chain(self.rows, row)))
 
 
 def draw(table, path):

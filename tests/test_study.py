@@ -203,6 +203,21 @@ def test_bad_files_are_named_before_anything_is_trained(fake, capfd, tmp_path, r
     assert not fake.commands
 
 
+def test_chosen_rows_come_with_what_they_are_made_of(fake):
+    start(ROWS, "--rows", "short", "--seeds", "1")
+    assert fake.names() == [("train_MARDM.py", "study_base_1", None),
+                            ("follow_up.py", "study_short_1", "study_base_1"),
+                            ("evaluation_MARDM.py", "study_short_1", "short")]
+    start(ROWS, "--rows", "fast", "--seeds", "1")
+    assert "--is_continue" in fake.commands[3]  # the table has no row for it, so it may be unfinished
+    assert len(fake.commands) == 5 and [row["row"] for row in table()["rows"]] == ["fast", "short"]
+
+
+def test_an_unknown_row_is_named(fake, capfd):
+    assert start(ROWS, "--rows", "slow") == 2
+    assert "study.json has no row 'slow'; it has fast, base, short" in capfd.readouterr().err
+
+
 def test_a_missing_file(fake, capfd):
     assert call("scripts.study", "absent.json", *ON) == 2
     assert "absent.json cannot be read as JSON: No such file" in capfd.readouterr().err
