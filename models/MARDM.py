@@ -10,10 +10,9 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import nn
 
-from models.attention import Attention
+from models.attention import Attention, Packing
 from models.DiffMLPs import modulate
 from models.generation import SamplerSettings, generate, padding_mask_of
 from models.heads import HEADS, HEADS_OF_ALL, HEADS_OF_GRIDS
@@ -70,12 +69,13 @@ class MARTransBlock(nn.Module):
         self.norm_words = nn.LayerNorm(width, eps=1e-6) if words else None
         self.attn_words = Attention(width, heads, dropout) if words else None
 
-    def forward(self, x, cond, padding_mask, words=None, words_mask=None):
-        modulations = rearrange(self.adaLN_modulation(cond), "b (six z) -> six b 1 z", six=6)
+    def forward(self, x, cond, padding_mask, packing, words=None, words_mask=None):
+        """x: tokens (B, L, Z) in the ``packing`` of padding_mask (B, L). cond (B, Z), words (B, W, Z)."""
+        modulations = packing.spread(self.adaLN_modulation(cond)).chunk(6, dim=-1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations
-        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask)
+        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask, packing=packing)
         if self.attn_words is not None:
-            x = x + self.attn_words(self.norm_words(x), ~words_mask, words)
+            x = x + self.attn_words(self.norm_words(x), ~words_mask, words, packing)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 
@@ -169,8 +169,11 @@ class MARDM(nn.Module):
         if mask is not None:
             order = mask.long().argsort(dim=1, stable=True)
             x, padding_mask = _reorder(x, order), padding_mask.gather(1, order)
+        packing = Packing(padding_mask)
+        x = packing.pack(x)
         for block in self.MARTransformer:
-            x = block(x, cond, padding_mask, words, words_mask)
+            x = block(x, cond, padding_mask, packing, words, words_mask)
+        x = packing.unpack(x)
         return x if mask is None else _reorder(x, order.argsort(dim=1))
 
     def loss(self, latents, targets, cond, lengths, rows=slice(None), generator=None):

@@ -18,8 +18,8 @@ begun, and the flags that say where data and runs are; "common" is not for it.
 
 Every row is trained and then evaluated on the test split with the latest checkpoint, for every seed; the runs
 are checkpoints/<dataset>/<name>_<row>_<seed>, with results in eval/<row>/. Started again it resumes, and more
-rows or seeds join the table (--rows: some of the file's); --jobs 2 trains two at a time. Writes study.json, study.md and study.png into
---output_dir.
+rows or seeds join the table (--rows: some of the file's); --jobs 2 trains two at a time. Writes study.json,
+study.md and study.png into --output_dir.
 """
 import importlib
 import json

@@ -56,10 +56,11 @@ def test_generator(name, xl_models):
     model = xl_models(name)
     assert shapes_of(model) == golden_keys(name)
     assert torch.equal(padding_mask_of(data["m_lens"], data["latents"].shape[1]), data["padding_mask"])
+    tokens = ~data["padding_mask"]  # what the published code computes for padding, nothing reads
     out = model(data["latents"], data["cond"], data["padding_mask"])
-    assert relative_error(out, data["transformer_out"]) < SINGLE_PASS
+    assert relative_error(out[tokens], data["transformer_out"][tokens]) < SINGLE_PASS
     out = model(data["latents"], data["cond"], data["padding_mask"], force_mask=True)
-    assert relative_error(out, data["transformer_out_uncond"]) < SINGLE_PASS
+    assert relative_error(out[tokens], data["transformer_out_uncond"][tokens]) < SINGLE_PASS
     net = model.DiffMLPs.net
     assert relative_error(net(data["net_x"], data["net_t"], data["net_c"]), data["net_out"]) < SINGLE_PASS
     guided = net.forward_with_cfg(data["net_x"], data["net_t"], data["cfg_c"], 4.5)
