@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.loading import load_generator
+from models.MARDM import check_pair
 from scripts.runs import ROOT, Calls, add_calls, read_generation
 from utils import options
 from utils.curves import STYLE, plt, save_figure
@@ -242,23 +243,25 @@ class Study(Calls):
                                     f"{metrics.get('recipe')}; give the new one another name")
         needed = {name for row in self.chosen for name in chain(self.rows, row)}
         for row, seed in self.wanted(row for row in self.rows if row in needed):
-            self.parsed(f"row '{row}': evaluate", self.evaluation(row, seed))
+            args = self.parsed(f"row '{row}': evaluate", self.evaluation(row, seed))
+            self.check_there(row, "--ae_name", args.ae_name)
+            self.check_there(row, "--length_estimator", args.probe_repeats and args.length_estimator)
             if self.rows[row].script:
                 args = self.parsed(f"row '{row}'", self.training(row, seed))
-                self.check_autoencoder(row, args)
+                if self.rows[row].script == TRAIN:
+                    check_pair(args.model, args.ae_model)
+                    self.check_there(row, "--ae_name", args.ae_name)
                 self.check_begun(self.folder(row, seed).latest, args)
 
     def parsed(self, what, command):
         """The arguments (Namespace) that a script gets from a command."""
         return parse(what, self.whole(command))
 
-    def check_autoencoder(self, row, args):
-        """UserError without the autoencoder that train_MARDM.py needs."""
-        if self.rows[row].script == TRAIN:
-            path = RunFolder(self.args.checkpoints_dir, self.spec.name, args.ae_name).checkpoint()
-            if not path.is_file():
-                raise UserError(f"row '{row}': there is no {path}: train the autoencoder first, or correct "
-                                "--ae_name")
+    def check_there(self, row, flag, name):
+        """UserError if the run that a flag names has no checkpoint; name None, 0: it names none."""
+        path = RunFolder(self.args.checkpoints_dir, self.spec.name, name).checkpoint() if name else None
+        if path and not path.is_file():
+            raise UserError(f"row '{row}': there is no {path}: train that first, or correct {flag}")
 
     def check_begun(self, path, args):
         """UserError when the run to resume was begun with other flags."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_scripts import call
 
+from models.MARDM import check_pair
 from scripts import runs, study
 from utils.errors import UserError
 from utils.report import write_json
@@ -194,7 +195,10 @@ BASE = {"base": {}}
     ({"a": {"train": "--lr much"}}, "row 'a': argument --lr: must be a number"),
     ({"a": {"train": "--unit_length 8"}}, "row 'a': --unit_length must be 4"),
     ({"a": {"evaluate": "--slover x"}}, "row 'a': evaluate: unrecognized arguments: --slover"),
-    ({"a": {"train": "--ae_name other"}}, "train the autoencoder first")])
+    ({"a": {"train": "--ae_name other"}}, "train that first, or correct --ae_name"),
+    ({"a": {"evaluate": "--ae_name other"}}, "train that first, or correct --ae_name"),
+    ({"a": {"evaluate": "--probe_repeats 1"}}, "train that first, or correct --length_estimator"),
+    ({"a": {"train": "--model VQ-MARDM-SiT-S"}}, "needs an autoencoder of the kind VQ_AE*, not AE_Model")])
 def test_bad_files_are_named_before_anything_is_trained(fake, capfd, tmp_path, rows, message):
     (tmp_path / "empty.py").write_text("")
     assert start(rows) == 2
@@ -221,6 +225,19 @@ def test_an_unknown_row_is_named(fake, capfd):
 def test_a_missing_file(fake, capfd):
     assert call("scripts.study", "absent.json", *ON) == 2
     assert "absent.json cannot be read as JSON: No such file" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((study.ROOT / "docs/results/recipes").glob("*.json")),
+                         ids=lambda path: path.stem)
+def test_the_recipes_of_the_documents_can_be_read(path):
+    common, rows = study.read_study(path)
+    for name, row in rows.items():
+        study.parse(name, ["evaluation_MARDM.py", *common["evaluate"], *row.evaluate])
+        if row.script == study.TRAIN:
+            args = study.parse(name, [row.script, *common["train"], *row.flags])
+            check_pair(args.model, args.ae_model)
+        elif row.script:
+            study.parse(name, [row.script, *row.flags, "--teacher", "x"])
 
 
 def test_damaged_seconds_are_named(tmp_path):
