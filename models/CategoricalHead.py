@@ -14,7 +14,7 @@ from utils.errors import UserError
 class CategoricalHead(DiffHead):
     """A softmax over the values of every dimension, all dimensions at once and independent of each other.
 
-    It has the network of a diffusion head, which here reads nothing but the condition, in one call per token.
+    It has the network of a diffusion head, which here reads ones and the condition, in one call per token.
     Guidance combines logits. ``grid``: for each dimension its values in ascending order.
     """
 
@@ -36,6 +36,11 @@ class CategoricalHead(DiffHead):
     def make_net(self, target_dim, cond_dim, width, depth):
         return DenoisingMLP(target_dim * self.most, cond_dim, width, depth)
 
+    def blank(self, count, like):
+        """What the net reads (N, d K) in place of a noisy target. Not zeros: a net that begins with zero
+        gates and a zero last layer would stay there, for no gradient would reach the condition."""
+        return like.new_ones(count, self.table.numel())
+
     def digits(self, target):
         """Targets (N, d) -> the ranks (N, d) of the nearest values."""
         return (target[..., None] - self.table).abs().argmin(-1)
@@ -55,7 +60,7 @@ class CategoricalHead(DiffHead):
         t = self.draw_dimension(count, target.device, generator) if t is None else t
         t = t if own is None else t[own]
         if not len(target):
-            return self.net(z.new_zeros(0, self.table.numel()), t, z).sum()
+            return self.net(self.blank(0, z), t, z).sum()
         loss = self.cross_entropy(self.digits(target), z, t)
         return loss if own is None else loss * (len(target) / count)
 
@@ -63,14 +68,14 @@ class CategoricalHead(DiffHead):
         return torch.zeros(count, device=device)
 
     def cross_entropy(self, digits, z, t):
-        logits = self.logits(self.net(z.new_zeros(len(z), self.table.numel()), t, z))
+        logits = self.logits(self.net(self.blank(len(z), z), t, z))
         return F.cross_entropy(logits.flatten(0, 1), digits.flatten())
 
     def process_sampler(self, temperature, **_solver_settings):
         """As in ``DiffHead``; ``temperature`` divides the logits, and 0 takes the most likely value."""
         def run(net, draw_noise):
             draw = draw_noise()
-            logits = self.logits(net(draw.new_zeros(len(draw), self.table.numel()), 0.0))
+            logits = self.logits(net(self.blank(len(draw), draw), 0.0))
             return self.values(self.pick(logits, draw, temperature))
 
         return run, [0.0]

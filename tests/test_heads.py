@@ -153,6 +153,22 @@ def test_categorical_heads_learn_a_known_distribution(kind, joint):
     assert (coldest == -1).all()
 
 
+@pytest.mark.parametrize("kind", [CategoricalHead, AutoregressiveHead])
+def test_categorical_heads_learn_what_the_condition_says(kind):
+    torch.manual_seed(0)
+    head = kind(2, 4, 32, 2, grid=[[-1.0, 0.0, 1.0]] * 2)
+    optimizer = torch.optim.Adam(head.parameters(), 3e-3)
+    for _ in range(300):
+        z = torch.randn(64, 4)
+        loss = head.loss(z[:, :2].sign(), z)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    z = torch.randn(500, 4)
+    made = head.sample(z, None, lambda: torch.randn(500, 2))
+    assert (made == z[:, :2].sign()).float().mean() > 0.9
+
+
 def test_categorical_heads_refuse_what_has_no_grid():
     with pytest.raises(UserError, match="needs an autoencoder with a grid"):
         grid_of(AE_models["VQ_AE_Model"](width=8, latent_dim=8).quantizer)
