@@ -10,6 +10,7 @@ data sets hold them, of 4 to 196 frames. Section a,b is frames a to b - 1. Token
 section are generated, given all others. Writes one .npy (joints) and one .mp4 per prompt and repeat to
 generation/<name>_<dataset>/: outside the sections the source's joints, bit for bit; inside, the generated
 motion, whose pose, heading and position meet the kept frames on both sides (utils/motion/inbetweening.py).
+--view also writes a page that plays the clips.
 Lengths after a # in --text_path are ignored. A generator trained with --cond_mode action takes --action
 instead of a prompt, one trained with uncond neither.
 """
@@ -20,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from models.AE import UNIT
-from sample import load, make_parser, plan, write
+from sample import facts_of, load, make_parser, plan, write
 from utils import options
 from utils.arrays import load_array
 from utils.errors import MissingFile, UserError, run
@@ -110,8 +111,8 @@ def padded(rows, count):
 @torch.no_grad()
 def regenerate(pipeline, features, edited, cond, seeds, **settings):
     """One clip of un-normalised features (T, D) per seed: ``features`` (T, D), of which the tokens that touch
-    ``edited`` (T,) are generated. Frames after the last whole token take part only if they are edited.
-    cond: (len(seeds), C) or None."""
+    ``edited`` (T,) are generated, each with its codes or None. Frames after the last whole token take part
+    only if they are edited. cond: (len(seeds), C) or None."""
     frames, device = len(features), pipeline.device
     tokens = max(frames // UNIT, -(-sections_of(edited)[-1][1] // UNIT))
     motion = torch.from_numpy(padded(features, tokens * UNIT)).to(device)
@@ -125,7 +126,8 @@ def regenerate(pipeline, features, edited, cond, seeds, **settings):
         known = targets.expand(len(part), -1, -1), keep.expand(len(part), -1)
         text = None if cond is None else cond[first : first + BATCH].to(device)
         new = pipeline.generator.generate(pipeline.ae, text, lengths, part, known=known, **settings)
-        out += [padded(clip.numpy(), frames) for clip in pipeline.decode(new, lengths * UNIT)]
+        made = pipeline.decode_with_codes(new, lengths * UNIT)
+        out += [(padded(clip.numpy(), frames), codes) for clip, codes in made]
     return out
 
 
@@ -146,11 +148,14 @@ def main():
     if options.checked():
         return
     motions = regenerate(pipeline, features, edited, cond, seeds, **settings)
-    frames = " ".join(f"{start}-{stop - 1}" for start, stop in sections_of(edited))
+    sections = sections_of(edited)
+    frames = " ".join(f"{start}-{stop - 1}" for start, stop in sections)
     source = f"{safe_filename(Path(args.source_motion).stem, 30)}_edit_{safe_filename(frames, 30)}"
     clips = [(f"{job.row:03d}_{safe_filename(job.prompt)}_{source}_r{job.repeat}",
               replace_frames(joints, features, motion, edited, spec),
-              f"{job.prompt} (new: frames {frames})") for job, motion in zip(jobs, motions)]
+              f"{job.prompt} (new: frames {frames})",
+              facts_of(job, codes, args) | {"edited": sections, "source": Path(args.source_motion).name})
+             for job, (motion, codes) in zip(jobs, motions)]
     write(clips, args, spec)
 
 

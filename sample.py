@@ -1,5 +1,6 @@
-"""Generate clips from text: one .mp4 and one .npy (joints (frames, J, 3) in metres) per prompt and repeat, in
-generation/<name>_<dataset>/.
+"""Generate clips from text: one .mp4, one .npy (joints (frames, J, 3) in metres) and one .json (what is
+known of the clip) per prompt and repeat, in generation/<name>_<dataset>/. --view also writes a page that
+plays them.
 
     python sample.py --name FSQ_MARDM --dataset_name t2m --text_prompt "a person walks" --motion_length 120
     python sample.py ... --text_path prompts.txt    # one per line: `prompt`, `prompt#frames` or `prompt#NA`
@@ -30,6 +31,7 @@ from utils.errors import MissingFile, run
 from utils.files import RunFolder
 from utils.lengths import MAX_LENGTH
 from utils.training.settings import pick_device
+from utils.viewer.page import check_count, read_clip, write_page
 from utils.visualize import safe_filename
 
 
@@ -77,13 +79,25 @@ def plan(args, generator, checkpoint, spec, motion_length=0):
     check_settings(generator, settings)
     jobs = [Job(row, prompt, repeat, frames) for row, (prompt, frames) in enumerate(wanted)
             for repeat in range(args.repeat_times)]
+    if args.view:
+        check_count(len(jobs))
     cond = None if cond is None else cond[[job.row for job in jobs]]
     return jobs, cond, [clip_seed(args.seed, job.prompt, job.repeat) for job in jobs], settings
 
 
 def write(clips, args, spec):
-    """Write [(file name without suffix, joints (T, J, 3), caption)] to the run's folder in --output_dir."""
-    write_clips(clips, spec, Path(args.output_dir) / f"{args.name}_{args.dataset_name}", args.no_video)
+    """Write [(file name without suffix, joints (T, J, 3), caption, facts)] to the run's folder in
+    --output_dir, with --view their page too."""
+    folder = Path(args.output_dir) / f"{args.name}_{args.dataset_name}"
+    paths = write_clips(clips, spec, folder, args.no_video)
+    if args.view:
+        print(write_page(folder / "view.html", folder.name, [read_clip(path) for path in paths]))
+
+
+def facts_of(job, codes, args):
+    """What is known of a clip beside its joints: see utils/facts.py."""
+    return {"prompt": job.prompt, "run": args.name, "dataset": args.dataset_name, "seed": args.seed,
+            "repeat": job.repeat, "codes": codes}
 
 
 def choose_lengths(jobs, cond, checkpoint, args, spec):
@@ -119,12 +133,13 @@ def main():
     if options.checked():
         return
     with tqdm(total=len(jobs), desc="generating", unit="clip") as progress:
-        motions = pipeline.sample(cond, lengths, seeds, progress=progress, **settings)
+        motions = pipeline.sample(cond, lengths, seeds, progress=progress, decode=pipeline.decode_with_codes,
+                                  **settings)
     clips = []
-    for job, motion in zip(jobs, motions):
+    for job, (motion, codes) in zip(jobs, motions):
         joints = joints_in_metres(motion, spec)
         name = f"{job.row:03d}_{safe_filename(job.prompt)}_{len(joints)}f_r{job.repeat}"
-        clips.append((name, joints, job.prompt))
+        clips.append((name, joints, job.prompt, facts_of(job, codes, args)))
     write(clips, args, spec)
 
 

@@ -11,6 +11,8 @@ from models.LengthEstimator import sample_length
 from utils.errors import UserError
 from utils.text_condition import pooled
 
+ON_GRID = 1e-4  # targets closer than this to their code are that code, rounded
+
 
 def clip_seed(seed, *what):
     """A clip's seed, from the run's seed and what the clip is (prompt, repeat ...), not from its place in a
@@ -27,6 +29,20 @@ def estimate_lengths(estimator, text, seeds, min_frames, max_frames):
     draws = [sample_length(row[None], torch.Generator().manual_seed(seed), min_frames)
              for row, seed in zip(estimator(text), seeds)]
     return [min(int(draw[0]), max_frames // UNIT * UNIT) for draw in draws]
+
+
+@torch.no_grad()
+def codes_of(ae, targets):
+    """The codes that targets (L, d) are, as plain values; None where they are none: continuous latents, mixed
+    codes, targets that were not snapped. "frames" per code; "sizes": values of each axis; "ordered": whether
+    neighbouring values are alike, as on a grid; "digits": L rows of a value per axis; "indices": L numbers of
+    the codes, absent where a code has one per axis only."""
+    if not ae.finite_targets or (ae.snap(targets) - targets).abs().max() > ON_GRID:
+        return None
+    indices = ae.quantizer.get_indices(targets)
+    codes = {"frames": UNIT, "sizes": list(ae.quantizer.axis_sizes), "ordered": ae.levels is not None,
+             "digits": ae.quantizer.to_digits(indices).tolist()}
+    return codes | ({"indices": indices.tolist()} if indices.ndim == 1 else {})
 
 
 class Pipeline:
@@ -70,6 +86,11 @@ class Pipeline:
         """Targets (B, L, d) and frames (B,) -> un-normalised features, a list of (T_i, D) CPU tensors."""
         motion = (self.ae.decode_targets(targets, frames.to(self.device)) * self.std + self.mean).cpu()
         return [clip[:count] for clip, count in zip(motion, frames.tolist())]
+
+    def decode_with_codes(self, targets, frames):
+        """[(clip (T_i, D) of ``decode``, its ``codes_of`` or None)]."""
+        codes = [codes_of(self.ae, row[: count // UNIT]) for row, count in zip(targets, frames.tolist())]
+        return list(zip(self.decode(targets, frames), codes))
 
     @torch.no_grad()
     def decode_with_tail(self, targets, frames):

@@ -6,10 +6,10 @@
 Clips are .npy files of joints, (frames, J, 3), as sample.py and edit.py write them. The picture lasts about
 as long as the longest clip; shorter ones are repeated.
 """
-import re
 from pathlib import Path
 
 from utils.arrays import load_array
+from utils.clips import caption_of
 from utils.drawing import check_joints
 from utils.errors import UserError, run
 from utils.motion.skeletons import SKELETONS
@@ -42,12 +42,6 @@ def find_clips(clips, folder):
     if not files:
         raise UserError(f"--folder: {folder} holds no .npy file")
     return files
-
-
-def caption_of(path):
-    """What sample.py's file names say: 000_a_person_walks_80f_r0.npy -> a person walks."""
-    words = re.sub(r"^\d{3,}_|(_\d+f)?_r\d+(-\d+)?$", "", path.stem)
-    return words.replace("_", " ").strip()
 
 
 def read_clip(path, skeleton):

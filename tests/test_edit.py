@@ -1,5 +1,7 @@
 """edit.py: kept frames bit for bit, no jump where sections begin and end, and one line for each mistake."""
+import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import sample
 from models.AE import AE_models
 from models.loading import weights_hash
 from models.MARDM import MARDM_models
-from utils.data.specs import DatasetSpec
+from utils.data.specs import DatasetSpec, joints_in_metres
 from utils.errors import run
 from utils.motion.features import features_to_joints, joints_to_features, rotate_y
 from utils.motion.inbetweening import facing_frames, sections_of, stitch
@@ -274,7 +276,51 @@ def test_video_and_safe_names(work):
     assert call("--name", "mardm", "--dataset_name", "body22", "--source_motion", "clip.npy", "-msec", "2,6",
                 "--text_prompt", "a/b: c?", *FAST) == 0
     names = sorted(file.name for file in (work / "generation" / "mardm_body22").iterdir())
-    assert names == ["000_a_b_c_clip_edit_2-5_r0.mp4", "000_a_b_c_clip_edit_2-5_r0.npy"]
+    assert names == [f"000_a_b_c_clip_edit_2-5_r0.{suffix}" for suffix in ("json", "mp4", "npy")]
+
+
+def test_facts_and_the_page(work):
+    """What sample.py and edit.py know of a clip is written beside it, and a page on demand."""
+    edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20", "30,33"], "--view")
+    folder = work / "generation" / "mardm_body22"
+    clip, = folder.glob("*.npy")
+    facts = json.loads(clip.with_suffix(".json").read_text())
+    codes = facts.pop("codes")
+    assert facts == {"prompt": "jump: high?", "run": "mardm", "dataset": "body22", "seed": 3407, "repeat": 0,
+                     "edited": [[10, 20], [30, 33]], "source": "clip.npy", "fps": 20.0}
+    assert len(codes["digits"]) == len(codes["indices"]) == 10 and codes["sizes"] == [8, 8, 8, 5, 5, 5]
+    page = (folder / "view.html").read_text()
+    assert f'"file":"{clip.name}"' in page and '"title":"jump: high?"' in page
+    edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], dataset="continuous")
+    clip, = (work / "generation" / "mardm_continuous").glob("*.npy")
+    assert json.loads(clip.with_suffix(".json").read_text())["codes"] is None
+    assert len(list(clip.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("snap, known", [("every", True), ("end", True), ("none", False)])
+def test_the_codes_are_those_of_the_clip(work, monkeypatch, snap, known):
+    flags = ["--name", "mardm", "--dataset_name", "body22", "--text_prompt", "jump", "--motion_length", "44",
+             *FAST, "--no_video", "--snap", snap]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
+    sample.main()
+    clip, = (work / "generation" / "mardm_body22").glob("*.npy")
+    codes = json.loads(clip.with_suffix(".json").read_text())["codes"]
+    assert (codes is not None) == known
+    if known:
+        pipeline, _, spec = sample.load(SimpleNamespace(
+            checkpoints_dir="checkpoints", dataset_name="body22", name="mardm", ae_name=None, model=None,
+            ae_model=None, device="cpu"))
+        targets = pipeline.ae.quantizer.decode_indices(torch.tensor(codes["indices"]))[None]
+        motion, = pipeline.decode(targets, torch.tensor([44]))
+        assert np.abs(joints_in_metres(motion, spec) - np.load(clip)).max() < 1e-4
+
+
+def test_more_clips_than_a_page_shows_are_refused_before_they_are_made(work, capsys):
+    np.save(work / "clip.npy", walk(SKELETONS["t2m"], 8))
+    assert call("--name", "mardm", "--dataset_name", "body22", "--source_motion", "clip.npy", "-msec", "2,6",
+                "--text_prompt", "jump", "--repeat_times", "501", "--view", *FAST) == 2
+    assert "501 clips are more than a page shows (500)" in capsys.readouterr().err
+    assert not (work / "generation").exists()
 
 
 def test_unconditional_generators_need_no_prompt(work):

@@ -221,6 +221,16 @@ def test_foot_skating_sees_sliding_only_on_the_ground():
     assert np.isnan(metrics.foot_skating(rising, 20.0, FEET))
 
 
+def test_foot_contacts_say_which_joint_stands_when():
+    joints = np.zeros((10, 22, 3))
+    joints[:, [8, 11], 1] = 0.2  # a lifted right foot, whose ankle and toe come down in frame 5
+    joints[5:, [8, 11], 1] = 0.0
+    joints[:, 7, 1] = 0.1  # an ankle is measured from its own lowest height
+    contacts = metrics.foot_contacts(joints, 20.0, FEET)
+    assert contacts.shape == (9, 4) and contacts[:, :2].all()
+    assert contacts[:, 2].tolist() == contacts[:, 3].tolist() == [False] * 5 + [True] * 4
+
+
 @pytest.mark.parametrize("quantity, below, above", [("speed", 0.19, 0.21), ("height", 0.039, 0.041)])
 def test_foot_contact_ends_at_its_limits(quantity, below, above):
     """A sliding foot counts just below 0.2 m/s of vertical speed and 0.04 m of height, and not just above."""

@@ -1,13 +1,16 @@
 """What the scripts that make clips share: prompts in, files out."""
 import itertools
 import os
+import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from utils.arrays import load_array, one_hot
 from utils.errors import UserError
+from utils.facts import write_facts
 from utils.files import RunFolder, atomic_write, read_checkpoint
 from utils.lengths import MAX_LENGTH, SHORTEST
 from utils.visualize import render_many
@@ -103,30 +106,45 @@ def checkpoint_paths(args, which="best"):
     return generator, RunFolder(args.checkpoints_dir, args.dataset_name, ae_name).checkpoint()
 
 
-def free_path(folder, stem, joints):
-    """The first of STEM.npy, STEM-2.npy, STEM-3.npy ... that does not exist or has exactly these joints."""
+def free_path(path, same=lambda path: False):
+    """The first of STEM.npy, STEM-2.npy, STEM-3.npy ... (or another suffix) that does not exist or holds the
+    ``same`` already."""
     for number in itertools.count(1):
-        path = folder / (f"{stem}.npy" if number == 1 else f"{stem}-{number}.npy")
-        if not path.exists():
-            return path
-        with suppress(UserError):  # a file that is not a clip is left alone
-            if np.array_equal(load_array(path), joints):
-                return path
+        numbered = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not numbered.exists() or same(numbered):
+            return numbered
+
+
+def has_joints(path, joints):
+    """Whether a file is a clip of exactly these joints."""
+    with suppress(UserError):
+        return np.array_equal(load_array(path), joints)
+    return False
 
 
 def write_clips(clips, spec, folder, no_video):
-    """Write the .npy of every clip (file stem, joints (T, J, 3), caption), then, unless ``no_video``, the
-    videos; never over a file of another clip. UserError for joints that are not finite."""
+    """Write the .npy of every clip (file stem, joints (T, J, 3), caption, facts) with its facts beside it
+    (``write_facts``), then, unless ``no_video``, the videos; never over a file of another clip. Returns the
+    paths of the .npy files. UserError for joints that are not finite."""
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
-    for stem, joints, caption in clips:
+    for stem, joints, caption, facts in clips:
         if not np.isfinite(joints).all():
             raise UserError(f"'{caption}' has joints that are not finite; lower --cfg or --temperature")
-        path = free_path(folder, stem, joints)
+        path = free_path(folder / f"{stem}.npy", partial(has_joints, joints=joints))
         with atomic_write(path) as temporary:
             np.save(temporary, joints)
+        write_facts(path, facts | {"fps": spec.fps})
         print(path)
         drawings.append({"joints": joints, "path": path.with_suffix(".mp4"), "skeleton": spec.layout,
                          "fps": spec.fps, "caption": caption})
     if not no_video:  # one worker per two cores: each draws on one while its ffmpeg encodes on another
         render_many(drawings, workers=min((os.cpu_count() or 2) // 2, len(drawings) // CLIPS_PER_PROCESS))
+    return [drawing["path"].with_suffix(".npy") for drawing in drawings]
+
+
+def caption_of(path):
+    """What sample.py's file names say: 000_a_person_walks_80f_r0.npy -> a person walks."""
+    words = re.sub(r"^\d{3,}_|(_\d+f)?_r\d+(-\d+)?$", "", path.stem)
+    return words.replace("_", " ").strip()
+

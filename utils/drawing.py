@@ -66,7 +66,7 @@ def check_joints(joints, skeleton):
 
 # What is drawn: the body as capsules and hulls, computed for all frames at once.
 
-class _Body:
+class Body:
     """Which capsules and hulls a skeleton has. Points are its joints and five extras: ball of the head, nose,
     base of the neck (the joint where the arms leave, but thinner), and the two hands beyond the wrists."""
 
@@ -143,17 +143,17 @@ def _unit(vectors):
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
-def _normalise(joints, body):
-    """Scale to BODY_HEIGHT and put the floor at y = 0. The floor is the data's own y = 0 where the clip
-    stands near it, so that floating and sinking show; otherwise (data with another origin) its lowest
-    feet."""
+def normalise(joints, body):
+    """Joints (T, J, 3) with the floor at y = 0 and the body scaled to BODY_HEIGHT, and the factor.
+    The floor is the data's own y = 0 where the clip stands near it, so that floating and sinking show;
+    otherwise (data with another origin) its lowest feet. UserError where the joints are no body."""
     height = body.height(joints)
     if height < 1e-9:
         raise UserError("the joints lie all in one point: there is no body to draw")
     joints = joints * (BODY_HEIGHT / height)
     lowest = np.percentile(joints[..., 1].min(axis=1), 5)
     joints[..., 1] += 0.02 - (lowest if abs(lowest) > 0.25 else 0)      # 0.02: feet have thickness
-    return joints
+    return joints, BODY_HEIGHT / height
 
 
 class _Camera:
@@ -254,8 +254,8 @@ class Scene:
     """A clip, ready to be drawn frame by frame."""
 
     def __init__(self, joints, skeleton, fps, size, azimuth):
-        body = _Body(skeleton)
-        joints = _normalise(joints, body)
+        body = Body(skeleton)
+        joints, _ = normalise(joints, body)
         points = body.points(joints)
         self.body = body
         left_x, _, left_z = body.across(joints[:1])[0]

@@ -142,7 +142,9 @@ def add_generator(parser, ae_models, generators):
     add("--repeat_times", type=positive_int, default=1,
         help="clips per prompt or action (in total, for an unconditional generator)")
     add("--output_dir", default="./generation", help="folder of the results")
-    add("--no_video", action="store_true", help="write the .npy files only")
+    add("--no_video", action="store_true", help="draw no videos")
+    add("--view", action="store_true",
+        help="also write view.html: a page that plays the clips side by side in a browser (docs/viewer.md)")
 
 
 def add_sampler(parser, time_steps=18):
