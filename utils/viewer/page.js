@@ -226,20 +226,21 @@ function drawFloorMarks(ctx, clip, t, camera, standing) {
   }
 }
 
-/** Give a canvas one pixel of its own per pixel of the screen (two at most) -> context, width, height. */
-function fit(canvas, height = canvas.clientHeight) {
-  const ratio = Math.min(window.devicePixelRatio || 1, 2), width = canvas.clientWidth;
+/** The context of a canvas that has one pixel of its own per pixel of the screen, or up to four. */
+function fit(canvas, width, height) {
+  const ratio = Math.min(window.devicePixelRatio || 1, 2);
   const size = [Math.round(width * ratio), Math.round(height * ratio)];
   if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
   const ctx = canvas.getContext("2d");
   ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
   ctx.lineCap = ctx.lineJoin = "round";
-  return [ctx, width, height];
+  return ctx;
 }
 
 function draw(card) {
-  const {clip} = card, t = frameAt(clip), [ctx, width, height] = fit(card.figure);
+  const {clip, width, height} = card, t = frameAt(clip);
   if (!width || !height) return;
+  const ctx = fit(card.figure, width, height);
   const bits = state.feet ? decode(clip).contacts[t] : 0, body = data.bodies[clip.body];
   const standing = body.feet.filter((_, i) => bits >> i & 1), camera = cameraOf(clip, t, width, height);
   ctx.fillStyle = colours.sky;
@@ -247,7 +248,7 @@ function draw(card) {
   drawFloor(ctx, camera, data.tile * clip.scale);
   drawFloorMarks(ctx, clip, t, camera, standing);
   drawFigure(ctx, clip, t, camera, standing);
-  card.cursor.style.left = `${(t + 0.5) / clip.frames * 100}%`;
+  card.cursor.style.transform = `translateX(${(t + 0.5) / clip.frames * width}px)`;
   card.now.textContent = `frame ${t} of ${clip.frames} \u00b7 ${(t / clip.fps).toFixed(2)} s`;
   if (clip.codes) card.code.textContent = codeText(clip, t);
 }
@@ -275,11 +276,11 @@ function colourOf(digit, size, ordered) {
 
 const BAND = 5, GAP = 3;                // pixels
 function drawStrip(card) {
-  const {clip} = card, {codes} = clip, axes = codes ? codes.sizes.length : 0;
+  const {clip, width} = card, {codes} = clip, axes = codes ? codes.sizes.length : 0;
   const row = axes ? clamp(64 / axes, 1, 14) : 0, edited = clip.edited.length ? BAND + GAP : 0;
   const height = Math.ceil(edited + 4 * BAND + GAP + (axes ? GAP + axes * row : 0));
   card.strip.style.height = `${height}px`;
-  const [ctx, width] = fit(card.strip, height), x = frame => frame / clip.frames * width;
+  const ctx = fit(card.strip, width, height), x = frame => frame / clip.frames * width;
   ctx.clearRect(0, 0, width, height);
   const {contacts} = decode(clip);
   for (const [start, stop] of clip.edited) {
@@ -364,22 +365,24 @@ function showTime() {
   $("clock").textContent = `${seconds} / ${((TICKS - 1) / FPS).toFixed(2)} s`;
 }
 
+/** Read the sizes of cards, all before anything is written: between writes they cost a new layout each. */
+function measure(changed) {
+  for (const card of changed) [card.width, card.height] = [card.figure.clientWidth, card.figure.clientHeight];
+  for (const card of changed) {
+    drawStrip(card);
+    update(card);
+  }
+}
+
 const watcher = new IntersectionObserver(entries => {
   for (const {target, isIntersecting} of entries) {
-    const card = cards.get(target);
-    if (isIntersecting) {
-      seen.add(card);
-      drawStrip(card);
-      update(card);
-    } else if (seen.delete(card)) target.width = target.height = 0;
+    if (isIntersecting) seen.add(cards.get(target));
+    else if (seen.delete(cards.get(target))) target.width = target.height = 0;
   }
+  measure(entries.filter(entry => entry.isIntersecting).map(entry => cards.get(entry.target)));
 }, {rootMargin: "200px"});
-const sizes = new ResizeObserver(entries => entries.forEach(({target}) => {
-  const card = cards.get(target);
-  if (!seen.has(card)) return;
-  drawStrip(card);
-  update(card);
-}));
+const sizes = new ResizeObserver(entries =>
+  measure(entries.map(entry => cards.get(entry.target)).filter(card => seen.has(card))));
 
 // ---- What the user does -----------------------------------------------------------------------------------
 
@@ -529,7 +532,7 @@ function start() {
   dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
   const main = $("clips");
   if (data.columns.length) {
-    main.className = "rows";
+    main.classList.add("rows");
     main.style.setProperty("--columns", data.columns.length);
     $("size").value = 0;
     for (const {title, clips} of data.rows) {
@@ -543,6 +546,7 @@ function start() {
     }
   } else for (const clip of data.clips) addCard(clip, main, clip.title);
   if (cards.size === 1) document.querySelector(".card").classList.add("large");
+  main.classList.toggle("plain", !data.clips.some(clip => clip.codes));
   setSize(Number($("size").value));
   $("find-label").hidden = main.children.length < 2;
   $("time").max = TICKS - 1;
