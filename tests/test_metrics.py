@@ -226,6 +226,7 @@ def test_foot_contacts_say_which_joint_stands_when():
     joints[:, [8, 11], 1] = 0.2  # a lifted right foot, whose ankle and toe come down in frame 5
     joints[5:, [8, 11], 1] = 0.0
     joints[:, 7, 1] = 0.1  # an ankle is measured from its own lowest height
+    joints[1::2, 10, 1] = 0.15 / 20  # a toe that trembles by 0.15 m/s stands
     contacts = metrics.foot_contacts(joints, 20.0, FEET)
     assert contacts.shape == (9, 4) and contacts[:, :2].all()
     assert contacts[:, 2].tolist() == contacts[:, 3].tolist() == [False] * 5 + [True] * 4

@@ -210,7 +210,7 @@ def test_codes_of_every_kind_of_target(name, settings, ordered):
 
 @pytest.fixture
 def models(tmp_path):
-    """Three folders: A and B with the same prompts (one of them twice), C with two and without facts."""
+    """Three folders: A and B with the same prompts (one of them twice), C with others and without facts."""
     prompts = ["a person walks: fast?", "jumps", "jumps", "<b>bows</b>"]
     for folder, frames in (("A", 40), ("B", 44)):
         for i, prompt in enumerate(prompts):
@@ -220,6 +220,7 @@ def models(tmp_path):
                  acted(frames=frames, seed=i), prompt=prompt)
     save(tmp_path / "C/000_jumps_36f_r0.npy", acted("jump", 36))
     save(tmp_path / "C/001_sits_36f_r0.npy", acted("bow", 36))
+    save(tmp_path / "C/002_a_person_walks_fast_36f_r0.npy", acted(frames=36))
     return tmp_path
 
 
@@ -239,7 +240,7 @@ def test_a_row_per_prompt_and_a_column_per_folder(call, models):
     columns, rows = layout(data_of(models / "two.html"))
     assert columns == ["ours", "x<y"] and rows == [
         ("jumps", ["jump36", "jump40"]), ("sits", ["sits36", None]),
-        ("a person walks: fast?", [None, "a_pe40"]), ("jumps", [None, "jump40"]),
+        ("a person walks: fast?", ["a_pe36", "a_pe40"]), ("jumps", [None, "jump40"]),
         ("<b>bows</b>", [None, "b_bo40"])]
 
 
@@ -539,7 +540,8 @@ def test_columns_on_a_phone_with_fingers(opened, call, models):
             [card.querySelector("h2")?.textContent ?? card.textContent, card.getBoundingClientRect().left,
              card.getBoundingClientRect().right])])""")
     assert [row[0] for row in boxes] == ["a person walks: fast?", "jumps", "jumps", "<b>bows</b>", "sits"]
-    assert [cell[0] for cell in boxes[0][1:]] == ["A", "B", "C: no clip"] and len(boxes[4]) == 4
+    assert [cell[0] for cell in boxes[0][1:]] == ["A", "B", "C"]
+    assert [cell[0] for cell in boxes[4][1:]] == ["A: no clip", "B: no clip", "C"]
     assert all(0 <= left < right <= 390 for row in boxes for _, left, right in row[1:])
     assert chrome.execute_script("return document.documentElement.scrollWidth") <= 390
 

@@ -96,7 +96,8 @@ def compare(groups):
             key = clip.title if known else safe_filename(clip.title)
             seen[key] = seen.get(key, 0) + 1
             rows.setdefault((key, seen[key]), [None] * len(groups))[column] = clip
-    return [(next(filter(None, row)).title, row) for row in rows.values()]
+    return [(max(filter(None, row), key=lambda clip: "prompt" in clip.facts).title, row)
+            for row in rows.values()]
 
 
 def write_page(path, title, clips=(), columns=(), rows=(), exact=False):
