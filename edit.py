@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from models.AE import UNIT
-from sample import facts_of, load, make_parser, plan, write
+from sample import clean, facts_of, load, make_parser, plan, write
 from utils import options
 from utils.arrays import load_array
 from utils.errors import MissingFile, UserError, run
@@ -151,11 +151,13 @@ def main():
     sections = sections_of(edited)
     frames = " ".join(f"{start}-{stop - 1}" for start, stop in sections)
     source = f"{safe_filename(Path(args.source_motion).stem, 30)}_edit_{safe_filename(frames, 30)}"
-    clips = [(f"{job.row:03d}_{safe_filename(job.prompt)}_{source}_r{job.repeat}",
-              replace_frames(joints, features, motion, edited, spec),
-              f"{job.prompt} (new: frames {frames})",
-              facts_of(job, codes, args) | {"edited": sections, "source": Path(args.source_motion).name})
-             for job, (motion, codes) in zip(jobs, motions)]
+    clips = []
+    for job, (motion, codes) in zip(jobs, motions):
+        name = f"{job.row:03d}_{safe_filename(job.prompt)}_{source}_r{job.repeat}"
+        new = replace_frames(joints, features, motion, edited, spec)
+        new = clean(new, spec, name, free=edited) if args.clean_feet else new
+        facts = facts_of(job, codes, args) | {"edited": sections, "source": Path(args.source_motion).name}
+        clips.append((name, new, f"{job.prompt} (new: frames {frames})", facts))
     write(clips, args, spec)
 
 

@@ -6,17 +6,22 @@ plays them.
     python sample.py ... --text_path prompts.txt    # one per line: `prompt`, `prompt#frames` or `prompt#NA`
     python sample.py --name BY_ACTION --action jump wave_left           # trained with --cond_mode action
     python sample.py --name FREE --repeat_times 8                       # trained with --cond_mode uncond
+    python sample.py ... --text_prompt "he walks" "he waves" --chain    # one motion, a part for each prompt
+    python sample.py ... --text_path prompts.txt --chain --stream -     # its frames on stdout, line by line
 
 Lengths that are not given are drawn: by the length estimator (train_length_estimator.py) for text, otherwise
 from the lengths of the generator's training clips. Checkpoints trained with this code need no data set.
 """
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from models.AE import AE_models
+from models.AE import UNIT, AE_models
+from models.chaining import CONTEXT, WINDOW, Part, chain
 from models.generation import check_settings
 from models.LengthEstimator import LengthTable
 from models.loading import load_length_estimator, load_pipeline
@@ -24,15 +29,27 @@ from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import load_text_encoder
 from utils import options
-from utils.clips import checkpoint_paths, read_wanted, write_clips
+from utils.clips import (
+    check_length,
+    checkpoint_paths,
+    open_stream,
+    read_wanted,
+    write_clips,
+    write_frames,
+)
 from utils.data.datasets import load_statistics
 from utils.data.specs import get_spec, joints_in_metres, spec_of_checkpoint
-from utils.errors import MissingFile, run
+from utils.errors import MissingFile, UserError, run, say
+from utils.evaluation.metrics import foot_skating
 from utils.files import RunFolder
 from utils.lengths import MAX_LENGTH
+from utils.motion.features import joints_of_pieces
+from utils.motion.feet import clean_feet
 from utils.training.settings import pick_device
 from utils.viewer.page import check_count, read_clip, write_page
 from utils.visualize import safe_filename
+
+LONGEST_PART = 10_000_000  # frames of a part of a chain: days
 
 
 def make_parser(doc):
@@ -49,7 +66,32 @@ def parse_args():
     parser.add_argument("--motion_length", type=options.non_negative_int, default=0,
                         help="frames, rounded down to a multiple of 4; 0 = estimated")
     parser.add_argument("--length_estimator", default="length_estimator", help="its --name")
-    return parser.parse_args()
+    add = parser.add_argument
+    add("--chain", action="store_true",
+        help="one motion of any length in which the prompts or actions follow each other")
+    add("--part_lengths", type=options.positive_int, nargs="+", default=None, metavar="FRAMES",
+        help="of --chain: frames of each part, or of every part; default: as for clips of their own")
+    add("--context", type=options.number(int, 1, WINDOW - 1), default=CONTEXT, metavar="TOKENS",
+        help="of --chain: tokens (4 frames) of the motion so far that each new window sees")
+    add("--stream", default=None, metavar="FILE",
+        help="of --chain: write frames to FILE (- = stdout) as soon as they are ready, a line of JSON for "
+             "each, instead of a .npy and a video")
+    args = parser.parse_args()
+    check_chain(args)
+    return args
+
+
+def check_chain(args):
+    """UserError for flags that do not go together."""
+    for name in ("part_lengths", "stream"):
+        if getattr(args, name) is not None and not args.chain:
+            raise UserError(f"--{name} belongs to --chain")
+    if args.part_lengths is not None and args.motion_length:
+        raise UserError("pass --part_lengths or --motion_length, not both")
+    if args.stream is not None and args.repeat_times > 1:
+        raise UserError("--stream writes one motion; leave out --repeat_times")
+    if args.stream is not None and args.clean_feet:
+        raise UserError("--clean_feet needs the whole clip; leave out --stream")
 
 
 def load(args, precision="fp32"):
@@ -69,12 +111,13 @@ class Job(NamedTuple):
     frames: int
 
 
-def plan(args, generator, checkpoint, spec, motion_length=0):
-    """What a command line asks for: [Job], their conditions (N, C) or None, their seeds, sampler settings."""
+def plan(args, generator, checkpoint, spec, motion_length=0, longest=MAX_LENGTH):
+    """What a command line asks for: [Job], their conditions (N, C) or None, their seeds, sampler settings.
+    longest: most frames of a clip."""
     def encode(texts):  # words too, for the generator or the length estimator
         return load_text_encoder(spec.text_encoder).encode_words(texts)
 
-    wanted, cond = read_wanted(args, generator.cond_mode, checkpoint, encode, motion_length)
+    wanted, cond = read_wanted(args, generator.cond_mode, checkpoint, encode, motion_length, longest)
     settings = options.sampler_settings(args, spec, generator)
     check_settings(generator, settings)
     jobs = [Job(row, prompt, repeat, frames) for row, (prompt, frames) in enumerate(wanted)
@@ -100,15 +143,16 @@ def facts_of(job, codes, args):
             "repeat": job.repeat, "codes": codes}
 
 
-def choose_lengths(jobs, cond, checkpoint, args, spec):
-    """Frames per job, multiples of 4; those not given are drawn for the job's condition, a row of (N, C)."""
+def choose_lengths(jobs, cond, checkpoint, args, spec, longest=MAX_LENGTH):
+    """Frames per job, multiples of 4; those not given are drawn for the job's condition, a row of (N, C), and
+    at most ``longest``."""
     lengths = [job.frames // 4 * 4 for job in jobs]
     missing = [i for i, length in enumerate(lengths) if not length]
     if missing:
         cond = torch.ones(len(jobs), 1) if cond is None else cond
         seeds = [clip_seed(args.seed, "length", jobs[i].prompt, jobs[i].repeat) for i in missing]
         estimator = length_estimator(checkpoint, args)
-        drawn = estimate_lengths(estimator, cond[missing], seeds, spec.min_frames, MAX_LENGTH)
+        drawn = estimate_lengths(estimator, cond[missing], seeds, spec.min_frames, longest)
         for i, length in zip(missing, drawn):
             lengths[i] = length
     return lengths
@@ -125,9 +169,110 @@ def length_estimator(checkpoint, args):
     return load_length_estimator(path)[0]
 
 
+def clean(joints, spec, name, free=None, floor=None):
+    """Joints (T, J, 3) in metres whose planted feet stay, except in frames that are not ``free`` (T,); says
+    what that did to foot skating. Joints that are not finite are left to ``write_clips``."""
+    if not np.isfinite(joints).all():
+        return joints
+    out = clean_feet(joints, spec.fps, spec.layout, floor, free)
+    before, after = (foot_skating(clip, spec.fps, spec.layout) for clip in (joints, out))
+    say(f"{name}: foot skating {before:.4f} -> {after:.4f} m/s")
+    return out
+
+
+def with_part_lengths(jobs, part_lengths):
+    """Jobs with the frames of --part_lengths: one for all parts, or one for each. UserError otherwise."""
+    parts = max(job.row for job in jobs) + 1
+    if len(part_lengths) not in (1, parts):
+        raise UserError(f"--part_lengths: {len(part_lengths)} lengths for {parts} parts; pass one for each, "
+                        "or one for all")
+    for frames in part_lengths:
+        check_length(frames, "--part_lengths", LONGEST_PART)
+    each = part_lengths * parts if len(part_lengths) == 1 else part_lengths
+    return [job._replace(frames=each[job.row]) for job in jobs]
+
+
+class Chain(NamedTuple):
+    """One motion: its Jobs, their frames, and an iterator over its joints (n, J, 3) in metres."""
+
+    jobs: list
+    frames: list
+    joints: object
+
+    def parts(self):
+        """Yields (number, prompt) of the part to which each frame belongs."""
+        for number, (job, count) in enumerate(zip(self.jobs, self.frames)):
+            yield from itertools.repeat((number, job.prompt), count)
+
+
+def chains(args, pipeline, checkpoint, spec):
+    """A Chain for each repeat that a command line asks for."""
+    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length,
+                                       LONGEST_PART)
+    jobs = jobs if args.part_lengths is None else with_part_lengths(jobs, args.part_lengths)
+    # estimated parts fit into one window
+    frames = choose_lengths(jobs, cond, checkpoint, args, spec, (WINDOW - args.context) * UNIT)
+    for repeat in range(args.repeat_times):
+        mine = [i for i, job in enumerate(jobs) if job.repeat == repeat]
+        parts = [Part(None if cond is None else cond[[i]], frames[i], clip_seed(seeds[i], jobs[i].row))
+                 for i in mine]
+        yield Chain([jobs[i] for i in mine], [frames[i] for i in mine],
+                    chain_joints(pipeline, parts, args.context, spec, settings))
+
+
+def chain_joints(pipeline, parts, context, spec, settings):
+    """Yields joints (n, J, 3) float32, in metres, of one motion with the Parts; settings: of the sampler."""
+    with tqdm(parts, desc="generating", unit="part") as progress:
+        for piece in joints_of_pieces(chain(pipeline, progress, context, **settings), spec.joints):
+            yield (piece * spec.metres_per_unit).astype(np.float32)
+
+
+def write_chains(args, made, spec):
+    """Write Chains as clips, and say which frames belong to which part."""
+    clips = []
+    for repeat, one in enumerate(made):
+        joints = np.concatenate(list(one.joints))
+        caption = " / ".join(job.prompt for job in one.jobs)
+        name = f"chain_{safe_filename(caption)}_{len(joints)}f_r{repeat}"
+        ends = np.cumsum(one.frames)
+        for job, count, end in zip(one.jobs, one.frames, ends):
+            say(f"{name}: frames {end - count}-{end - 1}: {job.prompt}")
+        joints = clean(joints, spec, name, floor=0) if args.clean_feet else joints
+        parts = [[int(end - count), int(end), job.prompt]
+                 for job, count, end in zip(one.jobs, one.frames, ends)]
+        facts = facts_of(Job(0, caption, repeat, len(joints)), None, args) | {"parts": parts}
+        clips.append((name, joints, caption, facts))
+    write(clips, args, spec)
+
+
+def stream(name, one, fps):
+    """Write a Chain's frames to a file, or stdout, as they become ready."""
+    parts, first = one.parts(), 0
+    with open_stream(name) as file:
+        for joints in one.joints:
+            if not np.isfinite(joints).all():
+                raise UserError("the motion has joints that are not finite; lower --cfg or --temperature")
+            write_frames(file, joints, first, fps, parts)
+            first += len(joints)
+
+
+def make_chains(args, pipeline, checkpoint, spec):
+    made = chains(args, pipeline, checkpoint, spec)
+    first = next(made)  # all mistakes of the command line are found before the first frame is made
+    if options.checked():
+        return
+    if args.stream is not None:
+        stream(args.stream, first, spec.fps)
+    else:
+        write_chains(args, itertools.chain([first], made), spec)
+
+
 def main():
     args = parse_args()
     pipeline, checkpoint, spec = load(args, args.precision)
+    if args.chain:
+        make_chains(args, pipeline, checkpoint, spec)
+        return
     jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length)
     lengths = choose_lengths(jobs, cond, checkpoint, args, spec)
     if options.checked():
@@ -139,6 +284,7 @@ def main():
     for job, (motion, codes) in zip(jobs, motions):
         joints = joints_in_metres(motion, spec)
         name = f"{job.row:03d}_{safe_filename(job.prompt)}_{len(joints)}f_r{job.repeat}"
+        joints = clean(joints, spec, name, floor=0) if args.clean_feet else joints
         clips.append((name, joints, job.prompt, facts_of(job, codes, args)))
     write(clips, args, spec)
 

@@ -250,6 +250,24 @@ def test_float64_sources_stay_exact(work):
     assert np.array_equal(out[:10], source[:10]) and np.array_equal(out[20:], source[20:])
 
 
+def test_clean_feet_change_the_new_frames_alone(work, capsys, monkeypatch):
+    from test_feet import sliding, standing
+
+    source = sliding(standing(SKELETONS["t2m"]))
+    monkeypatch.setattr(edit, "replace_frames", lambda joints, *_: joints.copy())
+    out, = edit_clip(work, source, ["20,45"], "--clean_feet")
+    inside = (np.arange(60) >= 20) & (np.arange(60) < 45)
+    assert np.array_equal(out[~inside], source[~inside])
+    assert (out[inside] != source[inside]).any((1, 2)).all()
+    assert "_r0: foot skating 0." in capsys.readouterr().err
+
+
+def test_several_prompts_are_several_edits(work):
+    prompts = "--text_prompt", "sit", "jump up"
+    one, two = edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], prompt=prompts)
+    assert not np.array_equal(one, two)
+
+
 def test_only_touched_tokens_are_generated(work, monkeypatch):
     seen = []
     generate = MARDM_models["FSQ-MARDM-SiT-S"].func.generate

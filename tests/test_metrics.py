@@ -9,6 +9,7 @@ from conftest import golden, relative_error
 from utils.errors import UserError
 from utils.evaluation import metrics
 from utils.evaluation.scoring import evaluate, retrieval_scores
+from utils.motion.feet import foot_contacts
 from utils.report import write_json
 
 FEET = SimpleNamespace(left_feet=(7, 10), right_feet=(8, 11))
@@ -227,7 +228,7 @@ def test_foot_contacts_say_which_joint_stands_when():
     joints[5:, [8, 11], 1] = 0.0
     joints[:, 7, 1] = 0.1  # an ankle is measured from its own lowest height
     joints[1::2, 10, 1] = 0.15 / 20  # a toe that trembles by 0.15 m/s stands
-    contacts = metrics.foot_contacts(joints, 20.0, FEET)
+    contacts = foot_contacts(joints, 20.0, FEET)[0]
     assert contacts.shape == (9, 4) and contacts[:, :2].all()
     assert contacts[:, 2].tolist() == contacts[:, 3].tolist() == [False] * 5 + [True] * 4
 

@@ -1,8 +1,10 @@
 """What the scripts that make clips share: prompts in, files out."""
 import itertools
+import json
 import os
 import re
-from contextlib import suppress
+import sys
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +20,10 @@ from utils.visualize import render_many
 CLIPS_PER_PROCESS = 4  # at least, when several processes draw videos: each takes seconds to start
 
 
-def read_wanted(args, mode, checkpoint, encode, motion_length=0):
+def read_wanted(args, mode, checkpoint, encode, motion_length=0, longest=MAX_LENGTH):
     """What a command line asks for: [(prompt or action, frames or 0)], and their conditions (N, C) or None.
-    mode, checkpoint: the generator's cond_mode, and dict with its actions; encode: list of str -> (N, C).
-    UserError if the flags do not fit the generator."""
+    mode, checkpoint: the generator's cond_mode, and dict with its actions; encode: list of str -> (N, C);
+    longest: most frames that may be asked for. UserError if the flags do not fit the generator."""
     trained = {"text": "on texts", "action": "on actions", "uncond": "without conditions"}[mode]
     if mode != "text" and (args.text_prompt is not None or args.text_path is not None):
         raise UserError(f"--text_prompt, --text_path: this generator was trained {trained}"
@@ -29,10 +31,10 @@ def read_wanted(args, mode, checkpoint, encode, motion_length=0):
     if mode != "action" and args.action:
         raise UserError(f"--action: this generator was trained {trained}")
     if mode == "text":
-        prompts = read_prompts(args.text_prompt, args.text_path, motion_length)
+        prompts = read_prompts(args.text_prompt, args.text_path, motion_length, longest)
         return prompts, encode([prompt for prompt, _ in prompts])
     if motion_length:
-        check_length(motion_length, "--motion_length")
+        check_length(motion_length, "--motion_length", longest)
     if mode == "uncond":
         return [("unconditional", motion_length)], None
     actions = checkpoint.get("actions") or []
@@ -44,22 +46,23 @@ def read_wanted(args, mode, checkpoint, encode, motion_length=0):
     return [(name, motion_length) for name in names], one_hot(names, actions)
 
 
-def read_prompts(text_prompt, text_path, motion_length=0):
-    """[(prompt, frames or 0)] of --text_prompt or of the file --text_path; ``motion_length``: frames of
-    prompts without a length. UserError for an empty prompt or an unusable length."""
+def read_prompts(text_prompt, text_path, motion_length=0, longest=MAX_LENGTH):
+    """[(prompt, frames or 0)] of --text_prompt, a list of str, or of the file --text_path;
+    ``motion_length``: frames of prompts without a length. UserError for an empty prompt or an unusable
+    length."""
     if (text_prompt is None) == (text_path is None):
         raise UserError("pass either --text_prompt or --text_path")
     if text_prompt is not None:
-        rows = [("--text_prompt", text_prompt.strip(), motion_length)]
+        rows = [("--text_prompt", prompt.strip(), motion_length) for prompt in text_prompt]
     else:
         lines = read_lines(Path(text_path))
-        rows = [(place, *parse_line(line, motion_length, place)) for place, line in lines]
+        rows = [(place, *parse_line(line, motion_length, place, longest)) for place, line in lines]
     for place, prompt, frames in rows:
         if not prompt:
             raise UserError(f"{place}: the prompt is empty; describe a motion, for example 'a person walks "
                             "forward'")
         if frames:
-            check_length(frames, place)
+            check_length(frames, place, longest)
     return [(prompt, frames) for _, prompt, frames in rows]
 
 
@@ -77,7 +80,7 @@ def read_lines(path):
     return lines
 
 
-def parse_line(line, default, place):
+def parse_line(line, default, place, longest):
     """``prompt``, ``prompt#frames`` or ``prompt#NA`` -> prompt, frames (0: to be estimated)."""
     prompt, mark, length = line.strip().rpartition("#")
     if not mark:
@@ -88,13 +91,14 @@ def parse_line(line, default, place):
         frames = int(length)
     except ValueError as error:
         raise UserError(f"{place}: '{length}' after # is neither a number of frames nor NA") from error
-    check_length(frames, place)
+    check_length(frames, place, longest)
     return prompt.strip(), frames
 
 
-def check_length(frames, place):
-    if not SHORTEST <= frames <= MAX_LENGTH:
-        raise UserError(f"{place}: a length of {frames} frames is outside {SHORTEST}..{MAX_LENGTH}")
+def check_length(frames, place, longest=MAX_LENGTH):
+    """UserError unless a clip, or a part of a chain, can have so many frames."""
+    if not SHORTEST <= frames <= longest:
+        raise UserError(f"{place}: a length of {frames} frames is outside {SHORTEST}..{longest}")
 
 
 def checkpoint_paths(args, which="best"):
@@ -122,6 +126,41 @@ def has_joints(path, joints):
     return False
 
 
+def write_joints(folder, stem, joints):
+    """Write joints (T, J, 3) to the ``free_path`` in a folder, and return it."""
+    path = free_path(folder / f"{stem}.npy", partial(has_joints, joints=joints))
+    with atomic_write(path) as temporary:
+        np.save(temporary, joints)
+    return path
+
+
+@contextmanager
+def open_stream(name):
+    """Yields a text file that ``write_frames`` writes to: a new one of this name, or stdout for "-". A reader
+    of stdout that stops ends the block. UserError where the file exists or cannot be written."""
+    if name != "-":
+        try:
+            with open(name, "x", encoding="utf-8") as file:
+                yield file
+        except FileExistsError as error:
+            raise UserError(f"--stream: {name} exists; choose another name") from error
+        return
+    try:
+        yield sys.stdout
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+
+
+def write_frames(file, joints, first, fps, prompts):
+    """Write joints (n, J, 3) of frames ``first``, first + 1 ... to a text file, a line of JSON for each:
+    {"frame", "seconds", "part", "prompt", "joints"}; prompts: per frame, (number, prompt) of its part."""
+    for frame, (pose, (part, prompt)) in enumerate(zip(joints, prompts), first):
+        row = {"frame": frame, "seconds": round(frame / fps, 4), "part": part, "prompt": prompt,
+               "joints": pose.astype(np.float64).round(4).tolist()}
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file.flush()
+
+
 def write_clips(clips, spec, folder, no_video):
     """Write the .npy of every clip (file stem, joints (T, J, 3), caption, facts) with its facts beside it
     (``write_facts``), then, unless ``no_video``, the videos; never over a file of another clip. Returns the
@@ -131,9 +170,7 @@ def write_clips(clips, spec, folder, no_video):
     for stem, joints, caption, facts in clips:
         if not np.isfinite(joints).all():
             raise UserError(f"'{caption}' has joints that are not finite; lower --cfg or --temperature")
-        path = free_path(folder / f"{stem}.npy", partial(has_joints, joints=joints))
-        with atomic_write(path) as temporary:
-            np.save(temporary, joints)
+        path = write_joints(folder, stem, joints)
         write_facts(path, facts | {"fps": spec.fps})
         print(path)
         drawings.append({"joints": joints, "path": path.with_suffix(".mp4"), "skeleton": spec.layout,

@@ -134,7 +134,8 @@ def add_generator(parser, ae_models, generators):
     add("--ae_name", default=None, help="--name of the autoencoder; default: the one used in training")
     add("--ae_model", choices=list(ae_models), default=None, help="autoencoder; default: as trained")
     add("--model", choices=list(generators), default=None, help="generator; default: as trained")
-    add("--text_prompt", default=None, help="a single prompt")
+    add("--text_prompt", nargs="+", default=None, metavar="PROMPT",
+        help="prompts, each in quotation marks: a clip for each")
     add("--text_path", default=None,
         help="file with one prompt per line: prompt, prompt#frames or prompt#NA (NA = estimate the length)")
     add("--action", nargs="+", default=None, metavar="NAME",
@@ -145,6 +146,8 @@ def add_generator(parser, ae_models, generators):
     add("--no_video", action="store_true", help="draw no videos")
     add("--view", action="store_true",
         help="also write view.html: a page that plays the clips side by side in a browser (docs/viewer.md)")
+    add("--clean_feet", action="store_true",
+        help="keep feet that stand in place, as scripts.clean_feet does, and say what that did to skating")
 
 
 def add_sampler(parser, time_steps=18):

@@ -8,9 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-# A foot is in contact while it is near the lowest height that it reaches and hardly moves up or down.
-CONTACT_HEIGHT = 0.04  # metres above that lowest height
-CONTACT_SPEED = 0.2  # metres per second, vertical
+from utils.motion.feet import foot_contacts
 
 
 def euclidean_distance_matrix(matrix1, matrix2):
@@ -130,25 +128,10 @@ def foot_skating(joints, fps, skeleton):
     joints: (..., T, J, 3), Y up, in metres. skeleton: its ``left_feet`` and ``right_feet`` are the ankles and
     toes.
     """
-    velocity, contact = _feet(joints, fps, skeleton)
+    contact, velocity = foot_contacts(joints, fps, skeleton)
     speed = np.linalg.norm(velocity[..., [0, 2]], axis=-1) * contact
     with np.errstate(invalid="ignore"):  # 0 / 0
         return speed.sum((-1, -2)) / contact.sum((-1, -2))
-
-
-def foot_contacts(joints, fps, skeleton):
-    """Whether each foot joint stands from a frame to the next, (..., T - 1, 4): left ankle, left toe, right
-    ankle, right toe. Arguments as for ``foot_skating``."""
-    return _feet(joints, fps, skeleton)[1]
-
-
-def _feet(joints, fps, skeleton):
-    """Velocities (..., T - 1, 4, 3) of the foot joints in m/s, and their contacts (..., T - 1, 4). Each is
-    measured from its own lowest height, since an ankle is higher than a toe."""
-    feet = np.asarray(joints, np.float64)[..., [*skeleton.left_feet, *skeleton.right_feet], :]
-    velocity = np.diff(feet, axis=-3) * fps
-    height = (feet[..., 1:, :, 1] + feet[..., :-1, :, 1]) / 2 - feet[..., 1].min(-2)[..., None, :]
-    return velocity, (height < CONTACT_HEIGHT) & (np.abs(velocity[..., 1]) < CONTACT_SPEED)
 
 
 def acceleration(joints, fps):

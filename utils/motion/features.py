@@ -252,6 +252,20 @@ def features_to_joints(features, num_joints):
     return rotate_y(joints, heading[..., None]) + path[..., None, :]
 
 
+def joints_of_pieces(pieces, num_joints):
+    """Yields joints (n, J, 3) float64 of one motion whose un-normalised features come in ``pieces`` (n, D),
+    numpy or torch on the CPU. Each continues where, and facing where, the one before ended."""
+    last, heading, origin = None, 0.0, np.zeros(3)
+    for piece in pieces:
+        piece = np.asarray(piece, np.float64)
+        rows = piece if last is None else np.concatenate([last, piece])
+        turned, path = recover_root(rows)
+        joints = rotate_y(features_to_joints(rows, num_joints), np.float64(heading)) + origin
+        yield joints[len(rows) - len(piece) :]
+        origin = origin + rotate_y(path[-1] * [1, 0, 1], np.float64(heading))
+        heading, last = heading + turned[-1], rows[-1:]
+
+
 def essential(features, skeleton_or_dim):
     """The essential columns (..., 67 or 64) of features (..., D). MotionError where there are fewer."""
     dim = getattr(skeleton_or_dim, "essential_dim", skeleton_or_dim)

@@ -49,6 +49,12 @@ class Skeleton:
         starts = {chain[1] for chain in self.chains}
         return [0 if joint in starts else self.parents[joint] for joint in range(1, self.num_joints)]
 
+    @cached_property
+    def legs(self):
+        """The left leg and the right one: joints (hip, knee, ankle ... toe) of each."""
+        return tuple(next(chain[1:] for chain in self.chains if feet[-1] in chain)
+                     for feet in (self.left_feet, self.right_feet))
+
     @property
     def essential_dim(self):
         return 4 + 3 * (self.num_joints - 1)

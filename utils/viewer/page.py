@@ -16,10 +16,11 @@ from utils.arrays import load_array
 from utils.clips import caption_of, free_path
 from utils.drawing import AZIMUTH, DISTANCE, ELEVATION, MIDDLE, TILE, Body, check_joints, normalise
 from utils.errors import UserError
-from utils.evaluation.metrics import foot_contacts, foot_skating
+from utils.evaluation.metrics import foot_skating
 from utils.facts import read_facts
 from utils.files import write_text
 from utils.motion.features import LARGEST, features_to_joints
+from utils.motion.feet import foot_contacts
 from utils.motion.skeletons import SKELETONS, Skeleton
 from utils.report import finite_or_none
 from utils.visualize import safe_filename
@@ -162,7 +163,7 @@ def _contacts(clip):
     the last frame has those of the one before."""
     if len(clip.joints) < 2:
         return {"contacts": _pack(np.zeros(len(clip.joints)), "u1"), "skating": None}
-    standing = foot_contacts(clip.joints, clip.fps, clip.skeleton) @ (1 << np.arange(4))
+    standing = foot_contacts(clip.joints, clip.fps, clip.skeleton)[0] @ (1 << np.arange(4))
     return {"contacts": _pack(standing[[*range(len(standing)), -1]], "u1"),
             "skating": float(foot_skating(clip.joints, clip.fps, clip.skeleton))}
 
