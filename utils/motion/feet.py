@@ -101,11 +101,11 @@ def settle(leg, foot, shift, firm_free, across):
     for attempt in range(1, ROUNDS + 1):
         shift[..., ::2] = hold(leg[:, foot][..., ::2], firm, free)
         new = place(leg, foot, shift, across)
-        jumps = np.flatnonzero(jerk_of(new) > most)
-        if not len(jumps):
+        jumps = jerk_of(new) > most
+        if not jumps.any():
             break
         # the jerk of 4 frames from t on belongs to the middle one of their 3 steps
-        near = (np.abs(np.arange(len(firm))[:, None] - (jumps + 1)) <= NEAR * attempt).any(1)
+        near = maximum_filter1d(np.pad(jumps, 1).astype(int), 2 * NEAR * attempt + 1) > 0
         firm = np.where(near[:, None], firm / 4, firm)
     return new
 
@@ -129,7 +129,7 @@ def hold(feet, firm, free):
         for place, factor in terms.items():
             for other, coefficient in terms.items():
                 if other >= place:
-                    np.add.at(bands[other - place], first + place, weight * factor * coefficient)
+                    bands[other - place, first + place] += weight * factor * coefficient
 
     still = firm.ravel()
     add(every[:-n], {0: -1, n: 1}, still)
