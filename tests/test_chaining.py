@@ -196,7 +196,7 @@ def test_lines_of_a_file_are_chained(work):
 
 def test_several_prompts_are_several_clips(work):
     assert call("--text_prompt", "sit", "wave both", "--motion_length", 40) == 0
-    names = sorted(file.name for file in (work / "generation" / "mardm_body22").iterdir())
+    names = sorted(file.name for file in (work / "generation" / "mardm_body22").glob("*.npy"))
     assert names == ["000_sit_40f_r0.npy", "001_wave_both_40f_r0.npy"]
 
 
