@@ -1,6 +1,6 @@
 """Generate clips from text: one .mp4, one .npy (joints (frames, J, 3) in metres) and one .json (what is
 known of the clip) per prompt and repeat, in generation/<name>_<dataset>/. --view also writes a page that
-plays them.
+plays them, --export files for Blender and other software.
 
     python sample.py --name FSQ_MARDM --dataset_name t2m --text_prompt "a person walks" --motion_length 120
     python sample.py ... --text_path prompts.txt    # one per line: `prompt`, `prompt#frames` or `prompt#NA`
@@ -41,6 +41,7 @@ from utils.data.datasets import load_statistics
 from utils.data.specs import get_spec, joints_in_metres, spec_of_checkpoint
 from utils.errors import MissingFile, UserError, run, say
 from utils.evaluation.metrics import foot_skating
+from utils.export.formats import Clip, add_formats, check_formats, export_clip
 from utils.files import RunFolder
 from utils.lengths import MAX_LENGTH
 from utils.motion.features import joints_of_pieces
@@ -58,6 +59,8 @@ def make_parser(doc):
     options.add_common(parser, name="MARDM")
     options.add_generator(parser, AE_models, MARDM_models)
     options.add_sampler(parser)
+    add_formats(parser, "--export", default=None,
+                help="other formats to write beside each .npy (docs/formats.md); default: none")
     return parser
 
 
@@ -120,6 +123,7 @@ def plan(args, generator, checkpoint, spec, motion_length=0, longest=MAX_LENGTH)
     wanted, cond = read_wanted(args, generator.cond_mode, checkpoint, encode, motion_length, longest)
     settings = options.sampler_settings(args, spec, generator)
     check_settings(generator, settings)
+    check_formats(args.export or (), spec.layout)
     jobs = [Job(row, prompt, repeat, frames) for row, (prompt, frames) in enumerate(wanted)
             for repeat in range(args.repeat_times)]
     if args.view:
@@ -130,9 +134,12 @@ def plan(args, generator, checkpoint, spec, motion_length=0, longest=MAX_LENGTH)
 
 def write(clips, args, spec):
     """Write [(file name without suffix, joints (T, J, 3), caption, facts)] to the run's folder in
-    --output_dir, with --view their page too."""
+    --output_dir, and in the formats of --export; with --view their page too."""
     folder = Path(args.output_dir) / f"{args.name}_{args.dataset_name}"
     paths = write_clips(clips, spec, folder, args.no_video)
+    for path, (_, joints, *_) in zip(paths, clips):
+        for file in export_clip(Clip(path.stem, joints, spec.layout, spec.fps), folder, args.export or ()):
+            print(file)
     if args.view:
         print(write_page(folder / "view.html", folder.name, [read_clip(path) for path in paths]))
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 FOLDERS = ("utils", "models", "diffusions", "scripts", "benchmarks")
-ROOMS = ("data", "motion", "evaluation", "training", "demo", "viewer")
+ROOMS = ("data", "motion", "export", "evaluation", "training", "demo", "viewer")
 FILES = sorted(path for pattern in ("*.py", "tests/*.py", *(f"{folder}/**/*.py" for folder in FOLDERS))
                for path in ROOT.glob(pattern))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES

@@ -341,6 +341,42 @@ def test_more_clips_than_a_page_shows_are_refused_before_they_are_made(work, cap
     assert not (work / "generation").exists()
 
 
+@pytest.mark.parametrize("dataset, formats", [("body22", ["bvh", "glb", "npz", "csv"]),
+                                              ("millimetres", ["bvh", "csv"])])
+def test_other_formats_beside_each_clip(work, dataset, formats):
+    skeleton = SKELETONS["kit" if dataset == "millimetres" else "t2m"]
+    clips = edit_clip(work, walk(skeleton, 40), ["10,20"], "--repeat_times", 2, "--export", *formats,
+                      dataset=dataset)
+    folder = work / "generation" / f"mardm_{dataset}"
+    stems = sorted(path.stem for path in folder.glob("*.npy"))
+    assert {path.name for path in folder.iterdir()} == {
+        f"{stem}.{suffix}" for stem in stems for suffix in ("npy", *formats)}
+    for stem, joints in zip(stems, clips):
+        rows = np.loadtxt(folder / f"{stem}.csv", delimiter=",", skiprows=1)
+        assert np.abs(rows[:, 2:].reshape(joints.shape) - joints).max() < 1e-5
+        assert rows[1, 1] == 1 / 20 and "Frame Time: 0.05\n" in (folder / f"{stem}.bvh").read_text()
+
+
+def test_sample_exports_too(work, monkeypatch):
+    flags = ["--name", "mardm", "--text_prompt", "walk", "--motion_length", "40", "--no_video", *FAST]
+    flags += ["--dataset_name", "body22", "--export", "csv", "bvh"]
+    monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
+    for _ in range(2):      # the second time the same files come out
+        sample.main()
+        made = {path.suffix for path in (work / "generation" / "mardm_body22").iterdir()}
+        assert made == {".npy", ".csv", ".bvh"}
+
+
+@pytest.mark.parametrize("check", [[], ["--check"]])
+def test_formats_that_cannot_hold_the_skeleton(work, capsys, check):
+    np.save("clip.npy", walk(SKELETONS["kit"], 40))
+    source = ["--source_motion", "clip.npy", "-msec", "10,20", "--text_prompt", "jump"]
+    assert call("--name", "mardm", "--dataset_name", "body21", *source, *FAST, "--export", "bvh", "npz",
+                *check) == 2
+    assert "the kit skeleton has others; choose bvh, glb or csv" in capsys.readouterr().err
+    assert not (work / "generation").exists()
+
+
 def test_unconditional_generators_need_no_prompt(work):
     assert len(edit_clip(work, walk(SKELETONS["t2m"], 40), ["10,20"], "--cfg", 1, dataset="free",
                          prompt=())) == 1

@@ -184,4 +184,3 @@ def caption_of(path):
     """What sample.py's file names say: 000_a_person_walks_80f_r0.npy -> a person walks."""
     words = re.sub(r"^\d{3,}_|(_\d+f)?_r\d+(-\d+)?$", "", path.stem)
     return words.replace("_", " ").strip()
-

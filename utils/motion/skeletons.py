@@ -15,6 +15,8 @@ class Skeleton:
     displacement in a frame below which a foot stands (units of the data); target_offsets (J, 3) or None:
     bones of the body that all clips of the data set share; fps, min_frames: defaults of data sets
     made with the layout; height_range: (least, most) plausible vertical extent of a body (units of the data).
+    joint_names: names that animation software knows; t_pose (J, 3): unit direction of each bone in a T-pose
+    that faces +z, with the left hand at +x.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Skeleton:
     fps: float
     min_frames: int
     height_range: tuple
+    joint_names: tuple
+    t_pose: tuple
     target_offsets: tuple = None
 
     @cached_property
@@ -55,6 +59,12 @@ class Skeleton:
         return tuple(next(chain[1:] for chain in self.chains if feet[-1] in chain)
                      for feet in (self.left_feet, self.right_feet))
 
+    @cached_property
+    def children(self):
+        """Tuple of the children of each joint, in the order of the chains."""
+        return tuple(tuple(dict.fromkeys(child for parent, child in self.bones if parent == joint))
+                     for joint in range(self.num_joints))
+
     @property
     def essential_dim(self):
         return 4 + 3 * (self.num_joints - 1)
@@ -77,13 +87,34 @@ class Skeleton:
         return "right" if limb & {r_hip, r_shoulder} else "left" if limb & {l_hip, l_shoulder} else "centre"
 
 
-def _skeleton(raw_offsets, bone_lengths=None, **fields):
-    """``raw_offsets``: one word per joint, an axis such as +x or -y, or 0 for the root."""
+def rest_directions(names, directions):
+    """Unit vectors (J, 3) as tuples; ``directions``: {name: direction} of the left and the middle joints."""
+    out = np.zeros((len(names), 3))
+    for joint, name in enumerate(names[1:], 1):
+        out[joint] = directions[name.replace("Right", "Left")]
+        out[joint] *= (-1 if name.startswith("Right") else 1, 1, 1)
+        out[joint] /= np.linalg.norm(out[joint])
+    return tuple(map(tuple, out.tolist()))
+
+
+def _skeleton(raw_offsets, joint_names, t_pose, bone_lengths=None, **fields):
+    """``raw_offsets``: one word per joint, an axis such as +x or -y, or 0 for the root; ``joint_names``: one
+    word per joint."""
+    names = tuple(joint_names.split())
     raw = tuple(tuple(float(f"{word[0]}1") if axis in word else 0.0 for axis in "xyz")
                 for word in raw_offsets.split())
     target = bone_lengths and tuple(tuple(length * x for x in axis)
                                     for axis, length in zip(raw, bone_lengths))
-    return Skeleton(num_joints=len(raw), raw_offsets=raw, target_offsets=target, **fields)
+    return Skeleton(num_joints=len(raw), raw_offsets=raw, target_offsets=target, joint_names=names,
+                    t_pose=rest_directions(names, t_pose), **fields)
+
+
+# Directions of the bones that end in these joints: limbs straight, feet flat, trunk as in a body at rest.
+_LIMBS = {"LeftLeg": (0, -1, 0), "LeftFoot": (0, -1, 0), "LeftForeArm": (1, 0, 0), "LeftHand": (1, 0, 0)}
+_TRUNK = {"LeftUpLeg": (0.60, -0.79, -0.05), "Spine": (0, 0.97, -0.24), "Spine1": (0, 1, 0.02),
+          "Spine2": (0, 0.92, 0.40), "Neck": (0, 0.98, -0.18), "Head": (0, 0.80, 0.60),
+          "LeftShoulder": (0.52, 0.83, -0.22), "LeftArm": (0.95, 0.30, -0.10),
+          "LeftToeBase": (0, -0.43, 0.90)}
 
 
 SKELETONS = {
@@ -99,12 +130,23 @@ SKELETONS = {
                       0.12298430502414703, 0.2568398416042328, 0.2630918622016907, 0.2660118639469147,
                       0.26987630128860474),  # metres; all of HumanML3D has this body
         face_joints=(2, 1, 17, 16), leg_joints=(5, 8), left_feet=(7, 10), right_feet=(8, 11),
-        feet_threshold=0.002, fps=20.0, min_frames=40, height_range=(0.5, 2.5)),
+        feet_threshold=0.002, fps=20.0, min_frames=40, height_range=(0.5, 2.5),
+        joint_names="Hips LeftUpLeg RightUpLeg Spine LeftLeg RightLeg Spine1 LeftFoot RightFoot Spine2 "
+                    "LeftToeBase RightToeBase Neck LeftShoulder RightShoulder Head LeftArm RightArm "
+                    "LeftForeArm RightForeArm LeftHand RightHand",
+        t_pose=_TRUNK | _LIMBS),
     "kit": _skeleton(
         name="kit",
         chains=((0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20), (0, 1, 2, 3, 4),
                 (3, 5, 6, 7), (3, 8, 9, 10)),
         raw_offsets="0 +y +y +y +y +x -y -y -x -y -y +x -y -y +z +z -x -y -y +z +z",
         face_joints=(11, 16, 5, 8), leg_joints=(17, 18), left_feet=(19, 20), right_feet=(14, 15),
-        feet_threshold=0.05, fps=12.5, min_frames=24, height_range=(500, 2500)),  # millimetres
+        feet_threshold=0.05, fps=12.5, min_frames=24, height_range=(500, 2500),  # millimetres
+        # Right and left as ``face_joints`` has them, against the signs of x in ``raw_offsets``.
+        joint_names="Hips Spine Spine1 Spine2 Head RightArm RightForeArm RightHand LeftArm LeftForeArm "
+                    "LeftHand RightUpLeg RightLeg RightFoot RightToeBase RightToeEnd LeftUpLeg LeftLeg "
+                    "LeftFoot LeftToeBase LeftToeEnd",
+        t_pose=_LIMBS | {"LeftUpLeg": (1, 0, 0), "Spine": (0, 1, 0), "Spine1": (0, 1, 0),
+                         "Spine2": (0, 1, 0), "Head": (0, 1, 0), "LeftArm": (1, 0, 0),
+                         "LeftToeBase": (0, 0, 1), "LeftToeEnd": (0, 0, 1)}),
 }
