@@ -7,6 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from utils.motion.features import MotionError
 from utils.motion.rotations import (
+    _limb_turn,
     bone_lengths,
     continuous,
     forward,
@@ -186,6 +187,11 @@ def test_a_straight_limb_keeps_the_turn_it_had_while_bent(name):
     assert np.degrees(off[:15]).max() < 6 and np.degrees(off).max() < 45
 
 
+def test_a_limb_may_go_round():
+    turn = np.linspace(0, 4 * np.pi, T)
+    assert np.abs(_limb_turn(np.exp(1j * turn), np.zeros(T - 1)) - turn)[5:-5].max() < 0.01
+
+
 @BOTH
 def test_a_straight_leg_is_turned_as_its_foot_points(name):
     joints, _ = figure(name, LeftUpLeg=("y", 50))
@@ -270,14 +276,16 @@ def test_euler_angles_are_the_rotations_and_do_not_jump(order):
     random = (turns[0] * turns[1] * turns[2]).as_matrix().reshape(200, 2, 3, 3)
     spin = Rotation.from_euler("Y", np.linspace(0, 800, 200), degrees=True).as_matrix()[:, None]
     there_and_back = np.r_[np.linspace(0, 90, 91), np.full(18, 90), np.linspace(90, 0, 91)]
-    locked = [Rotation.from_euler(axis, there_and_back, degrees=True).as_matrix()[:, None] for axis in "XYZ"]
-    quaternions = continuous(from_matrices(np.concatenate([random, spin, *locked], 1)))
+    triples = np.stack([np.full(200, 30), there_and_back, np.full(200, 20)], -1)
+    locked = Rotation.from_euler(order, triples, degrees=True).as_matrix()[:, None]
+    quaternions = continuous(from_matrices(np.concatenate([random, spin, locked], 1)))
     angles = to_euler(quaternions, order)
     for index in range(quaternions.shape[1]):
         again = Rotation.from_euler(order, angles[:, index], degrees=True).as_matrix()
         assert np.abs(again - to_matrices(quaternions[:, index])).max() < 1e-6
     assert np.abs(np.diff(angles[:, 2:], axis=0)).max() < 5
     assert np.abs(np.diff(angles, axis=0)).max() < 181
+    assert np.abs(angles[:, 3] - triples).max() < 1e-3
     if order[1] != "Y":
         assert np.isclose(np.abs(angles[-1, 2]).max(), 800)
 
