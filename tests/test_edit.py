@@ -350,7 +350,7 @@ def test_other_formats_beside_each_clip(work, dataset, formats):
     folder = work / "generation" / f"mardm_{dataset}"
     stems = sorted(path.stem for path in folder.glob("*.npy"))
     assert {path.name for path in folder.iterdir()} == {
-        f"{stem}.{suffix}" for stem in stems for suffix in ("npy", *formats)}
+        f"{stem}.{suffix}" for stem in stems for suffix in ("npy", "json", *formats)}
     for stem, joints in zip(stems, clips):
         rows = np.loadtxt(folder / f"{stem}.csv", delimiter=",", skiprows=1)
         assert np.abs(rows[:, 2:].reshape(joints.shape) - joints).max() < 1e-5
@@ -361,10 +361,10 @@ def test_sample_exports_too(work, monkeypatch):
     flags = ["--name", "mardm", "--text_prompt", "walk", "--motion_length", "40", "--no_video", *FAST]
     flags += ["--dataset_name", "body22", "--export", "csv", "bvh"]
     monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
-    for _ in range(2):      # the second time the same files come out
+    for _ in range(2):  # the second time the same files come out
         sample.main()
         made = {path.suffix for path in (work / "generation" / "mardm_body22").iterdir()}
-        assert made == {".npy", ".csv", ".bvh"}
+        assert made == {".npy", ".json", ".csv", ".bvh"}
 
 
 @pytest.mark.parametrize("check", [[], ["--check"]])
