@@ -1,4 +1,7 @@
-"""Joint layouts: HumanML3D's 22 joints ("t2m") and KIT-ML's 21 ("kit"). Shapes: J joints."""
+"""Joint layouts: HumanML3D's 22 joints ("t2m") and KIT-ML's 21 ("kit"). Shapes: J joints.
+
+Others are read from files: utils/motion/skeleton_files.py.
+"""
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +18,8 @@ class Skeleton:
     displacement in a frame below which a foot stands (units of the data); target_offsets (J, 3) or None:
     bones of the body that all clips of the data set share; fps, min_frames: defaults of data sets
     made with the layout; height_range: (least, most) plausible vertical extent of a body (units of the data).
+    joint_names: of motion capture files, where they are known; rest_offsets (J, 3) or None: bones of a rest
+    pose that faces +Z, with the left hand at +X (units of the data).
     """
 
     name: str
@@ -30,6 +35,8 @@ class Skeleton:
     min_frames: int
     height_range: tuple
     target_offsets: tuple = None
+    joint_names: tuple = None
+    rest_offsets: tuple = None
 
     @cached_property
     def parents(self):
@@ -66,18 +73,44 @@ class Skeleton:
 
     def side(self, joint):
         """"left", "right" or "centre": where the joint lies on the body."""
-        r_hip, l_hip, r_shoulder, l_shoulder = self.face_joints
-        limb = {other for chain in self.chains if joint in chain[1:] for other in chain}
-        return "right" if limb & {r_hip, r_shoulder} else "left" if limb & {l_hip, l_shoulder} else "centre"
+        return self._sides[joint]
+
+    def way_to(self, joint):
+        """The joints from the root to ``joint``, both included."""
+        return way_from_root(self.parents, joint)
+
+    @cached_property
+    def _sides(self):
+        return sides_of(self.parents, self.face_joints)
 
 
-def _skeleton(raw_offsets, bone_lengths=None, **fields):
-    """``raw_offsets``: one word per joint, an axis such as +x or -y, or 0 for the root."""
+def sides_of(parents, face_joints):
+    """"left", "right" or "centre" of each joint: on the way to, or beyond, a hip or shoulder of one side."""
+    ways = [way_from_root(parents, joint) for joint in range(len(parents))]
+    right, left = ({joint for end in ends for joint, way in enumerate(ways)
+                    if end in way or joint in ways[end]} for ends in (face_joints[::2], face_joints[1::2]))
+    return tuple("right" if joint in right - left else "left" if joint in left - right else "centre"
+                 for joint in range(len(parents)))
+
+
+def way_from_root(parents, joint):
+    """The joints from the root to ``joint``, both included."""
+    way = []
+    while joint >= 0:
+        way.append(joint)
+        joint = parents[joint]
+    return way[::-1]
+
+
+def _skeleton(raw_offsets, joint_names, bone_lengths=None, **fields):
+    """``raw_offsets``: one word per joint, an axis such as +x or -y, or 0 for the root; ``joint_names``: one
+    word per joint."""
     raw = tuple(tuple(float(f"{word[0]}1") if axis in word else 0.0 for axis in "xyz")
                 for word in raw_offsets.split())
     target = bone_lengths and tuple(tuple(length * x for x in axis)
                                     for axis, length in zip(raw, bone_lengths))
-    return Skeleton(num_joints=len(raw), raw_offsets=raw, target_offsets=target, **fields)
+    return Skeleton(num_joints=len(raw), raw_offsets=raw, target_offsets=target, rest_offsets=target,
+                    joint_names=tuple(joint_names.split()), **fields)
 
 
 SKELETONS = {
@@ -93,12 +126,18 @@ SKELETONS = {
                       0.12298430502414703, 0.2568398416042328, 0.2630918622016907, 0.2660118639469147,
                       0.26987630128860474),  # metres; all of HumanML3D has this body
         face_joints=(2, 1, 17, 16), leg_joints=(5, 8), left_feet=(7, 10), right_feet=(8, 11),
-        feet_threshold=0.002, fps=20.0, min_frames=40, height_range=(0.5, 2.5)),
+        feet_threshold=0.002, fps=20.0, min_frames=40, height_range=(0.5, 2.5),
+        joint_names="Hips LeftUpLeg RightUpLeg Spine LeftLeg RightLeg Spine1 LeftFoot RightFoot Spine2 "
+                    "LeftToeBase RightToeBase Neck LeftShoulder RightShoulder Head LeftArm RightArm "
+                    "LeftForeArm RightForeArm LeftHand RightHand"),
     "kit": _skeleton(
         name="kit",
         chains=((0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20), (0, 1, 2, 3, 4),
                 (3, 5, 6, 7), (3, 8, 9, 10)),
         raw_offsets="0 +y +y +y +y +x -y -y -x -y -y +x -y -y +z +z -x -y -y +z +z",
         face_joints=(11, 16, 5, 8), leg_joints=(17, 18), left_feet=(19, 20), right_feet=(14, 15),
-        feet_threshold=0.05, fps=12.5, min_frames=24, height_range=(500, 2500)),  # millimetres
+        feet_threshold=0.05, fps=12.5, min_frames=24, height_range=(500, 2500),  # millimetres
+        joint_names="Hips Spine Spine1 Spine2 Head RightArm RightForeArm RightHand LeftArm LeftForeArm "
+                    "LeftHand RightUpLeg RightLeg RightFoot RightToeBase RightToeEnd LeftUpLeg LeftLeg "
+                    "LeftFoot LeftToeBase LeftToeEnd"),
 }
