@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from models.AE import AE_models
 from models.CategoricalHead import grid_of
 from models.heads import HEADS
-from models.loading import load_autoencoder, weights_hash
+from models.loading import load_autoencoder, target_hashes, weights_hash
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features, text_reader
@@ -26,7 +26,7 @@ from utils.arrays import upload
 from utils.data.conditions import COND_MODES, load_conditions
 from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader, statistics_of
 from utils.data.specs import get_spec
-from utils.errors import UserError, only_check, run
+from utils.errors import UserError, only_check, run, say
 from utils.evaluation.protocols import Drawn
 from utils.evaluation.scoring import check_evaluation, evaluate, without_text
 from utils.evaluation.suites import add_suite, load_suite
@@ -232,6 +232,8 @@ def main():
     model = MARDM_models[args.model](**kwargs).to(device)
     if parent:
         parent.hand_over(model, {"model_name": args.model, "model_kwargs": kwargs})
+        if parent.content.get("trained_on", {}).get("hash") not in target_hashes(ae, ae_checkpoint):
+            say(f"note: {parent.path} was trained on another autoencoder than {ae_path}; its targets differ")
     ema = EMA(model, args.ema_decay)
     if args.compile:
         model.DiffMLPs.net.compile(dynamic=True)  # the number of masked tokens changes from step to step

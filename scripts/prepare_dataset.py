@@ -34,7 +34,7 @@ from utils.data.writing import make_data_folder, write_statistics
 from utils.errors import UserError, run
 from utils.motion.features import MotionError, joints_to_features
 from utils.motion.skeleton_files import describe as describe_skeleton
-from utils.motion.skeleton_files import get_skeleton, read_description, source_of, with_axes
+from utils.motion.skeleton_files import get_skeleton, has_axes, read_description, source_of, with_axes
 from utils.motion.skeletons import SKELETONS
 from utils.options import make_parser, non_negative_int, positive_float, positive_int
 from utils.report import write_json
@@ -190,7 +190,7 @@ def open_source(args, splits):
         scale, words = unit_of(source, splits["train"])
         print(f"unit of bvh/, guessed: {words}; --scale says otherwise")
         source = source._replace(scale=scale)
-    if isinstance(args.described, dict):
+    if isinstance(args.described, dict) and not has_axes(args.described):
         clips = [joints for joints, reason in map(source.read, splits["train"][:LOOKED_AT])
                  if reason is None and is_clip(joints, source.skeleton)]
         if clips:

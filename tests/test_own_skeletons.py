@@ -2,8 +2,9 @@
 joints through training, sampling and drawing; fine-tuning and retargeting."""
 import dataclasses
 import json
+import re
+import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import foreign
@@ -11,14 +12,14 @@ import numpy as np
 import pybvh
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from test_motion import circle
 from test_scripts import call
 
-from scripts import prepare_dataset
 from utils.data.sources import Source
 from utils.data.specs import get_spec, spec_from_description
-from utils.errors import UserError, run
+from utils.errors import UserError
 from utils.motion.bvh import BvhError, positions, read_bvh, rest_positions
 from utils.motion.features import features_to_joints, joints_to_features
 from utils.motion.guessing import guess_skeleton, guess_unit
@@ -35,6 +36,25 @@ from utils.motion.skeletons import SKELETONS
 from utils.visualize import contact_sheet
 
 T2M = SKELETONS["t2m"]
+TINY = ["--device", "cpu", "--num_workers", "0", "--batch_size", "4", "--epoch", "1", "--max_iter", "2"]
+SMALL = {"scripts.prepare_dataset": ["--workers", "0"], "train_length_estimator": TINY,
+         "train_AE": ["--width", "32", "--window_size", "40", *TINY],
+         "train_MARDM": ["--layers", "1", "--head_depth", "1", "--head_width", "64", *TINY],
+         "train_evaluator": ["--width", "16", *TINY],
+         "sample": ["--time_steps", "1", "--ode_steps", "1", "--cfg", "1"]}
+
+
+def documented(script):
+    """The arguments of a script's only command in the section of docs/data.md."""
+    section = (ROOT / "docs/data.md").read_text(encoding="utf-8").split("## Your own skeleton")[1]
+    found = re.findall(rf"^    python (?:-m {re.escape(script)}|{script}\.py) (.+)$", section, re.MULTILINE)
+    assert len(found) == 1, script
+    return shlex.split(found[0])
+
+
+def as_documented(script, *more):
+    """Run the command of docs/data.md, word for word, but for settings that make it small."""
+    return call(script, *documented(script), *SMALL.get(script, ()), *more)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +227,8 @@ def test_positions_on_every_joint(recording, tmp_path):
     lines = ["HIERARCHY", "ROOT a", "{", "OFFSET 0 0 0", "CHANNELS 6 Xposition Yposition Zposition "
              "Zrotation Xrotation Yrotation", "JOINT b", "{", "OFFSET 0 5 0",
              "CHANNELS 4 xPosition yposition zposition Zrotation", "End Site", "{",
-             "OFFSET 1 0 0", "}", "}", "}", "MOTION", "Frames: 2", "Frame Time: 0.1", "0 1 0 90 0 0  2 0 0 90", "0 1 0 0 0 0  3 0 0 0"]
+             "OFFSET 1 0 0", "}", "}", "}", "MOTION", "Frames: 2", "Frame Time: 0.1",
+             "0 1 0 90 0 0  2 0 0 90", "0 1 0 0 0 0  3 0 0 0"]
     (tmp_path / "x.bvh").write_text("\n".join(lines))
     found = positions(read_bvh(tmp_path / "x.bvh"))
     assert np.allclose(found[0], [[0, 1, 0], [0, 3, 0], [-1, 3, 0]])
@@ -277,26 +298,13 @@ def source(recording, tmp_path_factory):
     return folder, names
 
 
-def script(module, *args):
-    before, sys.argv = sys.argv, [module.__name__, *map(str, args)]
-    try:
-        run(module.main)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-    return 0
-
-
 @pytest.fixture(scope="module")
 def data(source):
-    """A folder with the data set that the recording makes, as a newcomer would make it."""
-    folder, _ = source
-    root = folder.parent
-    walk = folder / "bvh" / "walk_forward_00.bvh"
-    assert call("scripts.make_skeleton", walk, "--out", root / "studio.json") == 0
-    assert script(prepare_dataset, "--source", folder, "--out", root / "datasets/studio", "--skeleton",
-                  root / "studio.json", "--workers", "0") == 0
+    """A folder with the data set that the recording makes, by the documented commands."""
+    root = source[0].parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert as_documented("scripts.make_skeleton") == as_documented("scripts.prepare_dataset") == 0
     return root
 
 
@@ -426,7 +434,7 @@ def test_what_cannot_be_read_says_how_to_convert_it(tmp_path, capsys, file, word
     path = tmp_path / "capture" / file
     path.parent.mkdir(parents=True)
     path.touch()
-    assert script(prepare_dataset, "--source", tmp_path / "capture", "--out", tmp_path / "out") == 2
+    assert call("scripts.prepare_dataset", "--source", tmp_path / "capture", "--out", tmp_path / "out") == 2
     assert words in capsys.readouterr().err
 
 
@@ -437,8 +445,8 @@ def test_the_unit_of_bvh_is_guessed_without_a_file_that_says_it(tmp_path, capsys
     (tmp_path / "bare.json").write_text(json.dumps(described))
     for flags, words in (([], "centimetres, as the bones"), (["--scale", "1"], "")):
         out = tmp_path / f"set{len(flags)}"
-        assert script(prepare_dataset, "--source", folder, "--out", out, "--skeleton", tmp_path / "bare.json",
-                      "--workers", "0", "--fps", "10", *flags) == 0
+        assert call("scripts.prepare_dataset", "--source", folder, "--out", out, "--skeleton",
+                    tmp_path / "bare.json", "--workers", "0", "--fps", "10", *flags) == 0
         said = capsys.readouterr().out
         assert words in said and ("guessed" in said) == (not flags)
         report = json.loads((out / "report.json").read_text())
@@ -451,22 +459,14 @@ def test_the_unit_of_bvh_is_guessed_without_a_file_that_says_it(tmp_path, capsys
 # Training
 
 
-TINY = ["--dataset_name", "studio", "--device", "cpu", "--num_workers", "0", "--batch_size", "4", "--epoch",
-        "1", "--max_iter", "2"]
-CODES = ["--ae_name", "ae", "--ae_model", "FSQ_AE_iFSQ_64x17_Direct", "--model", "FSQ-MARDM-SiT-S",
-         "--layers", "1", "--head_depth", "1", "--head_width", "64"]
-
-
 @pytest.fixture(scope="module")
 def trained(data):
-    """The folder, with a tiny run of every training script."""
+    """The folder, with a tiny run of every training script, by the documented commands."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(data)
-        assert call("train_AE", "--name", "ae", "--model", "FSQ_AE_iFSQ_64x17_Direct", "--width", "32",
-                    "--window_size", "40", *TINY) == 0
-        assert call("train_evaluator", "--width", "16", *TINY) == 0
-        assert call("train_length_estimator", *TINY) == 0
-        assert call("train_MARDM", "--name", "mardm", *CODES, *TINY) == 0
+        for name in ("train_AE", "train_length_estimator", "train_MARDM"):
+            assert as_documented(name) == 0
+        assert call("train_evaluator", *SMALL["train_evaluator"], "--dataset_name", "studio") == 0
         (data / "datasets").rename(data / "hidden")
     return data
 
@@ -479,18 +479,17 @@ def work(trained, monkeypatch):
 
 
 def test_sampling_editing_and_drawing_need_the_checkpoint_only(work, capsys):
-    flags = ["--name", "mardm", "--dataset_name", "studio", "--text_prompt", "a person walks",
-             "--time_steps", "1", "--ode_steps", "1", "--cfg", "1"]
-    assert call("sample", *flags) == 0, capsys.readouterr().err
-    clip = next((work / "generation/mardm_studio").glob("*.npy"))
+    flags = [*documented("sample"), *SMALL["sample"]]
+    assert as_documented("sample") == 0, capsys.readouterr().err
+    clip = next((work / "generation/small_studio").glob("*.npy"))
     joints = np.load(clip)
     assert joints.shape[1:] == (31, 3) and clip.with_suffix(".mp4").stat().st_size > 1000
     assert call("edit", *flags, "--source_motion", clip, "-msec", "0.25,0.5", "--no_video") == 0
-    assert len(list((work / "generation/mardm_studio").glob("*edit*.npy"))) == 1
+    assert len(list((work / "generation/small_studio").glob("*edit*.npy"))) == 1
     np.save(work / "features.npy", np.zeros((40, 263), np.float32))  # of t2m
     assert call("edit", *flags, "--source_motion", "features.npy", "-msec", "0.25,0.5") == 2
     assert "(frames, 94 or 371)" in capsys.readouterr().err
-    best = "checkpoints/studio/ae/model/latest.tar"
+    best = "checkpoints/studio/AE/model/latest.tar"
     for skeleton in (best, "studio.json", "hidden/studio/dataset.json"):
         assert call("scripts.gallery", "--clips", clip, "--skeleton", skeleton, "--output",
                     f"{Path(skeleton).stem}.gif", "--seconds", "0.5") == 0
@@ -499,9 +498,9 @@ def test_sampling_editing_and_drawing_need_the_checkpoint_only(work, capsys):
 def test_evaluation_and_the_doctor_know_the_skeleton(work, capsys):
     (work / "hidden").rename(work / "datasets")
     try:
-        assert call("evaluation_AE", "--name", "ae", "--dataset_name", "studio", "--num_workers", "0") == 0
+        assert call("evaluation_AE", "--name", "AE", "--dataset_name", "studio", "--num_workers", "0") == 0
         assert "MPJPE_facing" in capsys.readouterr().out
-        assert call("evaluation_MARDM", "--name", "mardm", "--dataset_name", "studio", "--probe_repeats",
+        assert call("evaluation_MARDM", "--name", "small", "--dataset_name", "studio", "--probe_repeats",
                     "1") == 2
         assert "the probes know the 22-joint skeleton, studio has 'studio'" in capsys.readouterr().err
         assert call("scripts.doctor", "--quick") in (0, 1)
@@ -529,10 +528,11 @@ def test_the_walk_is_a_walk(work):
 # Fine-tuning
 
 
-def flags_of_finetuning(what):
-    return {"ae": ["train_AE", "--window_size", "40"], "mardm": ["train_MARDM", *CODES],
-            "evaluator": ["train_evaluator", "--width", "16"],
-            "length_estimator": ["train_length_estimator"]}[what]
+MINE = ["--dataset_name", "mine", "--dataset_dir", "other"]
+BEGIN = {"AE": ("train_AE", ["--window_size", "40", *TINY]),
+         "small": ("train_MARDM", [*documented("train_MARDM"), *SMALL["train_MARDM"]]),
+         "evaluator": ("train_evaluator", SMALL["train_evaluator"]),
+         "length_estimator": ("train_length_estimator", TINY)}
 
 
 @pytest.fixture
@@ -543,7 +543,7 @@ def other(trained, monkeypatch):
         shutil.copytree(trained / "hidden/studio", trained / "other/mine", ignore=lambda *_: {"packed"})
         for name in ("Mean.npy", "Std.npy"):
             np.save(trained / "other/mine" / name, 2 * np.load(trained / "other/mine" / name))
-        shutil.copytree(trained / "checkpoints/studio/ae", trained / "checkpoints/mine/ae")
+        shutil.copytree(trained / "checkpoints/studio/AE", trained / "checkpoints/mine/AE")
     return trained
 
 
@@ -551,15 +551,14 @@ def read(*names):
     return torch.load(Path("checkpoints", *names, "model", "latest.tar"), weights_only=True)
 
 
-@pytest.mark.parametrize("what, key", [("ae", "ae"), ("mardm", "mardm"), ("evaluator", "evaluator"),
+@pytest.mark.parametrize("what, key", [("AE", "ae"), ("small", "mardm"), ("evaluator", "evaluator"),
                                        ("length_estimator", "estimator")])
 def test_a_run_begins_with_the_weights_and_statistics_of_another(other, what, key, capsys):
     """With a learning rate of nearly 0 the weights stay what they were."""
-    name, *own = flags_of_finetuning(what)
+    name, own = BEGIN[what]
     parent = read("studio", what)
-    flags = [*own, *TINY, "--dataset_name", "mine", "--dataset_dir", "other", "--lr", "1e-12",
-             "--weight_decay", "0", "--finetune", f"checkpoints/studio/{what}"]
-    assert call(name, "--name", f"{what}_tuned", *flags) == 0, capsys.readouterr().err
+    flags = [*own, *MINE, "--lr", "1e-12", "--weight_decay", "0", "--finetune", f"checkpoints/studio/{what}"]
+    assert call(name, *flags, "--name", f"{what}_tuned") == 0, capsys.readouterr().err
     tuned = read("mine", f"{what}_tuned")
     before = parent.get(f"ema_{key}", parent[key])
     assert all(torch.allclose(value, before[tensor], atol=1e-6) for tensor, value in tuned[key].items()
@@ -569,25 +568,24 @@ def test_a_run_begins_with_the_weights_and_statistics_of_another(other, what, ke
         assert torch.equal(tuned["mean"], parent["mean"]) and torch.equal(tuned["std"], parent["std"])
         assert not np.allclose(tuned["mean"].numpy(), np.load("other/mine/Mean.npy")[:94])
     assert tuned["dataset"]["name"] == "mine"
-    assert call(name, "--name", f"{what}_tuned", *flags[:-2], "--is_continue") == 2
+    assert call(name, *flags[:-2], "--name", f"{what}_tuned", "--is_continue") == 2
     assert f"began with --finetune checkpoints/studio/{what}" in capsys.readouterr().err
-    assert call(name, "--name", f"{what}_tuned", *flags, "--max_iter", "3", "--epoch", "9",
-                "--is_continue") == 0
+    more = ["--max_iter", "3", "--epoch", "9", "--is_continue"]
+    assert call(name, *flags, "--name", f"{what}_tuned", *more) == 0
     assert read("mine", f"{what}_tuned")["total_it"] == 3
 
 
 @pytest.mark.parametrize("what, change, message", [
-    ("mardm", ["--layers", "2"], "the first that differs is layers: there 1, here 2"),
-    ("mardm", ["--model", "FSQ-MARDM-SiT-B"], "is a FSQ-MARDM-SiT-S, not a FSQ-MARDM-SiT-B; pass --model"),
+    ("small", ["--layers", "2"], "the first that differs is layers: there 1, here 2"),
+    ("small", ["--model", "FSQ-MARDM-SiT-B"], "is a FSQ-MARDM-SiT-S, not a FSQ-MARDM-SiT-B; pass --model"),
     ("evaluator", ["--width", "24"], "the first that differs is width: there 16, here 24"),
     ("length_estimator", ["--text_cond", "tokens"], "the first tensor that differs is attend.weight"),
-    ("ae", ["--finetune", "checkpoints/studio/mardm"], "holds no autoencoder"),
-    ("evaluator", ["--finetune", "checkpoints/studio/ae/model/latest.tar"], "holds no evaluator"),
+    ("AE", ["--finetune", "checkpoints/studio/small"], "holds no autoencoder"),
+    ("evaluator", ["--finetune", "checkpoints/studio/AE/model/latest.tar"], "holds no evaluator"),
 ])
 def test_other_architectures_are_refused(other, what, change, message, capsys):
-    name, *own = flags_of_finetuning(what)
-    code = call(name, "--name", "refused", *own, *TINY, "--dataset_name", "mine", "--dataset_dir", "other",
-                "--finetune", f"checkpoints/studio/{what}", *change)
+    name, own = BEGIN[what]
+    code = call(name, *own, "--name", "refused", *MINE, "--finetune", f"checkpoints/studio/{what}", *change)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "Trace"))]
     assert code == 2 and len(lines) == 1 and message in lines[0]
 
@@ -596,9 +594,9 @@ def test_evaluation_uses_the_statistics_of_the_autoencoder(other, capsys):
     """The same weights give the same errors on data whose own statistics differ."""
     errors = []
     for name, folder in (("studio", "hidden"), ("mine", "other")):
-        assert call("evaluation_AE", "--name", "ae", "--dataset_name", name, "--dataset_dir", folder,
+        assert call("evaluation_AE", "--name", "AE", "--dataset_name", name, "--dataset_dir", folder,
                     "--num_workers", "0") == 0
-        results = json.loads((other / f"checkpoints/{name}/ae/eval/evaluation_AE.json").read_text())
+        results = json.loads((other / f"checkpoints/{name}/AE/eval/evaluation_AE.json").read_text())
         errors.append(results["metrics"]["MPJPE"])
     assert errors[0] == errors[1]
 
@@ -637,15 +635,16 @@ def test_retarget_as_a_script(tmp_path, monkeypatch, capsys):
     names = get_skeleton(foreign.description()).joint_names
     words = {names[to]: T2M.joint_names[of] for to, of in foreign.mapping().items()}
     Path("map.json").write_text(json.dumps(words))
-    Path("clips").mkdir()
-    np.save("clips/a.npy", circle(1, frames=50))
-    flags = ["--map", "map.json", "--from", "t2m", "--to", "studio.json", "--out", "made"]
-    assert call("scripts.retarget", "clips", *flags) == 0
-    assert np.load("made/a.npy").shape == (50, 31, 3)
-    assert call("scripts.retarget", "made/a.npy", "--from", "studio.json", "--to", "kit", "--out", "x") == 2
+    clips, *flags = documented("scripts.retarget")
+    Path(clips).mkdir(parents=True)
+    np.save(Path(clips, "a.npy"), circle(1, frames=50))
+    assert as_documented("scripts.retarget") == 0
+    assert np.load("retargeted/a.npy").shape == (50, 31, 3)
+    back = ["--from", "studio.json", "--to", "kit", "--out", "back"]
+    assert call("scripts.retarget", "retargeted/a.npy", *back) == 2
     assert "kit skeleton has no rest pose" in capsys.readouterr().err
     for change, message in (
-            ([], "made/a.npy exists already"),
+            ([], "retargeted/a.npy exists already"),
             (["--out", "b", "--from", "kit", "--map", "few.json"], "(frames, 21, 3) for the kit skeleton"),
             (["--out", "b", "--map", "no.json"], "no file no.json"),
             (["--out", "b", "--to", "t2m", "--map", "wrong.json"], "names 'tail', which is no joint of t2m"),
@@ -653,7 +652,7 @@ def test_retarget_as_a_script(tmp_path, monkeypatch, capsys):
         Path("few.json").write_text('{"pelvis": "Hips"}')
         Path("wrong.json").write_text('{"Hips": "tail"}')
         Path("rootless.json").write_text('{"Head": "Head"}')
-        assert call("scripts.retarget", "clips", *flags, *change) == 2, change
+        assert call("scripts.retarget", clips, *flags, *change) == 2, change
         assert message in capsys.readouterr().err, change
     assert not Path("b").exists()
 

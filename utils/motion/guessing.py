@@ -67,6 +67,13 @@ class _Guess:
         self.sides = _sides_by_name(bvh)
         bones = joints - joints[:, [max(parent, 0) for parent in self.parents]]
         self.lengths = np.linalg.norm(bones, axis=-1).mean(0)
+        self.children = [[] for _ in self.parents]
+        for joint, parent in list(enumerate(self.parents))[1:]:
+            self.children[parent].append(joint)
+        self.below = np.zeros(len(self.parents))  # length of the bones to the farthest end
+        for joint in reversed(range(1, len(self.parents))):
+            parent = self.parents[joint]
+            self.below[parent] = max(self.below[parent], self.lengths[joint] + self.below[joint])
         limbs = {side: [self.path(joint) for joint in self.roots(side)] for side in ("left", "right")}
         if not all(len(found) >= 2 for found in limbs.values()):
             raise UserError("the names of the joints do not say which are left and right (or there are no "
@@ -94,13 +101,9 @@ class _Guess:
     def path(self, joint):
         """From a joint to the farthest end, along the bones."""
         path = [joint]
-        while children := [child for child, parent in enumerate(self.parents) if parent == path[-1]]:
-            path.append(max(children, key=lambda child: self.lengths[child] + self.below(child)))
+        while children := self.children[path[-1]]:
+            path.append(max(children, key=lambda child: self.lengths[child] + self.below[child]))
         return path
-
-    def below(self, joint):
-        children = [child for child, parent in enumerate(self.parents) if parent == joint]
-        return max((self.lengths[child] + self.below(child) for child in children), default=0.0)
 
     def reach(self, path):
         return self.lengths[path[1:]].sum()

@@ -100,6 +100,11 @@ def source_of(described, where):
     return scale, source.get("up", "y")
 
 
+def has_axes(description):
+    """Whether every bone of a description has an axis, or an offset that gives it one."""
+    return all("axis" in joint or "offset" in joint for joint in description["joints"][1:])
+
+
 def with_axes(description, clips):
     """A description in which every bone has an axis: where it gives neither axis nor offset, that of the mean
     direction of the bone in ``clips``, a list of joints (T, J, 3), when the body faces +Z."""
