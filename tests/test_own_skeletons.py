@@ -17,8 +17,10 @@ from PIL import Image
 from test_motion import circle
 from test_scripts import call
 
+from models.AE import AE_models
 from utils.data.sources import Source
 from utils.data.specs import get_spec, spec_from_description
+from utils.drawing import _Body
 from utils.errors import UserError
 from utils.motion.bvh import BvhError, positions, read_bvh, rest_positions
 from utils.motion.features import features_to_joints, joints_to_features
@@ -525,6 +527,21 @@ def test_the_walk_is_a_walk(work):
         assert picture.size[0] == 1400
 
 
+def test_the_head_is_neither_jaw_nor_eyes_and_fingers_are_no_arms():
+    described = foreign.description()
+    for side in (-1, 1):
+        eye = {"name": f"eye{side}", "parent": "skull", "offset": [0.03 * side, 0.04, 0.08]}
+        described["joints"].append(eye)
+    for extra in (described, foreign.description()):
+        skeleton = get_skeleton(extra)
+        body, names = _Body(skeleton), skeleton.joint_names
+        assert names[body.trunk[-1]] == "skull" and names[body.trunk[body.branch]] == "spine_d"
+        assert [names[wrist] for wrist in body.wrists] == ["r_hand", "l_hand"] and len(body.legs) == 2
+        assert [names[joint] for joint in body.legs[0][1:]] == ["l_thigh", "l_shin", "l_foot", "l_toe"]
+        thick, thin = (body.radius[names.index(name)] for name in ("l_hand", "l_ring"))
+        assert thin < thick / 2
+
+
 # Fine-tuning
 
 
@@ -544,6 +561,8 @@ def other(trained, monkeypatch):
         for name in ("Mean.npy", "Std.npy"):
             np.save(trained / "other/mine" / name, 2 * np.load(trained / "other/mine" / name))
         shutil.copytree(trained / "checkpoints/studio/AE", trained / "checkpoints/mine/AE")
+        of_t2m = AE_models["AE_Model"](width=16, latent_dim=16).state_dict()
+        torch.save({"ae": of_t2m}, trained / "of_t2m.tar")
     return trained
 
 
@@ -581,6 +600,7 @@ def test_a_run_begins_with_the_weights_and_statistics_of_another(other, what, ke
     ("evaluator", ["--width", "24"], "the first that differs is width: there 16, here 24"),
     ("length_estimator", ["--text_cond", "tokens"], "the first tensor that differs is attend.weight"),
     ("AE", ["--finetune", "checkpoints/studio/small"], "holds no autoencoder"),
+    ("AE", ["--finetune", "of_t2m.tar"], "of_t2m.tar reads 67 features, mine has 94"),
     ("evaluator", ["--finetune", "checkpoints/studio/AE/model/latest.tar"], "holds no evaluator"),
 ])
 def test_other_architectures_are_refused(other, what, change, message, capsys):

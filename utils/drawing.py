@@ -76,25 +76,28 @@ class _Body:
         self.skeleton, self.parents = skeleton, skeleton.parents
         toes = {skeleton.left_feet[-1], skeleton.right_feet[-1]}
         self.legs = [chain for chain in skeleton.chains if toes & set(chain[1:])]
-        self.trunk = self._trunk()
         self.arms = [self._arm(shoulder) for shoulder in skeleton.face_joints[2:]]
+        middle = [chain for chain in skeleton.chains
+                  if chain[0] == 0 and skeleton.side(chain[-1]) == "centre"]
+        spine = max(middle, key=len, default=(0, 0))
         before = {joint for chain in self.arms for joint in skeleton.way_to(chain[0])}
-        self.branch = max(self.trunk.index(joint) for joint in before & {*self.trunk})  # where the arms leave
+        self.branch = max(spine.index(joint) for joint in before & {*spine})    # where the arms leave
+        self.trunk = self._up_to_the_head(spine)
         self.wrists = [chain[-1] for chain in self.arms]
         self.head = skeleton.num_joints
         self.radius = self._radii()
         self.capsules = self._capsules()
         self.hulls = self._hulls()
 
-    def _trunk(self):
-        """The longest chain in the middle from the root, up to what is highest at rest (not the jaw)."""
-        middle = [chain for chain in self.skeleton.chains
-                  if chain[0] == 0 and self.skeleton.side(chain[-1]) == "centre"]
-        trunk = max(middle, key=len, default=(0, 0))
-        if self.skeleton.rest_offsets is None:
-            return trunk
-        heights = np.cumsum([self.skeleton.rest_offsets[joint][1] for joint in trunk])
-        return trunk[:max(len(trunk) - int(heights[::-1].argmax()), 2)]
+    def _up_to_the_head(self, spine):
+        """The chain in the middle, without what hangs on the head: up to where jaw and eyes leave, or to what
+        is highest at rest."""
+        starts = {chain[0] for chain in self.skeleton.chains}
+        head = next((i for i in range(self.branch + 1, len(spine)) if spine[i] in starts), len(spine) - 1)
+        if self.skeleton.rest_offsets is not None:
+            heights = np.cumsum([self.skeleton.rest_offsets[joint][1] for joint in spine[:head + 1]])
+            head -= int(heights[::-1].argmax())
+        return spine[:max(head, 1) + 1]
 
     def _arm(self, shoulder):
         """The chain of a shoulder, up to the wrist: to its end, or to where the fingers leave."""
@@ -111,7 +114,8 @@ class _Body:
                 if self.skeleton.side(joint) != "centre"]] = FINGER_RADIUS
         for chain in self.legs:
             limb = [joint for joint in chain if self.skeleton.side(joint) != "centre"]
-            radius[limb] = [LIMB_RADII["leg"][min(i, 3)] for i in range(len(limb))]
+            hip = next(i for i, joint in enumerate(limb) if joint in self.skeleton.face_joints)
+            radius[limb] = [LIMB_RADII["leg"][min(max(i - hip, 0), 3)] for i in range(len(limb))]
         for chain in self.arms:
             limb = [joint for joint in chain if self.skeleton.side(joint) != "centre"]
             radius[limb[::-1]] = [LIMB_RADII["arm"][min(i, 3)] for i in range(len(limb))]
