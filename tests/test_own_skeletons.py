@@ -2,6 +2,7 @@
 joints through training, sampling and drawing; fine-tuning and retargeting."""
 import dataclasses
 import json
+import pickle
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from test_motion import circle
 from test_scripts import call
 
 from models.AE import AE_models
+from utils.data.datasets import MotionStore, statistics_of
 from utils.data.sources import Source
 from utils.data.specs import get_spec, spec_from_description
 from utils.drawing import _Body
@@ -531,7 +533,8 @@ def test_the_head_is_neither_jaw_nor_eyes_and_fingers_are_no_arms():
     described = foreign.description()
     for side in (-1, 1):
         eye = {"name": f"eye{side}", "parent": "skull", "offset": [0.03 * side, 0.04, 0.08]}
-        described["joints"].append(eye)
+        lid = {"name": f"lid{side}", "parent": f"eye{side}", "offset": [0, 0.01, 0.01]}
+        described["joints"] += [eye, lid]
     for extra in (described, foreign.description()):
         skeleton = get_skeleton(extra)
         body, names = _Body(skeleton), skeleton.joint_names
@@ -583,6 +586,9 @@ def test_a_run_begins_with_the_weights_and_statistics_of_another(other, what, ke
     assert all(torch.allclose(value, before[tensor], atol=1e-6) for tensor, value in tuned[key].items()
                if value.is_floating_point() and "running" not in tensor)  # statistics of batch norm move
     assert tuned["total_it"] == 2 and tuned["finetuned_from"]["name"] == f"checkpoints/studio/{what}"
+    if what == "AE":
+        store = MotionStore(get_spec("mine", "other"), "train", statistics=statistics_of(tuned))
+        assert np.array_equal(pickle.loads(pickle.dumps(store)).mean, parent["mean"])  # in loaders' workers too
     if "mean" in parent:
         assert torch.equal(tuned["mean"], parent["mean"]) and torch.equal(tuned["std"], parent["std"])
         assert not np.allclose(tuned["mean"].numpy(), np.load("other/mine/Mean.npy")[:94])
@@ -640,13 +646,18 @@ def test_there_and_back(tmp_path, monkeypatch):
             lengths_of = np.linalg.norm(bone, axis=-1) * np.linalg.norm(source, axis=-1)
             assert ((bone * source).sum(-1) / lengths_of).min() > 1 - 1e-9
     assert np.allclose(np.linalg.det(turned), 1)
+    for child in map(target.joint_names.index, ("l_forearm", "r_foot", "l_toe")):  # rotations go with bones
+        parent = target.parents[child]
+        bone = there[:, child] - there[:, parent]
+        wanted = turned[:, parent] @ np.array(target.rest_offsets[child])
+        assert (bone * wanted).sum(-1).min() > 0.99 * lengths[child] ** 2
     ring, hand = target.joint_names.index("l_ring"), target.joint_names.index("l_hand")
     local = np.swapaxes(turned[:, hand], -1, -2) @ (there[:, ring] - there[:, hand])[..., None]
     assert np.allclose(local[..., 0], target.rest_offsets[ring])  # absent in the source: as at rest
     back, _ = transfer(there, target, T2M, {own: other for other, own in mapping.items()})
     assert np.abs((back - back[:, :1]) - (joints - joints[:, :1])).max() < 0.03
-    leg = 0.86 / (joints[0, 1] - joints[0, 7])[1]
-    assert np.ptp(there[:, 0, 0]) == pytest.approx(leg * np.ptp(joints[:, 0, 0]), rel=0.05)
+    leg = 0.86 / np.abs(T2M.target_offsets)[[4, 7]].sum()
+    assert np.ptp(there[:, 0, 0]) == pytest.approx(leg * np.ptp(joints[:, 0, 0]), rel=1e-6)
 
 
 def test_retarget_as_a_script(tmp_path, monkeypatch, capsys):

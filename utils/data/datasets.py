@@ -90,7 +90,7 @@ class MotionStore:
 
     def __init__(self, spec, split, num_workers=0, columns=None, statistics=None):
         self.spec, self.split, self.columns = spec, split, columns or spec.feature_dim
-        self.mean, self.std = statistics or load_statistics(spec)
+        self.given, (self.mean, self.std) = statistics, statistics or load_statistics(spec)
         names = read_split(spec, split)
         packed = open_packed(spec.root, split, names, self.columns, num_workers)
         self.skipped = {name: f"{name}.npy {reason}" for name, reason in zip(names, packed.reasons) if reason}
@@ -105,7 +105,7 @@ class MotionStore:
         report_skipped(self.skipped, f"{spec.name}/{split}")
 
     def __reduce__(self):  # workers that are not forked map the file again
-        return MotionStore, (self.spec, self.split, 0, self.columns, (self.mean, self.std))
+        return MotionStore, (self.spec, self.split, 0, self.columns, self.given)
 
     def captions(self, clip):
         """As ``read_captions``."""
