@@ -588,7 +588,7 @@ def test_a_run_begins_with_the_weights_and_statistics_of_another(other, what, ke
     assert tuned["total_it"] == 2 and tuned["finetuned_from"]["name"] == f"checkpoints/studio/{what}"
     if what == "AE":
         store = MotionStore(get_spec("mine", "other"), "train", statistics=statistics_of(tuned))
-        assert np.array_equal(pickle.loads(pickle.dumps(store)).mean, parent["mean"])  # in loaders' workers too
+        assert np.array_equal(pickle.loads(pickle.dumps(store)).mean, parent["mean"])  # in workers
     if "mean" in parent:
         assert torch.equal(tuned["mean"], parent["mean"]) and torch.equal(tuned["std"], parent["std"])
         assert not np.allclose(tuned["mean"].numpy(), np.load("other/mine/Mean.npy")[:94])
