@@ -126,8 +126,8 @@ class _Guess:
 
     def height(self, leg):
         """Length of the bones from the end of a leg's path to the head."""
-        trunk = max(self.lengths[self.below_pelvis(joint)].sum() for joint, side in enumerate(self.sides)
-                    if side is None)
+        trunk = max((self.lengths[self.below_pelvis(joint)].sum() for joint, side in enumerate(self.sides)
+                     if side is None), default=0.0)
         return float(trunk + self.lengths[self.below_pelvis(leg[-1])].sum())
 
     def guess_up(self, joints):
@@ -189,7 +189,7 @@ def _side(name, names):
             return side
     words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", plain)}
     letter = next((letter for letter in "lr" if letter in words), None)
-    if letter is None and plain[:1] in "lLrR":
-        other = str.translate(plain[:1], str.maketrans("lLrR", "rRlL"))
-        letter = plain[:1].lower() if name.replace(plain, other + plain[1:]) in names else None
+    if letter is None and plain and plain[0] in "lLrR":
+        other = str.translate(plain[0], str.maketrans("lLrR", "rRlL"))
+        letter = plain[0].lower() if name.replace(plain, other + plain[1:]) in names else None
     return {"l": "left", "r": "right", None: None}[letter]
