@@ -40,6 +40,9 @@ class DatasetSpec:
         """The Skeleton of the data set's joints."""
         return get_skeleton(self.skeleton)
 
+    def __getstate__(self):  # what goes to workers is small: they make the layout again
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
     @property
     def joints(self):
         return self.layout.num_joints
