@@ -24,13 +24,12 @@ from train_MARDM import TargetCache, validation_loss
 from utils import options
 from utils.arrays import upload
 from utils.data.conditions import load_conditions
-from utils.data.datasets import collate_clips, load_text_motion, make_loader
+from utils.data.datasets import collate_clips, load_text_motion, make_loader, statistics_of
 from utils.data.specs import get_spec
 from utils.errors import UserError, run
 from utils.files import RunFolder, read_checkpoint
 from utils.options import positive_int
 from utils.training import distributed
-from utils.training.resuming import same_value
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import EMA, make_trainer
 
@@ -123,11 +122,9 @@ def main():
         conditions = load_conditions(teacher.cond_mode, spec, read, checkpoint.get("actions", []))
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         folder.prepare(args.is_continue)
-        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers)
+        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers,
+                                           statistics=statistics_of(checkpoint))
                           for split in ("train", "val"))
-    for key, value in (("mean", data.store.mean), ("std", data.store.std)):
-        if not same_value(checkpoint[key], torch.as_tensor(value)):
-            raise UserError(f"the {key} of {spec.name}'s features is not that of the teacher's training")
     cfg = 1.0 if teacher.cond_mode == "uncond" else spec.cfg if args.cfg is None else args.cfg
     seed_everything(args.seed)
     teacher, ae = teacher.to(device).requires_grad_(False), ae.to(device).requires_grad_(False)

@@ -46,7 +46,7 @@ def parse_args():
 def read_source(path, spec):
     """Joints (T, J, 3) in metres of a .npy file, unchanged, and their essential features (T, D) in the data
     set's unit of length. UserError if it cannot be used."""
-    skeleton, unit = SKELETONS[spec.skeleton], spec.metres_per_unit
+    skeleton, unit = spec.layout, spec.metres_per_unit
     if not Path(path).is_file():
         raise MissingFile(f"--source_motion: no file {path}")
     try:
@@ -68,9 +68,9 @@ def check_source(source, path, skeleton):
     """UserError unless the array is a clip of the skeleton's joints or features."""
     shape = source.shape
     joints = len(shape) == 3 and shape[1:] == (skeleton.num_joints, 3)
-    of_others = {dim for other in SKELETONS.values() if other is not skeleton
-                 for dim in (other.essential_dim, other.feature_dim)}
-    features = len(shape) == 2 and shape[1] >= skeleton.essential_dim and shape[1] not in of_others
+    own = (skeleton.essential_dim, skeleton.feature_dim)
+    of_others = {dim for other in SKELETONS.values() for dim in (other.essential_dim, other.feature_dim)}
+    features = len(shape) == 2 and shape[1] >= own[0] and shape[1] not in of_others - {*own}
     if not joints and not features:
         raise UserError(f"--source_motion: {path} has shape {shape}; the generator's skeleton "
                         f"({skeleton.name}) needs joints (frames, {skeleton.num_joints}, 3) or features "
@@ -134,7 +134,7 @@ def regenerate(pipeline, features, edited, cond, seeds, **settings):
 def replace_frames(joints, features, motion, edited, spec):
     """Joints (T, J, 3) in metres, with the ``edited`` (T,) frames from the features ``motion`` (T, D)."""
     out, unit = joints.copy(), spec.metres_per_unit
-    stitched = stitch(joints / unit, features, motion, edited, SKELETONS[spec.skeleton]) * unit
+    stitched = stitch(joints / unit, features, motion, edited, spec.layout) * unit
     out[edited] = stitched[edited]
     return out
 

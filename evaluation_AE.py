@@ -14,7 +14,7 @@ from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash
 from models.TextEncoder import cached_text_features
 from utils import options
-from utils.data.datasets import MotionStore, read_labels
+from utils.data.datasets import MotionStore, read_labels, statistics_of
 from utils.data.specs import get_spec, joints_in_metres
 from utils.errors import UserError, is_first, run
 from utils.evaluation.codebook import code_usage, usage_rows
@@ -75,7 +75,7 @@ def released_scores(suite, clips, ae, args, device):
 
 def probe_reconstructions(spec, store, pairs):
     """Probe report of the reconstructions of labelled clips; None where the probes know no label."""
-    labels = read_labels(spec) or {} if spec.skeleton == "t2m" else {}
+    labels = read_labels(spec) or {} if spec.layout.name == "t2m" else {}
     names = [name for name, length in zip(store.ids, store.lengths) if length >= 4]
     rows = [(labels[name], check(labels[name], joints_in_metres(made, spec), spec.fps))
             for name, (_, made) in zip(names, pairs) if knows(labels.get(name))]
@@ -108,10 +108,11 @@ def main():
         path = folder.checkpoint(args.which)
         ae, checkpoint = load_autoencoder(path, args.model)
         ae = ae.to(device)
-        store = MotionStore(spec, args.split, args.num_workers)
+        own = statistics_of(checkpoint)
+        store = MotionStore(spec, args.split, args.num_workers, statistics=own)
         suite, clips = find_suite(args, spec, device), None
         if suite and suite.released:
-            clips = TextClips(spec, args.split, args.num_workers, suite.columns)
+            clips = TextClips(spec, args.split, args.num_workers, suite.columns, statistics=own)
             check_evaluation(suite, clips.captions, count=len(clips))
     if options.checked():
         return

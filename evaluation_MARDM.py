@@ -204,9 +204,9 @@ def main():
     seed_everything(args.seed)
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
-    if args.probe_repeats and spec.skeleton != "t2m":
+    if args.probe_repeats and spec.layout.name != "t2m":
         raise UserError(f"--probe_repeats: the probes know the 22-joint skeleton, {spec.name} has "
-                        f"'{spec.skeleton}'")
+                        f"'{spec.layout.name}'")
     folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
     path, ae_path = checkpoint_paths(args, args.which)
     encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)

@@ -5,6 +5,7 @@
     python train_AE.py --name iFSQ --model FSQ_AE_Model --quantizer ifsq --fsq_levels 9 9 9 9 9 9 9 9
     python train_AE.py --name RVQ --model VQ_AE_Model --quantizer rvq --quantizer_settings num_layers=4
     python train_AE.py --name AE_tolerant --finetune_decoder AE --latent_noise 0.3 --dataset_name demo
+    python train_AE.py --name AE_mine --finetune checkpoints/demo/demo_AE --dataset_name mine
 
 Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar, events.out.tfevents.*} and train.log.
 """
@@ -18,17 +19,20 @@ from models.loading import autoencoder_settings, load_autoencoder, reach_of, tar
 from models.quantizers import QUANTIZERS, settings_of
 from utils import options
 from utils.arrays import upload
-from utils.data.datasets import MotionStore, WindowDataset, load_statistics, make_loader
+from utils.data.datasets import MotionStore, WindowDataset, make_loader, statistics_of
 from utils.data.specs import get_spec
 from utils.errors import UserError, run
 from utils.evaluation.reconstruction import heading_error, reconstruct, reconstruction_errors
 from utils.files import RunFolder, read_checkpoint
 from utils.options import fraction, non_negative_float, positive_float, positive_int
 from utils.training import distributed
+from utils.training.finetuning import Parent, check_beginning
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import make_trainer
 
-# Flags that say what the model is, with defaults. With --finetune_decoder its run says it.
+# Flags that begin with another run, and what a checkpoint calls it.
+BEGINNINGS = {"finetune": "finetuned_from", "finetune_decoder": "decoder_of"}
+# Flags that say what the model is, with defaults. With one of BEGINNINGS its run says it.
 OF_MODEL = {"model": "AE_Model", "width": 512, "dropout": 0.2, "fsq_levels": None, "fsq_normalise": None,
             "fsq_reach": None, "num_codes": None, "code_dim": None, "direct": None, "quantizer": None,
             "quantizer_settings": []}
@@ -69,16 +73,20 @@ def parse_args():
     add("--latent_noise", type=non_negative_float, default=0.0,
         help="Gaussian noise on the targets that the decoder reads in training, in standard deviations of "
              "each of their dimensions")
+    options.add_finetune(parser)
     add("--finetune_decoder", default=None, metavar="RUN",
-        help="--name of a finished run: begin with its best model and train the decoder alone, so that "
-             "generators that were trained on RUN go with the new one too")
+        help="as --finetune, but train the decoder alone, so that generators that were trained on RUN go "
+             "with the new one too")
     add("--eval_every", type=positive_int, default=5, help="epochs between validations")
     args = parser.parse_args()
     given = [name for name in OF_MODEL if getattr(args, name) is not None]
-    if args.finetune_decoder is None:
+    parents = [flag for flag in BEGINNINGS if getattr(args, flag) is not None]
+    if len(parents) == 2:
+        parser.error("--finetune and --finetune_decoder: pass one")
+    if not parents:
         vars(args).update({name: value for name, value in OF_MODEL.items() if name not in given})
     elif given:
-        parser.error(f"--{given[0]}: the model is that of --finetune_decoder {args.finetune_decoder}; leave "
+        parser.error(f"--{given[0]}: the model is that of --{parents[0]} {getattr(args, parents[0])}; leave "
                      "the flag out")
     return args
 
@@ -151,26 +159,21 @@ def new_model(args, spec, began):
 
 
 def model_to_finetune(args, spec):
-    """The autoencoder of the run --finetune_decoder, of which only the decoder trains, and what checkpoints
-    say of it. UserError if it was trained on other feature statistics than the data set has now."""
-    path = RunFolder(args.checkpoints_dir, spec.name, args.finetune_decoder).checkpoint()
-    model, parent = load_autoencoder(path)
-    for key, value in zip(("mean", "std"), map(torch.as_tensor, load_statistics(spec))):
-        if not torch.equal(parent.get(key, value), value):  # released files have none
-            raise UserError(f"{path} was trained with another {key.title()}.npy than {spec.root} has")
-    name, kwargs = autoencoder_settings(parent, path)
+    """The autoencoder of the run to begin with, what checkpoints say of it, and its statistics (None in
+    released files). With --finetune_decoder only the decoder trains. UserError if the data set's features are
+    not those that it reads."""
+    parent = Parent(args.finetune or args.finetune_decoder, "ae", args, spec.name)
+    model, content = load_autoencoder(parent.path)
+    name, kwargs = autoencoder_settings(content, parent.path)
+    if kwargs["input_width"] != spec.feature_dim:
+        raise UserError(f"{parent.path} reads {kwargs['input_width']} features, {spec.name} has "
+                        f"{spec.feature_dim}: it is of another skeleton")
     seed_everything(args.seed)
-    return model.train_decoder_only(), {
-        "model_name": name, "model_kwargs": kwargs,
-        "decoder_of": {"name": args.finetune_decoder, "hashes": target_hashes(model, parent)}}
-
-
-def check_beginning(args, began, path):
-    """UserError if the run to be resumed began with, or without, another --finetune_decoder."""
-    first = (began.get("decoder_of") or {}).get("name")
-    if began and first != args.finetune_decoder:
-        how = f"with --finetune_decoder {first}" if first else "without --finetune_decoder"
-        raise UserError(f"{path} began {how}; resume with the same")
+    described = {"model_name": name, "model_kwargs": kwargs}
+    if args.finetune:
+        return model, described | parent.record, statistics_of(content)
+    beginning = {"name": args.finetune_decoder, "hashes": target_hashes(model, content)}
+    return model.train_decoder_only(), described | {"decoder_of": beginning}, statistics_of(content)
 
 
 def make_loss(args, store, device):
@@ -203,12 +206,14 @@ def main():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         began = read_checkpoint(folder.latest) if args.is_continue and folder.latest.is_file() else {}
-        check_beginning(args, began, folder.latest)
-        model, described = (new_model(args, spec, began) if args.finetune_decoder is None
-                            else model_to_finetune(args, spec))
+        check_beginning(args, began, folder.latest, BEGINNINGS)
+        finetunes = args.finetune or args.finetune_decoder
+        model, described, statistics = (model_to_finetune(args, spec) if finetunes
+                                        else (*new_model(args, spec, began), None))
         model.to(device)
         folder.prepare(args.is_continue)
-        store, val_store = (MotionStore(spec, split, args.num_workers) for split in ("train", "val"))
+        store, val_store = (MotionStore(spec, split, args.num_workers, statistics=statistics)
+                            for split in ("train", "val"))
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
     describe = {"kind": "ae", **described, "dataset": spec.describe(),
                 "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std)}

@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from models.AE import AE_models
 from models.CategoricalHead import grid_of
 from models.heads import HEADS
-from models.loading import load_autoencoder, weights_hash
+from models.loading import load_autoencoder, target_hashes, weights_hash
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features, text_reader
 from utils import options
 from utils.arrays import upload
 from utils.data.conditions import COND_MODES, load_conditions
-from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader
+from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader, statistics_of
 from utils.data.specs import get_spec
-from utils.errors import UserError, only_check, run
+from utils.errors import UserError, only_check, run, say
 from utils.evaluation.protocols import Drawn
 from utils.evaluation.scoring import check_evaluation, evaluate, without_text
 from utils.evaluation.suites import add_suite, load_suite
@@ -34,6 +34,7 @@ from utils.files import RunFolder, read_checkpoint
 from utils.lengths import MAX_LENGTH
 from utils.options import fraction, positive_int
 from utils.training import distributed
+from utils.training.finetuning import check_beginning, find_parent
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import EMA, make_trainer
 
@@ -47,6 +48,7 @@ def parse_args():
     options.add_training(parser, batch_size=64, epoch=500, lr=2e-4, weight_decay=1e-5, warm_up_iter=2000,
                          milestones=[50_000], log_every=50)
     options.add_large_models(parser)
+    options.add_finetune(parser)
     add_suite(parser)
     add = parser.add_argument
     add("--model", choices=list(MARDM_models), default="MARDM-SiT-XL", help="generator of the model zoo")
@@ -202,12 +204,15 @@ def main():
         conditions = load_conditions(args.cond_mode, spec, read)
         suite = load_suite(args, spec, encode, device=device) if args.need_evaluation else None
         ae_path = RunFolder(args.checkpoints_dir, spec.name, args.ae_name).checkpoint()
-        ae = load_autoencoder(ae_path, args.ae_model)[0].to(device).requires_grad_(False)
+        ae, ae_checkpoint = load_autoencoder(ae_path, args.ae_model)
+        ae = ae.to(device).requires_grad_(False)
+        parent = find_parent(args, "mardm", spec.name)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
         folder.prepare(args.is_continue)
-        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, args.max_motion_length)
-                          for split in ("train", "val"))
+        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, args.max_motion_length,
+                                           statistics_of(ae_checkpoint)) for split in ("train", "val"))
     began = read_checkpoint(folder.latest) if args.is_continue else {}
+    check_beginning(args, began, folder.latest)
     if args.scale_targets:  # once per run, as devices round differently; before seeding, so as not to draw
         scale = began.get("model_kwargs", {}).get("target_scale") or (
             1.0 if only_check() else std_of_targets(ae, data, device))
@@ -225,6 +230,10 @@ def main():
               **({"count_from_end": True} if args.count_from_end else {}),
               **({"target_scale": scale} if args.scale_targets else {})}
     model = MARDM_models[args.model](**kwargs).to(device)
+    if parent:
+        parent.hand_over(model, {"model_name": args.model, "model_kwargs": kwargs})
+        if parent.content.get("trained_on", {}).get("hash") not in target_hashes(ae, ae_checkpoint):
+            say(f"note: {parent.path} was trained on another autoencoder than {ae_path}; its targets differ")
     ema = EMA(model, args.ema_decay)
     if args.compile:
         model.DiffMLPs.net.compile(dynamic=True)  # the number of masked tokens changes from step to step
@@ -232,6 +241,7 @@ def main():
                 "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std),
                 "levels": list(ae.levels) if ae.levels else None,
                 "trained_on": {"name": args.ae_name, "model_name": args.ae_model, "hash": weights_hash(ae)},
+                **(parent.record if parent else {}),
                 **conditions.describe(data.store, data.entries, args.max_motion_length)}
     metric = suite.tag("Val/FID") if suite else "Val/loss"
     trainer = make_trainer(args, folder, "mardm", model, describe, metric, ema)

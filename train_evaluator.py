@@ -15,13 +15,14 @@ from models.TextEncoder import cached_text_features
 from utils import options
 from utils.arrays import upload
 from utils.data.conditions import Conditions
-from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader
+from utils.data.datasets import caption_groups, collate_clips, load_text_motion, make_loader, statistics_of
 from utils.data.specs import get_spec
 from utils.errors import run
 from utils.evaluation.evaluators import ContrastiveEvaluator, TrainedEvaluator, embed_all
 from utils.evaluation.scoring import draw_batches, retrieval_scores
 from utils.files import RunFolder, read_checkpoint
 from utils.training import distributed
+from utils.training.finetuning import check_beginning, find_parent
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import make_trainer
 
@@ -31,6 +32,7 @@ def parse_args():
     options.add_common(parser, name="evaluator")
     options.add_training(parser, batch_size=64, epoch=60, lr=5e-4, weight_decay=1e-2, warm_up_iter=100,
                          milestones=[50_000], log_every=20)
+    options.add_finetune(parser)
     parser.add_argument("--width", type=options.positive_int, default=192,
                         help="channels of the motion encoder")
     parser.add_argument("--eval_every", type=options.positive_int, default=5,
@@ -55,19 +57,26 @@ def main():
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+        parent = find_parent(args, "evaluator", spec.name)
         folder.prepare(args.is_continue)
         encode = partial(cached_text_features, spec.text_encoder, folder=spec.root)
         conditions = Conditions("text", encode)
-        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers)
+        statistics = statistics_of(parent.content) if parent else None
+        data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, statistics=statistics)
                           for split in ("train", "val"))
+    began = read_checkpoint(folder.latest) if args.is_continue else {}
+    check_beginning(args, began, folder.latest)
     seed_everything(args.seed)
     kwargs = {"feature_dim": spec.feature_dim, "text_dim": data.features.shape[1], "width": args.width}
     model = ContrastiveEvaluator(**kwargs).to(device)
+    if parent:
+        parent.hand_over(model, {"model_kwargs": kwargs})
     describe = {"kind": "evaluator", "model_kwargs": kwargs, "dataset": spec.describe(),
-                "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std)}
+                "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std),
+                **(parent.record if parent else {})}
     trainer = make_trainer(args, folder, "evaluator", model, describe, metric="Val/1-R3")
     if args.is_continue:
-        trainer.resume(read_checkpoint(folder.latest))
+        trainer.resume(began)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
     if options.checked():
         return

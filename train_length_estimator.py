@@ -20,6 +20,7 @@ from utils.errors import run
 from utils.files import RunFolder, read_checkpoint
 from utils.text_condition import TextCondition, stack_conditions
 from utils.training import distributed
+from utils.training.finetuning import check_beginning, find_parent
 from utils.training.settings import seed_everything, start
 from utils.training.trainer import make_trainer
 
@@ -47,6 +48,7 @@ def parse_args():
     options.add_common(parser, name="length_estimator")
     options.add_training(parser, batch_size=64, epoch=50, lr=1e-4, weight_decay=1e-5, warm_up_iter=0,
                          milestones=[50_000], log_every=50)
+    options.add_finetune(parser)
     add = parser.add_argument
     add("--text_cond", choices=["pooled", "tokens"], default="pooled",
         help="how a text is read: as one feature of the whole, or word by word too")
@@ -77,16 +79,21 @@ def main():
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
+        parent = find_parent(args, "estimator", spec.name)
         folder.prepare(args.is_continue)
         data, val_data = (LengthDataset(spec, split, args.num_workers, args.text_cond)
                           for split in ("train", "val"))
+    began = read_checkpoint(folder.latest) if args.is_continue else {}
+    check_beginning(args, began, folder.latest)
     seed_everything(args.seed)
     words = {"word_dim": data.features.word_dim} if args.text_cond == "tokens" else {}
     model = LengthEstimator(data.features.shape[1], LENGTH_CLASSES, **words).to(device)
-    trainer = make_trainer(args, folder, "estimator", model,
-                           {"kind": "length_estimator", "dataset": spec.describe()})
+    if parent:
+        parent.hand_over(model, {})
+    describe = {"kind": "length_estimator", "dataset": spec.describe(), **(parent.record if parent else {})}
+    trainer = make_trainer(args, folder, "estimator", model, describe)
     if args.is_continue:
-        trainer.resume(read_checkpoint(folder.latest))
+        trainer.resume(began)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, collate_fn=collate)
     val_loader = DataLoader(val_data, args.batch_size, sampler=[(row,) for row in range(len(val_data))],
                             collate_fn=collate)

@@ -100,7 +100,7 @@ class Ablation(Experiment):
         load_suite(suite_flags(args.checkpoints_dir, protocol="trained", evaluator=args.evaluator),
                    self.spec, lambda _: None)
         estimator = RunFolder(args.checkpoints_dir, self.spec.name, "length_estimator").checkpoint()
-        if args.probe_repeats and (self.spec.skeleton != "t2m" or not estimator.is_file()):
+        if args.probe_repeats and (self.spec.layout.name != "t2m" or not estimator.is_file()):
             raise UserError(f"--probe_repeats needs 22 joints and a length estimator ({estimator}: "
                             "train_length_estimator.py)")
         for row, seed in wanted:

@@ -13,7 +13,7 @@ from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash
 from utils import options
 from utils.curves import STYLE, plt, save_figure
-from utils.data.datasets import MotionStore
+from utils.data.datasets import MotionStore, statistics_of
 from utils.data.specs import get_spec
 from utils.errors import UserError, run
 from utils.evaluation import codebook
@@ -112,7 +112,8 @@ def main():
     ae, checkpoint = load_autoencoder(path, args.model)
     if ae.codebook_size is None:
         raise UserError(f"{path} is a continuous autoencoder, which has no codes")
-    ae, store = ae.to(device), MotionStore(spec, args.split, args.num_workers)
+    store = MotionStore(spec, args.split, args.num_workers, statistics=statistics_of(checkpoint))
+    ae = ae.to(device)
     indices = codebook.collect_indices(ae, store, device)
     axes = codebook.code_axes(ae, indices)
     codes = codebook.usage_statistics(indices, ae.codebook_size) | codebook.axes_summary(axes)

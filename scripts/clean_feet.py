@@ -4,8 +4,9 @@
     python -m scripts.clean_feet walk.npy --output_dir cleaned --fps 30
 
 Clips are .npy files of joints, (frames, J, 3) in metres, Y up, as sample.py and edit.py write them; 22 joints
-are HumanML3D's, 21 KIT's. Legs below the hips change, all else stays bit for bit. Prints foot skating before
-and after, and writes NAME_clean.npy; never over another file.
+are HumanML3D's, 21 KIT's, unless the .json file beside a clip says otherwise. Legs below the hips change, all
+else stays bit for bit. Prints foot skating before and after, and writes NAME_clean.npy, with what is known of
+the clip beside it; never over another file.
 """
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from utils.clips import write_joints
 from utils.drawing import check_joints
 from utils.errors import UserError, run
 from utils.evaluation.metrics import foot_skating
+from utils.facts import read_facts, write_facts
 from utils.motion.feet import clean_feet
-from utils.motion.skeletons import SKELETONS
-from utils.options import make_parser, number, positive_float
+from utils.motion.skeleton_files import read_description, skeleton_of_file
+from utils.options import add_skeleton, make_parser, number, positive_float
 from utils.report import format_table
 
 DEEPEST = 0.15  # metres: feet that stand further below the floor stand on another one
@@ -28,21 +30,18 @@ def parse_args():
     parser = make_parser(__doc__)
     parser.add_argument("clips", nargs="+", metavar="CLIP", help=".npy files of joints")
     parser.add_argument("--output_dir", default=None, help="folder of the results; default: beside each clip")
+    add_skeleton(parser)
     parser.add_argument("--fps", type=positive_float, default=None,
-                        help="frames per second; default: 20 for 22 joints, 12.5 for 21")
+                        help="frames per second; default: as their .json files say, else the skeleton's (t2m "
+                             "20, kit 12.5)")
     parser.add_argument("--floor", type=number(float, -100, 100), default=0.0,
                         help="height of the floor in metres; feet below it are lifted")
     return parser.parse_args()
 
 
-def read_clip(path, floor):
+def read_clip(path, floor, described):
     """Joints (T, J, 3) of a file, at least float32, and their Skeleton. UserError for anything else."""
-    joints = load_array(path)
-    known = {skeleton.num_joints: skeleton for skeleton in SKELETONS.values()}
-    if joints.ndim != 3 or joints.shape[1] not in known or joints.shape[2] != 3:
-        raise UserError(f"{path} has shape {joints.shape}; a clip has joints (frames, J, 3), with J one of "
-                        f"{', '.join(map(str, known))}")
-    skeleton = known[joints.shape[1]]
+    joints, skeleton = load_array(path), skeleton_of_file(path, described)
     try:
         check_joints(joints, skeleton)
     except UserError as error:
@@ -56,15 +55,19 @@ def read_clip(path, floor):
 
 def main():
     args = parse_args()
-    clips = [(Path(path), *read_clip(path, args.floor)) for path in args.clips]
+    described = args.skeleton and read_description(args.skeleton)
+    clips = [(Path(path), *read_clip(path, args.floor, described)) for path in args.clips]
     rows = []
     for path, joints, skeleton in clips:
-        fps = args.fps or skeleton.fps
+        facts = read_facts(path)
+        fps = args.fps or facts.get("fps", skeleton.fps)
         clean = clean_feet(joints, fps, skeleton, args.floor)
         skating = [f"{foot_skating(clip, fps, skeleton):.4f}" for clip in (joints, clean)]
         moved = np.linalg.norm(clean - joints, axis=-1).max()
         folder = path.parent if args.output_dir is None else Path(args.output_dir)
-        rows.append((write_joints(folder, f"{path.stem}_clean", clean), *skating, f"{100 * moved:.1f}"))
+        written = write_joints(folder, f"{path.stem}_clean", clean)
+        write_facts(written, facts | {"fps": fps})
+        rows.append((written, *skating, f"{100 * moved:.1f}"))
     print(format_table(rows, ("clip", "foot skating m/s", "after", "largest shift cm"), left=1))
 
 

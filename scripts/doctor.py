@@ -33,7 +33,7 @@ from utils.data import datasets, specs
 from utils.errors import UserError, checking, run
 from utils.evaluation import evaluators, suites, word_vectors
 from utils.files import RunFolder, read_checkpoint
-from utils.motion.skeletons import SKELETONS
+from utils.motion.skeleton_files import get_skeleton
 from utils.report import write_json
 from utils.training.settings import code_version
 
@@ -81,7 +81,7 @@ def check_environment():
 
 def read_clip(spec, name):
     """Frames, and mean and mean square (D,), of a clip's features. Raises if it cannot be used."""
-    skeleton = SKELETONS[spec.skeleton]
+    skeleton = spec.layout
     features = load_array(Path(spec.root, "new_joint_vecs", f"{name}.npy"))
     if features.ndim != 2 or features.shape[1] not in (skeleton.feature_dim, skeleton.essential_dim):
         raise UserError(f"has shape {features.shape}, {skeleton.name} needs (frames, {skeleton.feature_dim})")
@@ -106,7 +106,7 @@ def check_dataset(spec, quick):
     read = dict(zip(names, thread_map(partial(attempt, read_clip, spec), names, max_workers=4, leave=False,
                                       desc=f"reading {spec.name}", unit="clip", mininterval=1)))
     clips = {name: clip for name, (clip, problem) in read.items() if not problem}
-    yield ok(f"{len(clips)} of {len(names)} clips read can be used; {spec.skeleton}, {spec.fps:g} fps")
+    yield ok(f"{len(clips)} of {len(names)} clips read can be used; {spec.layout.name}, {spec.fps:g} fps")
     problems = {}
     for name in sorted(set(names) - set(clips)):
         reason = read[name][1].what.rpartition(f"{name}.npy ")[2]
@@ -133,7 +133,7 @@ def check_statistics(spec, clips):
     mean, square = (np.average(rows, axis=0, weights=frames) for rows in (means, squares))
     std, root = np.sqrt(np.maximum(square - mean**2, 0)), np.sqrt(len(clips))
     excess = (np.abs(mean - values[0]) / (0.1 * values[1] + 5 * means.std(0) / root + 1e-6)).max()
-    ratios = [std[group].mean() / values[1][group].mean() for group in SKELETONS[spec.skeleton].feature_groups
+    ratios = [std[group].mean() / values[1][group].mean() for group in spec.layout.feature_groups
               if group.stop <= len(mean) and std[group].mean() > 1e-5]  # not a constant group
     factor, limit = max([max(ratio, 1 / ratio) for ratio in ratios] or [1.0]), 1.25 + 5 / root
     text = (f"{len(clips)} training clips: Mean.npy is at {excess:.2f} of its tolerance, Std.npy off by a "
@@ -244,7 +244,7 @@ def read_released(path, what, protocol, skeleton):
 
 def check_released(name, args):
     """The released evaluators and their statistics, where the evaluation scripts look for them."""
-    flags, skeleton = suites.suite_flags(args.checkpoints_dir), SKELETONS[specs.KNOWN[name]["skeleton"]]
+    flags, skeleton = suites.suite_flags(args.checkpoints_dir), get_skeleton(specs.KNOWN[name]["skeleton"])
     for protocol in ("essential", "standard"):
         for what in suites.released_places(flags, protocol, name):
             files, problem = attempt(suites.find_released, flags, protocol, name, what)
@@ -292,7 +292,7 @@ def check_commands(name, spec, runs, args):
     labelled = spec and (Path(spec.root) / "labels.json").is_file()
     given = {flag: str(path) for flag in DIRS if (path := getattr(args, flag)) != Path(DIRS[flag])}
     with tempfile.TemporaryDirectory() as folder:
-        clip = np.zeros((60, SKELETONS[known[0]].essential_dim), np.float32)
+        clip = np.zeros((60, get_skeleton(known[0]).essential_dim), np.float32)
         np.save(source := Path(folder, "clip.npy"), clip)
         for script, words in command_lines(name, labelled, runs, args.quick):
             scored = script in ("evaluation_AE", "evaluation_MARDM", "train_MARDM")

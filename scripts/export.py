@@ -13,17 +13,19 @@ from pathlib import Path
 from scripts.gallery import find_clips, read_clip
 from utils.errors import MissingFile, UserError, run
 from utils.export.formats import Clip, add_formats, check_formats, export_clip
-from utils.motion.skeletons import SKELETONS
-from utils.options import make_parser, positive_float
+from utils.facts import read_facts
+from utils.motion.skeleton_files import read_description, skeleton_of_file
+from utils.options import add_skeleton, make_parser, positive_float
 
 
 def parse_args():
     parser = make_parser(__doc__)
     parser.add_argument("clips", nargs="+", metavar="CLIP", help=".npy files, or folders of them")
     add_formats(parser, "--formats", default=["bvh", "glb"], help="formats to write")
-    parser.add_argument("--skeleton", choices=list(SKELETONS), default="t2m", help="skeleton of the clips")
+    add_skeleton(parser)
     parser.add_argument("--fps", type=positive_float, default=None,
-                        help="frames per second of the clips; default: the skeleton's (t2m 20, kit 12.5)")
+                        help="frames per second of the clips; default: as their .json files say, else the "
+                             "skeleton's (t2m 20, kit 12.5)")
     parser.add_argument("--output_dir", default=None, help="folder of the results; default: beside each clip")
     return parser.parse_args()
 
@@ -53,12 +55,15 @@ def check_names(files, folder):
 
 def main():
     args = parse_args()
-    skeleton = SKELETONS[args.skeleton]
-    check_formats(args.formats, skeleton)
+    described = args.skeleton and read_description(args.skeleton)
     files = find_files(args.clips)
     check_names(files, args.output_dir)
-    for file in files:
-        clip = Clip(file.stem, read_clip(file, skeleton), skeleton, args.fps or skeleton.fps)
+    skeletons = [skeleton_of_file(file, described) for file in files]
+    for skeleton in skeletons:
+        check_formats(args.formats, skeleton)
+    for file, skeleton in zip(files, skeletons):
+        fps = args.fps or read_facts(file).get("fps", skeleton.fps)
+        clip = Clip(file.stem, read_clip(file, skeleton), skeleton, fps)
         paths = export_clip(clip, args.output_dir or file.parent, args.formats)
         mean, most = (1000 * distance for distance in clip.deviation())
         print(*paths, sep="\n")

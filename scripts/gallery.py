@@ -12,8 +12,8 @@ from utils.arrays import load_array
 from utils.clips import caption_of
 from utils.drawing import check_joints
 from utils.errors import UserError, run
-from utils.motion.skeletons import SKELETONS
-from utils.options import make_parser, positive_float, positive_int
+from utils.motion.skeleton_files import read_skeleton
+from utils.options import add_skeleton, make_parser, positive_float, positive_int
 from utils.visualize import gallery
 
 
@@ -27,7 +27,7 @@ def parse_args():
     parser.add_argument("--output", default="docs/pictures/gallery.gif", help="a .gif, .webp or .mp4 file")
     parser.add_argument("--columns", type=positive_int, default=3, help="clips per row")
     parser.add_argument("--fps", type=positive_float, default=20.0, help="frames per second of the clips")
-    parser.add_argument("--skeleton", choices=list(SKELETONS), default="t2m", help="skeleton of the clips")
+    add_skeleton(parser, "t2m")
     parser.add_argument("--seconds", type=positive_float, default=8.0, help="longest part of a clip to show")
     return parser.parse_args()
 
@@ -58,7 +58,7 @@ def main():
     files = find_clips(args.clips, args.folder)
     if args.captions is not None and len(args.captions) != len(files):
         raise UserError(f"--captions: {len(args.captions)} for {len(files)} clips; pass one per clip")
-    skeleton = SKELETONS[args.skeleton]
+    skeleton = read_skeleton(args.skeleton)
     captions = args.captions or [caption_of(path) for path in files]
     clips = [(read_clip(path, skeleton), caption) for path, caption in zip(files, captions)]
     path = gallery(clips, args.output, skeleton, args.fps, args.columns, seconds=args.seconds)

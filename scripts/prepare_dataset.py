@@ -5,6 +5,7 @@
 
 The source is a folder with
     joints/ID.npy                 (frames, joints, 3), metres, Y up, in the joint order of --skeleton
+    or bvh/ID.bvh                 whose joints are found by the names of --skeleton
     texts/ID.txt                  one caption per line: plain, or HumanML3D's `caption#word/POS ...#start#end`
     train.txt val.txt test.txt    one ID per line
     labels.json, manifest.*       copied if present; without labels.json it is made from the columns `id` and
@@ -26,18 +27,21 @@ import numpy as np
 from tqdm import tqdm
 
 from models.TextEncoder import TEXT_ENCODERS
-from utils.arrays import UnreadableArray, load_array
 from utils.data.datasets import TAG_RATE, read_captions
+from utils.data.sources import Source, kind_of, unit_of
 from utils.data.specs import KNOWN
 from utils.data.writing import make_data_folder, write_statistics
 from utils.errors import UserError, run
 from utils.motion.features import MotionError, joints_to_features
+from utils.motion.skeleton_files import describe as describe_skeleton
+from utils.motion.skeleton_files import get_skeleton, has_axes, read_description, source_of, with_axes
 from utils.motion.skeletons import SKELETONS
 from utils.options import make_parser, non_negative_int, positive_float, positive_int
 from utils.report import write_json
 
 SPLITS = ("train", "val", "test")
 WINDOW = 64  # frames of the autoencoder's default window, for the summary
+LOOKED_AT = 20  # training clips from which the axes of bones are derived
 REPEATED = 0.2  # fraction of clips that share a caption from which retrieval avoids repeats within a batch
 
 
@@ -62,11 +66,20 @@ def parse_args():
 
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder with joints/, texts/ and the split lists")
+    add("--source", type=Path, required=True,
+        help="folder with joints/ or bvh/, texts/ and the split lists")
     add("--out", type=Path, required=True, help="folder to make; its name becomes the data set's name")
-    add("--skeleton", choices=list(SKELETONS), default="t2m", help="joint layout of the source")
+    add("--skeleton", default="t2m",
+        help=f"joint layout of the source: {', '.join(SKELETONS)}, or a skeleton file "
+             "(scripts.make_skeleton)")
     add("--fps", type=positive_float,
-        help=f"frames per second of the source, not resampled; {default('fps')}")
+        help="frames per second: of joints/, which are not resampled; to which bvh/ is resampled; "
+             f"{default('fps')}")
+    add("--scale", type=positive_float,
+        help="metres per unit of the source (kit: millimetres); default: the skeleton file's, else 1; of "
+             "bvh/ guessed from the height")
+    add("--up", choices=["y", "z"],
+        help="axis of the source that points up; default: the skeleton file's, else y")
     add("--min_frames", type=positive_int,
         help=f"text-to-motion skips clips of fewer frames; {default('min_frames')}")
     add("--max_frames", type=positive_int, default=199,
@@ -80,10 +93,15 @@ def parse_args():
         help="processes; 0 = the main process. The result is the same for any number")
     add("--overwrite", action="store_true", help="replace a data set that is already at --out")
     args = parser.parse_args()
-    skeleton = SKELETONS[args.skeleton]
-    args.fps = args.fps or skeleton.fps
-    args.min_frames = args.min_frames or skeleton.min_frames
-    args.retarget = args.retarget or ("target" if skeleton.target_offsets else "none")
+    described = read_description(args.skeleton)
+    scale, up = source_of(described, args.skeleton)
+    if isinstance(described, dict) and args.fps:
+        described = described | {"fps": args.fps}
+    args.described, args.skeleton = described, get_skeleton(described, args.skeleton)
+    args.scale, args.up = args.scale or scale, args.up or up
+    args.fps = args.fps or args.skeleton.fps
+    args.min_frames = args.min_frames or args.skeleton.min_frames
+    args.retarget = args.retarget or ("target" if args.skeleton.target_offsets else "none")
     return args
 
 
@@ -92,13 +110,14 @@ def check_request(args):
     source, out = args.source.resolve(), args.out.resolve()
     if args.min_frames > args.max_frames:
         raise UserError(f"--min_frames {args.min_frames} is more than --max_frames {args.max_frames}")
-    if args.retarget == "target" and not SKELETONS[args.skeleton].target_offsets:
-        raise UserError(f"the {args.skeleton} skeleton has no standard body; pass --retarget none")
+    if args.retarget == "target" and not args.skeleton.target_offsets:
+        raise UserError(f"the {args.skeleton.name} skeleton has no standard body; pass --retarget none")
     if not args.source.is_dir():
         raise UserError(f"no folder {args.source}; --source needs joints/, texts/, train.txt, val.txt and "
                         "test.txt")
-    if absent := [name for name in ("joints", "texts") if not (args.source / name).is_dir()]:
-        raise UserError(f"{args.source} has no folder {absent[0]}/")
+    kind_of(args.source)
+    if not (args.source / "texts").is_dir():
+        raise UserError(f"{args.source} has no folder texts/")
     if args.out.name in ("", "..", *KNOWN):
         raise UserError(f"--out {args.out}: its last part names the data set, and must be a new name (not "
                         f"{' or '.join(KNOWN)}, the published data sets)")
@@ -136,8 +155,7 @@ def read_splits(source):
 
 def convert(name, args, folder):
     """Write features and captions of one clip to ``folder``; returns its Clip."""
-    features, reason, odd = read_features_of(args.source / "joints" / f"{name}.npy", args.skeleton,
-                                             args.retarget)
+    features, reason, odd = read_features_of(args.clips, name, args.retarget)
     captions, no_text = read_captions(args.source / "texts" / f"{name}.txt")
     if reason or no_text:
         return Clip(name, reason or no_text)
@@ -150,18 +168,42 @@ def convert(name, args, folder):
                 (precise ** 2).sum(0), odd)
 
 
-def read_features_of(path, skeleton_name, retarget):
-    """A joints file -> (features (T, D), None, what looks odd or None), or (None, why not usable, None)."""
-    skeleton = SKELETONS[skeleton_name]
+def read_features_of(source, name, retarget):
+    """A clip of a Source -> (features (T, D), None, what looks odd or None), or (None, why not usable,
+    None)."""
+    skeleton = source.skeleton
+    joints, reason = source.read(name)
+    if reason:
+        return None, reason, None
     try:
-        joints = load_array(path)
         features = joints_to_features(joints, skeleton,
                                       skeleton.target_offsets if retarget == "target" else None)
         return features, None, oddity(joints, *skeleton.height_range)
-    except UnreadableArray as error:
-        return None, "has no joints file" if error.missing else f"joints {error.reason}", None
     except MotionError as error:
         return None, str(error), None
+
+
+def open_source(args, splits):
+    """The Source of --source; what it does not know is derived from its first training clips, and said."""
+    source = Source(args.source, kind_of(args.source), args.skeleton, args.scale or 1.0, args.up, args.fps)
+    if source.kind == "bvh" and args.scale is None and args.skeleton.name != "kit":
+        scale, words = unit_of(source, splits["train"])
+        print(f"unit of bvh/, guessed: {words}; --scale says otherwise")
+        source = source._replace(scale=scale)
+    if isinstance(args.described, dict) and not has_axes(args.described):
+        clips = [joints for joints, reason in map(source.read, splits["train"][:LOOKED_AT])
+                 if reason is None and is_clip(joints, source.skeleton)]
+        if clips:
+            source = source._replace(skeleton=get_skeleton(with_axes(args.described, clips)))
+    return source
+
+
+def is_clip(joints, skeleton):
+    """Whether an array can be converted to features."""
+    try:
+        return len(joints_to_features(joints, skeleton)) > 0
+    except MotionError:
+        return False
 
 
 def oddity(joints, low, high):
@@ -196,6 +238,8 @@ def prepare(args):
     """Make the data set in OUT.partial, then rename it. Returns the report (dict)."""
     check_request(args)
     splits = read_splits(args.source)
+    args.clips = open_source(args, splits)
+    args.skeleton = args.clips.skeleton
     partial_out = args.out.with_name(args.out.name + ".partial")
     try:
         make_data_folder(partial_out)
@@ -225,7 +269,7 @@ def fill(folder, args, splits):
         (folder / f"{split}.txt").write_text("".join(f"{clip.name}\n" for clip in members), encoding="utf-8")
     total, squares, frames = (sum(getattr(clip, name) for clip in train)
                               for name in ("total", "squares", "frames"))
-    constant = write_statistics(folder, total, squares, frames, SKELETONS[args.skeleton])
+    constant = write_statistics(folder, total, squares, frames, args.skeleton)
     for path in [args.source / "labels.json", *sorted(args.source.glob("manifest.*"))]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
@@ -261,18 +305,18 @@ def repeated_fraction(clips):
 def describe(args, usable):
     """Content of dataset.json."""
     return {
-        "name": args.out.name, "skeleton": args.skeleton, "fps": args.fps,
+        "name": args.out.name, "skeleton": describe_skeleton(args.skeleton), "fps": args.fps,
         "min_frames": args.min_frames, "max_frames": args.max_frames, "text_encoder": args.text_encoder,
         "unit_length": 4, "distinct_retrieval": repeated_fraction(sum(usable.values(), [])) > REPEATED,
         "retarget": args.retarget, "num_clips": {split: len(members) for split, members in usable.items()},
-        "feature_dim": SKELETONS[args.skeleton].feature_dim,
+        "feature_dim": args.skeleton.feature_dim,
     }
 
 
 def make_report(args, clips, usable):
     """What became of every clip of the source."""
     good = sum(usable.values(), [])
-    unlisted = sorted({path.stem for path in (args.source / "joints").glob("*.npy")} - set(clips))
+    unlisted = sorted({*args.clips.names()} - set(clips))
     return {
         "clips": {split: len(members) for split, members in usable.items()},
         "text_to_motion": {split: sum(not clip.not_text for clip in members)

@@ -14,7 +14,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.errors import MissingFile, UserError, run
-from utils.options import make_parser, positive_float, positive_int
+from utils.motion.skeleton_files import read_description
+from utils.options import add_skeleton, make_parser, positive_float, positive_int
 from utils.viewer.page import MOST_CLIPS, check_count, compare, read_clip, write_page
 
 
@@ -35,6 +36,7 @@ def parse_args():
              "(21 joints)")
     add("--metres_per_unit", type=positive_float, default=1.0,
         help="unit of the files' joints in metres; 0.001 for KIT-ML's own, which are in millimetres")
+    add_skeleton(parser)
     add("--most", type=positive_int, default=MOST_CLIPS, help="most clips of the page; each has about 40 kB")
     return parser.parse_args()
 
@@ -91,7 +93,8 @@ def main():
     names, path = column_names(args, folders), output_path(args, folders)
     files = [file for chosen in folders.values() for file in chosen]
     check_count(len(files), args.most)
-    clips = {file: read_clip(file, args.fps, args.metres_per_unit)
+    described = args.skeleton and read_description(args.skeleton)
+    clips = {file: read_clip(file, args.fps, args.metres_per_unit, described)
              for file in tqdm(files, desc="reading", unit="clip", delay=1)}
     groups = [[clips[file] for file in chosen] for chosen in folders.values()]
     page = {"columns": names, "rows": compare(groups)} if names else {"clips": list(clips.values())}

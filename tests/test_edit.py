@@ -305,7 +305,8 @@ def test_facts_and_the_page(work):
     facts = json.loads(clip.with_suffix(".json").read_text())
     codes = facts.pop("codes")
     assert facts == {"prompt": "jump: high?", "run": "mardm", "dataset": "body22", "seed": 3407, "repeat": 0,
-                     "edited": [[10, 20], [30, 33]], "source": "clip.npy", "fps": 20.0}
+                     "edited": [[10, 20], [30, 33]], "source": "clip.npy", "fps": 20.0,
+                     "skeleton": "t2m"}
     assert len(codes["digits"]) == len(codes["indices"]) == 10 and codes["sizes"] == [8, 8, 8, 5, 5, 5]
     page = (folder / "view.html").read_text()
     assert f'"file":"{clip.name}"' in page and '"title":"jump: high?"' in page

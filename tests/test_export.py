@@ -337,7 +337,7 @@ def test_defaults_and_other_frame_rates(call, tmp_path):
     (["millimetres.npy"], "millimetres cannot be exported: the body is"),
     (["point.npy"], "point cannot be exported: the bone from Hips to LeftUpLeg has no length"),
     (["kit.npy", "--skeleton", "kit", "--formats", "npz"], "choose bvh, glb or csv"),
-    (["clips", "--skeleton", "kit"], "(frames, 21, 3) for the kit skeleton, got (30, 22, 3)"),
+    (["clips", "--skeleton", "kit"], "has shape (30, 22, 3); expected joints (frames, 21, 3)"),
     (["clips", "--formats", "fbx"], "invalid choice: 'fbx' (choose from 'bvh', 'glb', 'npz', 'csv')"),
     (["clips", "--fps", "0"], "--fps"),
     (["clips/clip_0.npy", "other/clip_0.npy", "--output_dir", "out"], "would both be clip_0 in out"),

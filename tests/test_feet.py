@@ -179,7 +179,7 @@ def test_the_script(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content, message", [
-    (None, "cannot be read"), (b"no array", "cannot be read"), (np.zeros((40, 263)), "has shape (40, 263)"),
+    (None, "cannot be read"), (b"no array", "cannot be read"), (np.zeros((40, 263)), "got (40, 263)"),
     (np.zeros((40, 20, 3)), "has shape"), (np.zeros((0, 22, 3)), "no frames"),
     (np.full((9, 22, 3), np.nan), "not finite"), (standing(T2M) - 0.9, "--floor -0.90")])
 def test_mistakes_get_one_line(tmp_path, capsys, content, message):

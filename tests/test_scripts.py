@@ -22,7 +22,8 @@ SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator
            "scripts.prepare_dataset",
            "scripts.doctor", "scripts.demo", "scripts.compare_evaluations", "scripts.analyze_codes",
            "scripts.quantizer_bench", "scripts.ablation", "scripts.study", "scripts.gallery",
-           "scripts.view", "scripts.clean_feet", "scripts.export",
+           "scripts.view", "scripts.clean_feet", "scripts.export", "scripts.make_skeleton",
+           "scripts.retarget",
            "benchmarks.run", "benchmarks.solver_steps"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]

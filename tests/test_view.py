@@ -282,9 +282,9 @@ NAN[3, 2, 1] = np.nan
 @pytest.mark.parametrize("source, flags, message", [
     (None, [], "no file or folder clip.npy"),
     (acted(frames=8)[0], [],
-     "clip.npy: it has shape (22, 3); expected joints (frames, 22, 3) or (frames, 21, 3)"),
-    (np.zeros((8, 23, 3)), [], "it has shape (8, 23, 3)"),
-    (np.zeros((8, 100)), [], "it has shape (8, 100)"),
+     "clip.npy has shape (22, 3); expected joints (frames, 22, 3) or (frames, 21, 3)"),
+    (np.zeros((8, 23, 3)), [], "clip.npy has shape (8, 23, 3)"),
+    (np.zeros((8, 100)), [], "clip.npy has shape (8, 100)"),
     (NAN, [], "clip.npy: joints are not finite (NaN or infinite) in 1 of 8 frames, first in frame 3"),
     (np.zeros((0, 22, 3)), [], "the motion has no frames"),
     (np.ones((8, 22, 3)), [], "there is no body"),

@@ -171,7 +171,7 @@ def write_clips(clips, spec, folder, no_video):
         if not np.isfinite(joints).all():
             raise UserError(f"'{caption}' has joints that are not finite; lower --cfg or --temperature")
         path = write_joints(folder, stem, joints)
-        write_facts(path, facts | {"fps": spec.fps})
+        write_facts(path, facts | {"fps": spec.fps, "skeleton": spec.skeleton})
         print(path)
         drawings.append({"joints": joints, "path": path.with_suffix(".mp4"), "skeleton": spec.layout,
                          "fps": spec.fps, "caption": caption})

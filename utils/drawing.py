@@ -33,6 +33,7 @@ FOLLOW = 0.35               # seconds of smoothing of the camera's path
 ARC, SHIFT = 10, 4          # points of a capsule's half circle; fractional bits of OpenCV's coordinates
 LIMB_RADII = {"leg": (0.078, 0.060, 0.044, 0.040), "arm": (0.040, 0.044, 0.056, 0.056)}   # hip down; wrist up
 TRUNK_RADIUS, NECK_RADIUS, HEAD_RADIUS, NOSE_RADIUS, HAND_RADIUS = 0.088, 0.052, 0.115, 0.034, 0.052
+FINGER_RADIUS = 0.016
 
 
 def check_size(size):
@@ -68,27 +69,53 @@ def check_joints(joints, skeleton):
 
 class Body:
     """Which capsules and hulls a skeleton has. Points are its joints and five extras: ball of the head, nose,
-    base of the neck (the joint where the arms leave, but thinner), and the two hands beyond the wrists."""
+    base of the neck (the joint where the arms leave, but thinner), and the two hands beyond the wrists.
+    Fingers are thin capsules; other chains in the middle than the trunk (jaw, eyes) are not drawn."""
 
     def __init__(self, skeleton):
         self.skeleton, self.parents = skeleton, skeleton.parents
-        feet = {*skeleton.left_feet, *skeleton.right_feet}
-        self.legs = [chain for chain in skeleton.chains if feet & set(chain)]
-        self.trunk = next(chain for chain in skeleton.chains if skeleton.side(chain[-1]) == "centre")
-        self.arms = [chain for chain in skeleton.chains if chain not in (*self.legs, self.trunk)]
-        self.branch = max(self.trunk.index(chain[0]) for chain in self.arms)      # where the arms leave
+        toes = {skeleton.left_feet[-1], skeleton.right_feet[-1]}
+        self.legs = [chain for chain in skeleton.chains if toes & set(chain[1:])]
+        self.arms = [self._arm(shoulder) for shoulder in skeleton.face_joints[2:]]
+        middle = [chain for chain in skeleton.chains
+                  if chain[0] == 0 and skeleton.side(chain[-1]) == "centre"]
+        spine = max(middle, key=len, default=(0, 0))
+        before = {joint for chain in self.arms for joint in skeleton.way_to(chain[0])}
+        self.branch = max(spine.index(joint) for joint in before & {*spine})    # where the arms leave
+        self.trunk = self._up_to_the_head(spine)
         self.wrists = [chain[-1] for chain in self.arms]
         self.head = skeleton.num_joints
         self.radius = self._radii()
         self.capsules = self._capsules()
         self.hulls = self._hulls()
 
+    def _up_to_the_head(self, spine):
+        """The chain in the middle, without what hangs on the head: up to where jaw and eyes leave, or to what
+        is highest at rest."""
+        starts = {chain[0] for chain in self.skeleton.chains}
+        head = next((i for i in range(self.branch + 1, len(spine)) if spine[i] in starts), len(spine) - 1)
+        if self.skeleton.rest_offsets is not None:
+            heights = np.cumsum([self.skeleton.rest_offsets[joint][1] for joint in spine[:head + 1]])
+            head -= int(heights[::-1].argmax())
+        return spine[:max(head, 1) + 1]
+
+    def _arm(self, shoulder):
+        """The chain of a shoulder, up to the wrist: to its end, or to where the fingers leave."""
+        chain = max((chain for chain in self.skeleton.chains if shoulder in chain), key=len)
+        inner = chain.index(shoulder)
+        branches = [other[0] for other in self.skeleton.chains if other != chain]
+        end = next((i for i in range(inner + 2, len(chain)) if chain[i] in branches), len(chain) - 1)
+        return chain[:end + 1]
+
     def _radii(self):
         """Radius of each point, (P,)."""
         radius = np.full(self.skeleton.num_joints + 5, TRUNK_RADIUS)
+        radius[[joint for joint in range(self.skeleton.num_joints)
+                if self.skeleton.side(joint) != "centre"]] = FINGER_RADIUS
         for chain in self.legs:
             limb = [joint for joint in chain if self.skeleton.side(joint) != "centre"]
-            radius[limb] = [LIMB_RADII["leg"][min(i, 3)] for i in range(len(limb))]
+            hip = next(i for i, joint in enumerate(limb) if joint in self.skeleton.face_joints)
+            radius[limb] = [LIMB_RADII["leg"][min(max(i - hip, 0), 3)] for i in range(len(limb))]
         for chain in self.arms:
             limb = [joint for joint in chain if self.skeleton.side(joint) != "centre"]
             radius[limb[::-1]] = [LIMB_RADII["arm"][min(i, 3)] for i in range(len(limb))]

@@ -1,9 +1,10 @@
 """What is known of a clip: the .json file beside its .npy, which sample.py and edit.py write and the viewer
 reads.
 
-"prompt"; "fps": frames per second; "codes": see ``models.pipeline.codes_of``; "edited": [[start, stop]], the
-frames that edit.py made; "source": the clip that it edited; "run", "dataset", "seed", "repeat": how the clip
-was made.
+"prompt"; "fps": frames per second; "skeleton": see ``skeleton_files.get_skeleton``; "codes": see
+``models.pipeline.codes_of``; "edited": [[start, stop]], the frames that edit.py made; "source": the clip that
+it edited; "parts": [[start, stop, prompt]] of a chain; "run", "dataset", "seed", "repeat": how the clip was
+made.
 """
 import json
 import math
@@ -56,6 +57,7 @@ def _codes(codes):
 
 _CHECKS = {
     "prompt": lambda prompt: isinstance(prompt, str),
+    "skeleton": lambda skeleton: isinstance(skeleton, (str, dict)),
     "fps": lambda fps: type(fps) in (int, float) and math.isfinite(fps) and fps > 0,
     "edited": lambda pairs: all(type(end) is int for pair in pairs for end in pair)
     and all(0 <= start < stop for start, stop in pairs),

@@ -185,6 +185,18 @@ class RunFolder:
         self.published = self.model_dir / "net_best_fid.tar"
         self.finest = self.model_dir / "finest.tar"  # a released evaluator
 
+    @classmethod
+    def find(cls, text, checkpoints_dir, dataset):
+        """The checkpoint to use of a run that is named by its folder, or by its name on the same data set, or
+        by the path of the checkpoint itself."""
+        path = Path(text)
+        if path.suffix == ".tar":
+            return path
+        if (path / "model").is_dir():
+            path = path.absolute()
+            return cls(path.parents[1], path.parent.name, path.name).checkpoint()
+        return cls(checkpoints_dir, dataset, text).checkpoint()
+
     def prepare(self, is_continue):
         """Make the folders (with --check only see whether that is possible). UserError if this would
         overwrite a run, or if there is none to resume."""

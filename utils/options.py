@@ -115,6 +115,20 @@ def add_trained(parser, zoo, what):
                         help=f"best.tar (lowest validation {metric}) or latest.tar")
 
 
+def add_skeleton(parser, default=None, otherwise="as their .json files say, else by the number of joints"):
+    """The flag that ``skeleton_files.read_description`` reads; ``otherwise``: what holds without it."""
+    parser.add_argument("--skeleton", default=default,
+                        help="skeleton of the clips: t2m, kit, or the skeleton file, dataset.json or "
+                             f"checkpoint that has it; default: {default or otherwise}")
+
+
+def add_finetune(parser):
+    """The flag that utils/training/finetuning.py reads."""
+    parser.add_argument("--finetune", default=None, metavar="RUN",
+                        help="begin with the weights of another run of the same architecture, and go on with "
+                             "its mean and std of the features: its --name, its folder, or a checkpoint")
+
+
 def add_split(parser):
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="split to use")
 

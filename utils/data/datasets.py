@@ -77,14 +77,20 @@ def read_labels(spec):
                         f'({type(error).__name__}: {error})') from error
 
 
+def statistics_of(checkpoint):
+    """Mean and std (D,) that the network of a checkpoint was trained with; None in released files."""
+    return tuple(checkpoint[key].numpy() for key in ("mean", "std")) if "mean" in checkpoint else None
+
+
 class MotionStore:
     """All usable clips of a split in one memory-mapped array (utils/data/packing.py): ``data`` (sum of T, D)
     un-normalised; clip i is rows offsets[i]:offsets[i+1]. ``skipped``: why each other id of the split is not
-    in it. ``columns``: features to keep of each frame; None = the essential ones."""
+    in it. ``columns``: features to keep of each frame; None = the essential ones. ``statistics``: mean and
+    std (D,) by which a network wants them normalised; None = those of the data set."""
 
-    def __init__(self, spec, split, num_workers=0, columns=None):
+    def __init__(self, spec, split, num_workers=0, columns=None, statistics=None):
         self.spec, self.split, self.columns = spec, split, columns or spec.feature_dim
-        self.mean, self.std = load_statistics(spec)
+        self.given, (self.mean, self.std) = statistics, statistics or load_statistics(spec)
         names = read_split(spec, split)
         packed = open_packed(spec.root, split, names, self.columns, num_workers)
         self.skipped = {name: f"{name}.npy {reason}" for name, reason in zip(names, packed.reasons) if reason}
@@ -99,7 +105,7 @@ class MotionStore:
         report_skipped(self.skipped, f"{spec.name}/{split}")
 
     def __reduce__(self):  # workers that are not forked map the file again
-        return MotionStore, (self.spec, self.split, 0, self.columns)
+        return MotionStore, (self.spec, self.split, 0, self.columns, self.given)
 
     def captions(self, clip):
         """As ``read_captions``."""
@@ -266,9 +272,10 @@ class TextMotionDataset(Dataset):
                 "key": (clip, start, length)}
 
 
-def load_text_motion(spec, split, conditions, num_workers=0, max_length=MAX_LENGTH):
-    """The TextMotionDataset of a split, of the clips that ``conditions`` selects."""
-    store = MotionStore(spec, split, num_workers)
+def load_text_motion(spec, split, conditions, num_workers=0, max_length=MAX_LENGTH, statistics=None):
+    """The TextMotionDataset of a split, of the clips that ``conditions`` selects; ``statistics`` as for
+    MotionStore."""
+    store = MotionStore(spec, split, num_workers, statistics=statistics)
     entries, dropped = conditions.select(store, *text_clips(store))
     report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
     return TextMotionDataset(store, entries, conditions.features(store, entries), max_length)

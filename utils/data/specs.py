@@ -4,26 +4,27 @@ import json
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
 
 from utils.errors import MissingFile, UserError, only_check, say
 from utils.motion.features import features_to_joints
-from utils.motion.skeletons import SKELETONS
+from utils.motion.skeleton_files import get_skeleton
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One data set. fps: frames per second. min_frames, max_frames: clips outside take no part in
-    text-to-motion. distinct_retrieval: many clips share a caption, so each retrieval batch has a caption at
-    most once. protocol: how it is evaluated without --protocol. metres_per_unit: the unit of its joints (KIT:
-    millimetres)."""
+    """One data set. skeleton: as dataset.json has it, the name of a built-in one or the description of
+    another (``layout`` is the Skeleton itself). fps: frames per second. min_frames, max_frames: clips outside
+    take no part in text-to-motion. distinct_retrieval: many clips share a caption, so each retrieval batch
+    has a caption at most once. protocol: how it is evaluated without --protocol. metres_per_unit: the unit of
+    its joints (KIT: millimetres)."""
 
     name: str
     root: str
-    skeleton: str
+    skeleton: str | dict
     fps: float
     min_frames: int
     max_frames: int
@@ -34,10 +35,13 @@ class DatasetSpec:
     protocol: str = "trained"
     metres_per_unit: float = 1.0
 
-    @property
+    @cached_property
     def layout(self):
-        """The Skeleton that ``skeleton`` names."""
-        return SKELETONS[self.skeleton]
+        """The Skeleton of the data set's joints."""
+        return get_skeleton(self.skeleton)
+
+    def __getstate__(self):  # what goes to workers is small: they make the layout again
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @property
     def joints(self):
@@ -106,8 +110,7 @@ def spec_from_description(description, root="", path="the checkpoint"):
     missing = {"name", "skeleton", "fps", "min_frames", "max_frames", "text_encoder"} - set(fields)
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
-    if fields["skeleton"] not in SKELETONS:
-        raise UserError(f"{path}: unknown skeleton '{fields['skeleton']}'; one of {', '.join(SKELETONS)}")
+    get_skeleton(fields["skeleton"], path)
     return DatasetSpec(**(fields | {"root": str(root)}))
 
 

@@ -25,10 +25,11 @@ class Drawn(NamedTuple):
 
 class TextClips:
     """The text-to-motion clips of a split, ordered by length. ``columns``: features of a real frame; None =
-    the essential ones. ``conditions``: only clips that have one of these (utils/data/conditions.py)."""
+    the essential ones. ``conditions``: only clips that have one of these (utils/data/conditions.py).
+    ``statistics``: as for MotionStore."""
 
-    def __init__(self, spec, split="test", num_workers=0, columns=None, conditions=None):
-        self.store = datasets.MotionStore(spec, split, num_workers, columns)
+    def __init__(self, spec, split="test", num_workers=0, columns=None, conditions=None, statistics=None):
+        self.store = datasets.MotionStore(spec, split, num_workers, columns, statistics)
         self.entries, dropped = datasets.text_clips(self.store)
         if conditions is not None:
             self.entries, dropped = conditions.select(self.store, self.entries, dropped)

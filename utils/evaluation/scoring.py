@@ -15,7 +15,6 @@ from tqdm import tqdm
 from utils.data.specs import joints_in_metres
 from utils.errors import UserError, is_first
 from utils.evaluation import metrics
-from utils.motion.skeletons import SKELETONS
 
 RETRIEVAL = 32  # clips per retrieval batch
 TEXT_METRICS = re.compile(r"(R[123]|matching|clip_score)(_.*)?")  # how well clips fit texts, any protocol
@@ -158,10 +157,10 @@ def without_text(scores):
 def motion_quality(motions, spec):
     """{"foot_skating" (m/s), "acceleration" (m/s^2), "peak_jerk" (m/s^3)}: means over clips of un-normalised
     features (T, D), T >= 4. Clips without any foot contact do not count in foot skating."""
-    skeleton, values = SKELETONS[spec.skeleton], []
+    values = []
     for rows in metrics.of_one_length(motions):
         joints = joints_in_metres(torch.stack([torch.as_tensor(motions[row]) for row in rows]), spec)
-        values.append([metrics.foot_skating(joints, spec.fps, skeleton),
+        values.append([metrics.foot_skating(joints, spec.fps, spec.layout),
                        metrics.acceleration(joints, spec.fps), metrics.peak_jerk(joints, spec.fps)])
     means = np.nanmean(np.concatenate(values, axis=1), axis=1)
     return dict(zip(("foot_skating", "acceleration", "peak_jerk"), means.tolist()))

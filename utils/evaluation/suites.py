@@ -20,7 +20,6 @@ from utils.evaluation.evaluators import embed_all
 from utils.evaluation.word_vectors import FILES, WordVectorizer
 from utils.files import RunFolder, file_hash, read_checkpoint
 from utils.motion.features import features_to_standard
-from utils.motion.skeletons import SKELETONS
 
 PROTOCOLS = ("essential", "standard", "trained")
 TAIL = 4  # frames after a clip's end that reach the published evaluator's last token (it sees 3)
@@ -151,7 +150,7 @@ def load_suite(args, spec, text_features, make_tokenizer=None, device="cpu"):
     text_features: list of str -> (B, C), frozen sentence features. make_tokenizer: () -> CLIP's tokenizer;
     None omits the CLIP-score. UserError names what is missing and its source.
     """
-    protocol, skeleton = args.protocol or spec.protocol, SKELETONS[spec.skeleton]
+    protocol, skeleton = args.protocol or spec.protocol, spec.layout
     if protocol == "trained":
         path = RunFolder(args.checkpoints_dir, spec.name, args.evaluator).checkpoint()
         matching = evaluators.TrainedEvaluator.load(path, text_features, device)

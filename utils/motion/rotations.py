@@ -35,6 +35,7 @@ LEAST_AHEAD = 0.25              # the head's direction is at least this much ahe
 STATURE = 1.5                   # metres: height (Rig.height) of the body to which the tips belong
 TIPS = {"Head": (0, 0.19, 0.02), "LeftHand": (0.09, 0, 0), "LeftToeBase": (0, 0, 0.06),
         "LeftToeEnd": (0, 0, 0.03)}     # where the bodies of the last joints end, in metres
+LAST = 0.05                     # of other last joints, along their bone
 FORKS = {"LeftUpLeg": "LeftHipJoint", "Spine": "LowerBack", "Neck": "NeckBase", "Head": "NeckBase",
          "LeftShoulder": "LeftCollar", "LeftArm": "LeftCollar"}     # the joint at which a bone leaves a fork
 
@@ -104,7 +105,7 @@ def rig_of(joints, skeleton):
     names, parents, places, forks = zip(*rows)
     at = [np.zeros(3) if fork else offsets[place] for place, fork in zip(places, forks)]
     leaves = {place: names[place] for place in range(len(rows)) if place not in parents}
-    tips = {place: _mirrored(TIPS, name) for place, name in leaves.items()}
+    tips = {place: _tip(name, skeleton.t_pose[places[place]]) for place, name in leaves.items()}
     rig = Rig(names, parents, np.array(at), places, forks, tips)
     if not BODY_SIZES[0] <= rig.height <= BODY_SIZES[1]:
         raise MotionError(f"the body is {rig.height:.3g} m tall in a T-pose, so the joints are not in metres")
@@ -120,21 +121,27 @@ def _grow(skeleton, joint, parent, place):
     for child in skeleton.children[joint]:
         above = parent
         if fork:
-            yield _side(FORKS, skeleton.joint_names[child]), parent, child, True
+            yield _fork_name(skeleton.joint_names[child]), parent, child, True
             above, place = place, place + 1
         rows = [*_grow(skeleton, child, above, place)]
         place += len(rows)
         yield from rows
 
 
-def _side(table, name):
-    """A name from a table of names on the left."""
-    return table[name] if name in table else table[name.replace("Right", "Left")].replace("Left", "Right")
+def _fork_name(name):
+    """The name of the extra joint where the bone to a joint leaves a fork; FORKS has those on the left."""
+    if name.replace("Right", "Left") not in FORKS:
+        return f"{name}_base"
+    return FORKS[name] if name in FORKS else FORKS[name.replace("Right", "Left")].replace("Left", "Right")
 
 
-def _mirrored(table, name):
-    """A vector (3,) from a table of vectors on the left."""
-    return np.array(table[name.replace("Right", "Left")]) * (-1 if name.startswith("Right") else 1, 1, 1)
+def _tip(name, direction):
+    """Where the body of a last joint ends (3,), in metres; TIPS has those on the left. Others go on along
+    their bone, whose direction (3,) is given."""
+    tip = TIPS.get(name.replace("Right", "Left"))
+    if tip is None:
+        return np.array(direction) * LAST
+    return np.array(tip) * (-1 if name.startswith("Right") else 1, 1, 1)
 
 
 def rig_motion(joints, skeleton):
@@ -189,8 +196,8 @@ def orientations(joints, skeleton, rest):
     for fork in forks:
         leaving = list(skeleton.children[fork])
         bodies[:, fork] = _best_rotation(rest[leaving], bones[:, leaving])
-    start, chest = forks[0], forks[-1]
-    spine = _path(skeleton, start, chest)
+    spine = _spine(skeleton)
+    start, chest = spine[0], spine[-1]
     limbs = {limb[0]: limb for limb in _limbs(skeleton)}
     for joint in _outwards(skeleton):
         children, parent = skeleton.children[joint], skeleton.parents[joint]
@@ -223,20 +230,22 @@ def _outwards(skeleton):
     return [0, *dict.fromkeys(child for _, child in skeleton.bones)]
 
 
-def _path(skeleton, start, end):
-    """The joints from ``start`` to ``end``, which is below it."""
-    path = [end]
-    while path[-1] != start:
-        path.append(skeleton.parents[path[-1]])
-    return path[::-1]
+def _spine(skeleton):
+    """The joints from the pelvis, from which both legs leave, to the chest, from which both arms do."""
+    r_hip, l_hip, r_shoulder, l_shoulder = ([0, *skeleton.way_to(joint)[1:-1]]
+                                            for joint in skeleton.face_joints)
+    pelvis = [joint for joint in r_hip if joint in l_hip][-1]
+    chest = [joint for joint in r_shoulder if joint in l_shoulder][-1]
+    way = skeleton.way_to(chest)
+    return way[way.index(pelvis):] if pelvis in way else [pelvis]
 
 
 def _limbs(skeleton):
     """[(upper joint, hinge, end, joint beyond or None)]: hip, knee, ankle, foot; shoulder, elbow, wrist."""
-    for joint in skeleton.face_joints:
-        chain = next(chain for chain in skeleton.chains if joint in chain)
-        limb = chain[chain.index(joint):][:4]
-        yield (*limb, None)[:4]
+    for number, joint in enumerate(skeleton.face_joints):
+        limb = max((chain[chain.index(joint):] for chain in skeleton.chains if joint in chain), key=len)
+        if len(limb) > 2:
+            yield *limb[:3], limb[3] if number < 2 and len(limb) > 3 else None
 
 
 def _best_rotation(rest, directions):

@@ -1,4 +1,7 @@
-"""Joint layouts: HumanML3D's 22 joints ("t2m") and KIT-ML's 21 ("kit"). Shapes: J joints."""
+"""Joint layouts: HumanML3D's 22 joints ("t2m") and KIT-ML's 21 ("kit"). Shapes: J joints.
+
+Others are read from files: utils/motion/skeleton_files.py.
+"""
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +18,9 @@ class Skeleton:
     displacement in a frame below which a foot stands (units of the data); target_offsets (J, 3) or None:
     bones of the body that all clips of the data set share; fps, min_frames: defaults of data sets
     made with the layout; height_range: (least, most) plausible vertical extent of a body (units of the data).
-    joint_names: names that animation software knows; t_pose (J, 3): unit direction of each bone in a T-pose
-    that faces +z, with the left hand at +x.
+    joint_names: names that animation software and motion capture files know; t_pose (J, 3): unit direction of
+    each bone in a T-pose, or the rest pose of the data's files, that faces +Z, with the left hand at +X;
+    rest_offsets (J, 3) or None: bones of a rest pose of the same facing (units of the data).
     """
 
     name: str
@@ -34,6 +38,7 @@ class Skeleton:
     joint_names: tuple
     t_pose: tuple
     target_offsets: tuple = None
+    rest_offsets: tuple = None
 
     @cached_property
     def parents(self):
@@ -56,8 +61,9 @@ class Skeleton:
     @cached_property
     def legs(self):
         """The left leg and the right one: joints (hip, knee, ankle ... toe) of each."""
-        return tuple(next(chain[1:] for chain in self.chains if feet[-1] in chain)
-                     for feet in (self.left_feet, self.right_feet))
+        r_hip, l_hip = self.face_joints[:2]
+        return tuple(way[way.index(hip):] for hip, feet in ((l_hip, self.left_feet), (r_hip, self.right_feet))
+                     for way in [self.way_to(feet[-1])])
 
     @cached_property
     def children(self):
@@ -82,9 +88,15 @@ class Skeleton:
 
     def side(self, joint):
         """"left", "right" or "centre": where the joint lies on the body."""
-        r_hip, l_hip, r_shoulder, l_shoulder = self.face_joints
-        limb = {other for chain in self.chains if joint in chain[1:] for other in chain}
-        return "right" if limb & {r_hip, r_shoulder} else "left" if limb & {l_hip, l_shoulder} else "centre"
+        return self._sides[joint]
+
+    def way_to(self, joint):
+        """The joints from the root to ``joint``, both included."""
+        return way_from_root(self.parents, joint)
+
+    @cached_property
+    def _sides(self):
+        return sides_of(self.parents, self.face_joints)
 
 
 def rest_directions(names, directions):
@@ -97,6 +109,24 @@ def rest_directions(names, directions):
     return tuple(map(tuple, out.tolist()))
 
 
+def sides_of(parents, face_joints):
+    """"left", "right" or "centre" of each joint: on the way to, or beyond, a hip or shoulder of one side."""
+    ways = [way_from_root(parents, joint) for joint in range(len(parents))]
+    right, left = ({joint for end in ends for joint, way in enumerate(ways)
+                    if end in way or joint in ways[end]} for ends in (face_joints[::2], face_joints[1::2]))
+    return tuple("right" if joint in right - left else "left" if joint in left - right else "centre"
+                 for joint in range(len(parents)))
+
+
+def way_from_root(parents, joint):
+    """The joints from the root to ``joint``, both included."""
+    way = []
+    while joint >= 0:
+        way.append(joint)
+        joint = parents[joint]
+    return way[::-1]
+
+
 def _skeleton(raw_offsets, joint_names, t_pose, bone_lengths=None, **fields):
     """``raw_offsets``: one word per joint, an axis such as +x or -y, or 0 for the root; ``joint_names``: one
     word per joint."""
@@ -105,8 +135,8 @@ def _skeleton(raw_offsets, joint_names, t_pose, bone_lengths=None, **fields):
                 for word in raw_offsets.split())
     target = bone_lengths and tuple(tuple(length * x for x in axis)
                                     for axis, length in zip(raw, bone_lengths))
-    return Skeleton(num_joints=len(raw), raw_offsets=raw, target_offsets=target, joint_names=names,
-                    t_pose=rest_directions(names, t_pose), **fields)
+    return Skeleton(num_joints=len(raw), raw_offsets=raw, target_offsets=target, rest_offsets=target,
+                    joint_names=names, t_pose=rest_directions(names, t_pose), **fields)
 
 
 # Directions of the bones that end in these joints: limbs straight, feet flat, trunk as in a body at rest.

@@ -15,6 +15,7 @@ FREE_FLAGS = {"is_continue", "epoch", "max_iter", "batch_size", "num_workers", "
               "device", "compile", "dataset_dir", "checkpoints_dir"}
 FIXED_CONTENT = {"model_name": "--model", "model_kwargs": "size or kind of model",
                  "trained_on": "autoencoder", "decoder_of": "autoencoder to begin with",
+                 "finetuned_from": "run to begin with",
                  "mean": "Mean.npy", "std": "Std.npy", "levels": "set of levels", "actions": "set of actions",
                  "teacher": "teacher"}
 

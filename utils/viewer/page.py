@@ -21,7 +21,8 @@ from utils.facts import read_facts
 from utils.files import write_text
 from utils.motion.features import LARGEST, features_to_joints
 from utils.motion.feet import foot_contacts
-from utils.motion.skeletons import SKELETONS, Skeleton
+from utils.motion.skeleton_files import skeleton_of_file
+from utils.motion.skeletons import Skeleton
 from utils.report import finite_or_none
 from utils.visualize import safe_filename
 
@@ -41,15 +42,17 @@ class Clip(NamedTuple):
     facts: dict
 
 
-def read_clip(path, fps=None, metres_per_unit=1.0):
-    """The Clip in a .npy file of joints (T, J, 3) or un-normalised features (T, D); its skeleton follows from
-    the shape. fps: frames per second; None = those of its facts, else the skeleton's. UserError, which names
-    the file, where it is no motion."""
+def read_clip(path, fps=None, metres_per_unit=1.0, described=None):
+    """The Clip in a .npy file of joints (T, J, 3) or un-normalised features (T, D). fps: frames per second;
+    described: its skeleton, for ``get_skeleton``; None = those of its facts, else as ``skeleton_of`` and the
+    skeleton say. UserError, which names the file, where it is no motion."""
     path = Path(path)
     array = load_array(path)
     facts = read_facts(path)
+    skeleton = skeleton_of_file(path, described)
     try:
-        joints, skeleton = _joints(array)
+        joints = (array if array.ndim == 3
+                  else features_to_joints(array.astype(np.float64), skeleton.num_joints))
         joints = check_joints(joints, skeleton) * metres_per_unit
         if np.abs(joints).max() > LARGEST:
             raise UserError(f"joints hold values above {LARGEST:.0e}")
@@ -62,19 +65,6 @@ def read_clip(path, fps=None, metres_per_unit=1.0):
         raise UserError(f"{path}: {error}") from error
     title = facts.get("prompt") or caption_of(path) or path.stem
     return Clip(path, title, joints, skeleton, fps or facts.get("fps", skeleton.fps), facts)
-
-
-def _joints(array):
-    """Joints (T, J, 3) and skeleton of an array of joints or features."""
-    for skeleton in SKELETONS.values():
-        if array.ndim == 3 and array.shape[1:] == (skeleton.num_joints, 3):
-            return array, skeleton
-        if array.ndim == 2 and array.shape[1] in (skeleton.essential_dim, skeleton.feature_dim):
-            return features_to_joints(array.astype(np.float64), skeleton.num_joints), skeleton
-    joints = " or ".join(f"(frames, {layout.num_joints}, 3)" for layout in SKELETONS.values())
-    columns = ", ".join(f"{layout.essential_dim}, {layout.feature_dim}" for layout in SKELETONS.values())
-    raise UserError(f"it has shape {array.shape}; expected joints {joints}, or features of "
-                    f"{columns} columns")
 
 
 def check_count(count, most=MOST_CLIPS):
