@@ -150,7 +150,7 @@ def write(clips, args, spec):
         for file in export_clip(Clip(path.stem, joints, spec.layout, spec.fps), folder, args.export or ()):
             print(file)
     if args.view:
-        print(write_page(folder / "view.html", folder.name, [read_clip(path) for path in paths]))
+        print(write_page(folder / "view.html", folder.name, clips=[read_clip(path) for path in paths]))
 
 
 def facts_of(job, codes, args):

@@ -74,8 +74,8 @@ def first_line(error):
 
 
 def load_plain(path, mapped=False):
-    """What ``torch.save`` wrote, on the CPU; ``mapped``: the tensors stay in the file, where its format allows
-    that. UserError if damaged, or more than tensors and plain values."""
+    """What ``torch.save`` wrote, on the CPU; ``mapped``: the tensors stay in the file, where its format
+    allows that. UserError if damaged, or more than tensors and plain values."""
     try:
         mmap = mapped and zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
