@@ -150,7 +150,8 @@ def edited_clips(args, source, edited, pipeline, checkpoint, spec):
     stem = f"{safe_filename(Path(args.source_motion).stem, 30)}_edit_{safe_filename(frames, 30)}"
 
     def make():
-        for job, (motion, codes) in zip(jobs, regenerate(pipeline, features, edited, cond, seeds, **settings)):
+        motions = regenerate(pipeline, features, edited, cond, seeds, **settings)
+        for job, (motion, codes) in zip(jobs, motions):
             name = f"{job.row:03d}_{safe_filename(job.prompt)}_{stem}_r{job.repeat}"
             new = replace_frames(joints, features, motion, edited, spec)
             new = clean(new, spec, name, free=edited) if args.clean_feet else new

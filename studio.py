@@ -119,8 +119,8 @@ class Studio:
         trained, take = self.trained(data), self.takes.take(data.get("clip"))
         before = take.current
         if (before.spec.skeleton, before.spec.fps) != (trained.spec.skeleton, trained.spec.fps):
-            raise UserError(f"the clip has the skeleton {before.spec.skeleton} at {before.spec.fps:g} frames a "
-                            f"second, and {trained.name} makes {trained.spec.skeleton} at "
+            raise UserError(f"the clip has the skeleton {before.spec.skeleton} at {before.spec.fps:g} frames "
+                            f"a second, and {trained.name} makes {trained.spec.skeleton} at "
                             f"{trained.spec.fps:g}; choose the generator that made the clip")
         wanted = read_edit(data, trained, before.frames)
         title = f"clip {take.number}: {wanted.prompt}"[:120]
@@ -215,7 +215,7 @@ class Studio:
 
 
 def follow(job, pipeline, clips):
-    """The list of ``clips``, an iterator over what the pipeline makes, with its iterations counted by a job."""
+    """The list of ``clips``, an iterator over what the pipeline makes; a job counts its iterations."""
     pipeline.iterations = job.follow
     try:
         return list(clips)

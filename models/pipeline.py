@@ -46,8 +46,9 @@ def codes_of(ae, targets):
 
 
 class Pipeline:
-    """``mean`` and ``std`` (D,) are those of the features that the autoencoder was trained on. ``iterations``:
-    function that wraps the range of every generation's iterations, to follow it or to end it by an error."""
+    """``mean`` and ``std`` (D,) are those of the features that the autoencoder was trained on.
+    ``iterations``: function that wraps the range of every generation's iterations, to follow it or to end it
+    by an error."""
 
     iterations = None
 

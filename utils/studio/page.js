@@ -1,5 +1,5 @@
-// The studio's page: sends what is asked for, and shows what the server says of jobs and clips. Nothing that a
-// user or the server says becomes HTML.
+// The studio's page: sends what is asked for, and shows what the server says of jobs and clips. Nothing that
+// a user or the server says becomes HTML.
 "use strict";
 (() => {
 const $ = id => document.getElementById(id);
@@ -17,9 +17,9 @@ const button = (parent, text, label, action) => {
   return element;
 };
 
-let models = [], longest = 0, own = null;       // own: guidance that the command line asked for
-let clips = [], chosen = null, shown = [];      // chosen: number of the clip to edit; shown: in the player
-let mine = new Map();                           // jobs of this page whose end has not been seen: number -> kind
+let models = [], longest = 0, own = null;   // own: guidance that the command line asked for
+let clips = [], chosen = null, shown = [];  // chosen: number of the clip to edit; shown: in the player
+const mine = new Map();     // jobs of this page that have not ended: number -> where their mistakes are said
 
 /** The server's answer; an Error with its sentence where it refuses. */
 async function ask(address, data) {
@@ -146,19 +146,23 @@ $("model").onchange = chooseModel;
 
 // ---- Jobs -------------------------------------------------------------------------------------------------
 
+const open = job => job.state === "waiting" || job.state === "running";
+
 function drawJobs(jobs) {
   for (const job of jobs) {
-    if (!mine.has(job.number) || ["waiting", "running"].includes(job.state)) continue;
+    if (!mine.has(job.number) || open(job)) continue;
     const place = mine.get(job.number);
     mine.delete(job.number);
     if (job.state === "failed") complain(place, job.error);
-    if (job.state === "done") show(job.result, job.result[0]);
+    if (job.state !== "done") continue;
+    show(job.result, job.result[0]);
+    if (innerWidth <= 860) requestAnimationFrame(() => $("stage").scrollIntoView());
   }
-  const open = jobs.filter(job => ["waiting", "running"].includes(job.state));
+  const left = jobs.filter(open);
   const kept = new Map([...$("jobs").children].map(item => [Number(item.dataset.number), item]));
-  for (const [number, item] of kept) if (!open.some(job => job.number === number)) item.remove();
-  for (const job of open) drawJob(job, kept.get(job.number) ?? newJob(job));
-  $("work").hidden = !open.length;
+  for (const [number, item] of kept) if (!left.some(job => job.number === number)) item.remove();
+  for (const job of left) drawJob(job, kept.get(job.number) ?? newJob(job));
+  $("work").hidden = !left.length;
 }
 
 function newJob(job) {
@@ -218,9 +222,10 @@ function drawClip(clip) {
   }), "name");
   name.className = "name";
   name.setAttribute("aria-pressed", clip.number === chosen);
-  make("div", item, "soft", `${clip.seconds} s \u00b7 ${clip.dataset}/${clip.model} \u00b7 seed ${clip.seed}` +
-    (clip.repeat ? ` \u00b7 variant ${clip.repeat + 1}` : "") +
-    (clip.edits ? ` \u00b7 ${clip.edits} edit${clip.edits > 1 ? "s" : ""}` : ""));
+  const about = [`${clip.seconds} s`, `${clip.dataset}/${clip.model}`, `seed ${clip.seed}`];
+  if (clip.repeat) about.push(`variant ${clip.repeat + 1}`);
+  if (clip.edits) about.push(clip.edits > 1 ? `${clip.edits} edits` : "edited");
+  make("div", item, "soft", about.join(" \u00b7 "));
   const files = make("div", item, "files");
   for (const format of clip.formats) mark(button(files, format, `Download clip ${clip.number} as ${format}`,
     event => download(clip, format, event.target)), format);
@@ -303,7 +308,7 @@ async function refresh() {
   clips = state.clips;
   drawJobs(state.jobs);
   drawClips();
-  return state.jobs.some(job => ["waiting", "running"].includes(job.state));
+  return state.jobs.some(open);
 }
 
 async function watch() {
@@ -333,7 +338,7 @@ async function start() {
   const state = await ask("state");                     // after a reload the last clip is there again
   const last = state.clips[state.clips.length - 1];
   if (last) show([last.number], last.number);
-  for (const job of state.jobs) if (["waiting", "running"].includes(job.state)) mine.set(job.number, "complaint");
+  for (const job of state.jobs.filter(open)) mine.set(job.number, "complaint");
   watch();
 }
 

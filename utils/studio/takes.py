@@ -149,7 +149,7 @@ class Takes:
             clips = [read_clip(take.current.path)._replace(title=take.current.caption) for take in takes]
         if not clips:
             raise UserError("choose a clip to see")
-        return page_text(clips[0].title if len(clips) == 1 else f"{len(clips)} clips", clips)
+        return page_text(f"Clip {numbers[0]}" if len(clips) == 1 else f"{len(clips)} clips", clips)
 
     def export(self, number, name):
         """The path of a take's file in a format, which is made when it is first asked for."""
