@@ -23,7 +23,7 @@ import sample
 from models.chaining import count_windows
 from utils import options
 from utils.data.specs import spec_of_checkpoint
-from utils.errors import UserError, run, say
+from utils.errors import MissingFile, UserError, only_check, run, say
 from utils.files import RunFolder, read_checkpoint
 from utils.studio.jobs import Queue
 from utils.studio.requests import MOST_SECONDS, Trained, read_edit, read_motion, window_of
@@ -97,8 +97,8 @@ class Studio:
 
     def trained(self, data):
         """The Trained that a request names."""
-        key = (data.get("dataset"), data.get("model"))
-        if not all(isinstance(word, str) for word in key) or key not in self.found:
+        key = (str(data.get("dataset")), str(data.get("model")))
+        if key not in self.found:
             self.models()
         if key not in self.found:
             raise UserError("this generator is not there (any more); choose another, or load the page again"
@@ -189,6 +189,7 @@ class Studio:
 
     def change(self, job, trained, number, before, wanted):
         """The work of ``edit``: the number of the take."""
+        self.takes.check_current(number, before)
         loaded = self.load(job, trained)
         spec = loaded[2]
         words = {"text": "text_prompt", "action": "action"}.get(trained.condition)
@@ -233,6 +234,8 @@ def main():
         from utils.studio.server import address, is_local, open_server
     except ImportError as error:
         raise UserError(f"{INSTALL} ({error})") from error
+    if only_check() and not find_generators(args.checkpoints_dir)[0]:
+        raise MissingFile(TRAIN)
     if options.checked():
         return
     if not is_local(args.host):
@@ -244,9 +247,7 @@ def main():
         signal.signal(signal.SIGTERM, stop)
         print(f"studio: {address(server)}   (Ctrl-C ends it, and removes its clips)", flush=True)
         try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say("studio: ending")
+            server.serve_forever()  # until Ctrl-C
         finally:
             studio.queue.close()
             server.server_close()

@@ -9,6 +9,7 @@ import torch
 from utils.errors import UserError
 
 KEPT = 20  # finished jobs that are still told of
+MOST_WAITING = 20
 FAULT = "a fault of the program, not yours; the terminal says more"
 
 
@@ -61,8 +62,10 @@ class Queue:
         self.thread.start()
 
     def add(self, title, work):
-        """A new Job, whose work is a function (Job) -> a plain value."""
+        """A new Job, whose work is a function (Job) -> a plain value. UserError where too many wait."""
         with self.changed:
+            if sum(job.state == "waiting" for job in self.jobs) >= MOST_WAITING:
+                raise UserError(f"{MOST_WAITING} requests wait already; let some end, or cancel them")
             job = Job(next(self.numbers), title, work)
             ended = [other for other in self.jobs if other.state not in ("waiting", "running")]
             for other in ended[: max(len(ended) - KEPT, 0)]:

@@ -6,6 +6,7 @@ elsewhere which points here is refused, and its body must be JSON, which browser
 import socket
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flask import Flask, jsonify, request, send_file
 from werkzeug.exceptions import HTTPException
@@ -39,13 +40,18 @@ def is_local(host):
 def make_app(studio, hosts=None):
     """The application. hosts: names under which it may be asked, None = any."""
     app = Flask("studio", static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=LARGEST_BODY, TRUSTED_HOSTS=hosts)
+    app.config.update(MAX_CONTENT_LENGTH=LARGEST_BODY)
     for address, name in FILES.items():
         app.add_url_rule(address, name, lambda name=name: send_file(HERE / name, max_age=0))
     app.add_url_rule("/models", "models", lambda: jsonify(studio.models()))
     app.add_url_rule("/state", "state", lambda: jsonify(studio.state()))
     for name in ("generate", "edit", "cancel", "undo", "remove", "export"):
         app.add_url_rule(f"/{name}", name, answer(getattr(studio, name)), methods=["POST"])
+
+    @app.before_request
+    def check_host():
+        if hosts is not None and urlsplit(f"//{request.headers.get('Host', '')}").hostname not in hosts:
+            raise UserError("the studio does not answer to this host name")
 
     @app.get("/view/<numbers>")
     def view(numbers):
@@ -97,7 +103,7 @@ def open_server(studio, host, port):
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen on {host}, port {port} ({reason}); choose another --port or "
                         "--host") from error
-    hosts = ["127.0.0.1", "localhost", "[::1]", host] if is_local(host) else None
+    hosts = {"127.0.0.1", "localhost", "::1", host} if is_local(host) else None
     with listening:  # the server has a copy of it
         return make_server(host, port, make_app(studio, hosts), threaded=True, request_handler=Quiet,
                            fd=listening.fileno())

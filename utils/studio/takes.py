@@ -112,15 +112,20 @@ class Takes:
         write_facts(path, facts | {"fps": spec.fps})
         return Version(next(self.keys), path, caption, facts, spec, len(joints))
 
+    def check_current(self, number, version):
+        """The Take of a number. UserError where ``version`` is not its current one any more."""
+        take = self.take(number)
+        if take.current is not version:
+            raise UserError("the clip was changed while this edit waited; edit it again")
+        return take
+
     def change(self, number, before, clip, spec):
         """Make a clip, as for ``add``, the current version of a take whose current one is ``before``.
         UserError where that has changed meanwhile."""
         _, joints, caption, facts = clip
         check_finite(joints, caption)
         with self.lock:
-            take = self.take(number)
-            if take.current is not before:
-                raise UserError("the clip was changed while the section was made; edit it again")
+            take = self.check_current(number, before)
             take.versions.append(self._written(take, joints, caption, facts, spec))
 
     def undo(self, number):
