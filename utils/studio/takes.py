@@ -164,9 +164,11 @@ class Takes:
             raise UserError(f"there is no such format as '{name}' for this clip; one of "
                             f"{', '.join(formats_of(layout))}")
         path = version.path.with_suffix(f".{name}")
-        with self.drawing:  # a video takes seconds of a core
-            if path.exists():
-                return path
-            if name == "mp4":
-                return render_video(joints, path, layout, version.spec.fps, version.caption)
+        if path.exists():
+            return path
+        if name != "mp4":
             return export_clip(Clip(path.stem, joints, layout, version.spec.fps), path.parent, [name])[0]
+        with self.drawing:  # one at a time, and each once: a video takes seconds of a core
+            if not path.exists():
+                render_video(joints, path, layout, version.spec.fps, version.caption)
+        return path
