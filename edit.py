@@ -43,9 +43,9 @@ def parse_args():
     return parser.parse_args()
 
 
-def read_source(path, spec):
+def read_source(path, spec, longest=MAX_LENGTH):
     """Joints (T, J, 3) in metres of a .npy file, unchanged, and their essential features (T, D) in the data
-    set's unit of length. UserError if it cannot be used."""
+    set's unit of length. UserError if it cannot be used, or has more than ``longest`` frames."""
     skeleton, unit = spec.layout, spec.metres_per_unit
     if not Path(path).is_file():
         raise MissingFile(f"--source_motion: no file {path}")
@@ -53,7 +53,7 @@ def read_source(path, spec):
         source = load_array(path)
     except UserError as error:
         raise UserError(f"--source_motion is not a .npy file of numbers, or is damaged: {error}") from error
-    check_source(source, path, skeleton)
+    check_source(source, path, skeleton, longest)
     # at least float32: integers and half precision keep their values
     source = source.astype(np.result_type(source, np.float32), copy=False)
     if source.ndim == 2:
@@ -64,7 +64,7 @@ def read_source(path, spec):
     return source, essential(joints_to_features(np.concatenate([source, ahead]) / unit, skeleton), skeleton)
 
 
-def check_source(source, path, skeleton):
+def check_source(source, path, skeleton, longest=MAX_LENGTH):
     """UserError unless the array is a clip of the skeleton's joints or features."""
     shape = source.shape
     joints = len(shape) == 3 and shape[1:] == (skeleton.num_joints, 3)
@@ -75,8 +75,8 @@ def check_source(source, path, skeleton):
         raise UserError(f"--source_motion: {path} has shape {shape}; the generator's skeleton "
                         f"({skeleton.name}) needs joints (frames, {skeleton.num_joints}, 3) or features "
                         f"(frames, {skeleton.essential_dim} or {skeleton.feature_dim})")
-    if not SHORTEST <= len(source) <= MAX_LENGTH:
-        raise UserError(f"--source_motion: {path} has {len(source)} frames, outside {SHORTEST}..{MAX_LENGTH}")
+    if not SHORTEST <= len(source) <= longest:
+        raise UserError(f"--source_motion: {path} has {len(source)} frames, outside {SHORTEST}..{longest}")
     if source.dtype.kind not in "fiu" or not (np.abs(source) < LARGEST).all():
         raise UserError(f"--source_motion: {path} holds NaN, infinite values, values above {LARGEST:.0e}, or "
                         "no numbers")
@@ -125,7 +125,8 @@ def regenerate(pipeline, features, edited, cond, seeds, **settings):
         lengths = torch.full((len(part),), tokens)
         known = targets.expand(len(part), -1, -1), keep.expand(len(part), -1)
         text = None if cond is None else cond[first : first + BATCH].to(device)
-        new = pipeline.generator.generate(pipeline.ae, text, lengths, part, known=known, **settings)
+        new = pipeline.generator.generate(pipeline.ae, text, lengths, part, known=known,
+                                          progress=pipeline.iterations, **settings)
         made = pipeline.decode_with_codes(new, lengths * UNIT)
         out += [(padded(clip.numpy(), frames), codes) for clip, codes in made]
     return out
@@ -139,26 +140,35 @@ def replace_frames(joints, features, motion, edited, spec):
     return out
 
 
+def edited_clips(args, source, edited, pipeline, checkpoint, spec):
+    """An iterator over the clips that a command line asks for, as ``sample.write`` takes them. source: joints
+    and features as ``read_source`` gives them; edited: (T,). UserError for a mistake, at the call."""
+    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec)
+    joints, features = source
+    sections = sections_of(edited)
+    frames = " ".join(f"{start}-{stop - 1}" for start, stop in sections)
+    stem = f"{safe_filename(Path(args.source_motion).stem, 30)}_edit_{safe_filename(frames, 30)}"
+
+    def make():
+        motions = regenerate(pipeline, features, edited, cond, seeds, **settings)
+        for job, (motion, codes) in zip(jobs, motions):
+            name = f"{job.row:03d}_{safe_filename(job.prompt)}_{stem}_r{job.repeat}"
+            new = replace_frames(joints, features, motion, edited, spec)
+            new = clean(new, spec, name, free=edited) if args.clean_feet else new
+            facts = facts_of(job, codes, args) | {"edited": sections, "source": Path(args.source_motion).name}
+            yield name, new, f"{job.prompt} (new: frames {frames})", facts
+
+    return make()
+
+
 def main():
     args = parse_args()
     pipeline, checkpoint, spec = load(args, args.precision)
-    joints, features = read_source(args.source_motion, spec)
-    edited = parse_sections(args.mask_edit_section, len(joints))
-    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec)
-    if options.checked():
-        return
-    motions = regenerate(pipeline, features, edited, cond, seeds, **settings)
-    sections = sections_of(edited)
-    frames = " ".join(f"{start}-{stop - 1}" for start, stop in sections)
-    source = f"{safe_filename(Path(args.source_motion).stem, 30)}_edit_{safe_filename(frames, 30)}"
-    clips = []
-    for job, (motion, codes) in zip(jobs, motions):
-        name = f"{job.row:03d}_{safe_filename(job.prompt)}_{source}_r{job.repeat}"
-        new = replace_frames(joints, features, motion, edited, spec)
-        new = clean(new, spec, name, free=edited) if args.clean_feet else new
-        facts = facts_of(job, codes, args) | {"edited": sections, "source": Path(args.source_motion).name}
-        clips.append((name, new, f"{job.prompt} (new: frames {frames})", facts))
-    write(clips, args, spec)
+    source = read_source(args.source_motion, spec)
+    edited = parse_sections(args.mask_edit_section, len(source[0]))
+    clips = edited_clips(args, source, edited, pipeline, checkpoint, spec)
+    if not options.checked():
+        write(list(clips), args, spec)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Lengths that are not given are drawn: by the length estimator (train_length_esti
 from the lengths of the generator's training clips. Checkpoints trained with this code need no data set.
 """
 import itertools
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +65,8 @@ def make_parser(doc):
     return parser
 
 
-def parse_args():
+def parse_args(words=None):
+    """The command line, or another list of ``words``."""
     parser = make_parser(__doc__)
     parser.add_argument("--motion_length", type=options.non_negative_int, default=0,
                         help="frames, rounded down to a multiple of 4; 0 = estimated")
@@ -72,14 +74,15 @@ def parse_args():
     add = parser.add_argument
     add("--chain", action="store_true",
         help="one motion of any length in which the prompts or actions follow each other")
-    add("--part_lengths", type=options.positive_int, nargs="+", default=None, metavar="FRAMES",
-        help="of --chain: frames of each part, or of every part; default: as for clips of their own")
+    add("--part_lengths", type=options.non_negative_int, nargs="+", default=None, metavar="FRAMES",
+        help="of --chain: frames of each part, or of every part, 0 = estimated; default: as for clips of "
+             "their own")
     add("--context", type=options.number(int, 1, WINDOW - 1), default=CONTEXT, metavar="TOKENS",
         help="of --chain: tokens (4 frames) of the motion so far that each new window sees")
     add("--stream", default=None, metavar="FILE",
         help="of --chain: write frames to FILE (- = stdout) as soon as they are ready, a line of JSON for "
              "each, instead of a .npy and a video")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     check_chain(args)
     return args
 
@@ -105,6 +108,12 @@ def load(args, precision="fp32"):
     return pipeline, checkpoint, spec_of_checkpoint(checkpoint, args.dataset_name)
 
 
+@cache
+def kept(load_encoder, name):
+    """A text encoder, loaded once for all calls of this process."""
+    return load_encoder(name)
+
+
 class Job(NamedTuple):
     """One clip; ``row``: number of its prompt; ``frames``: 0 = not given."""
 
@@ -118,7 +127,7 @@ def plan(args, generator, checkpoint, spec, motion_length=0, longest=MAX_LENGTH)
     """What a command line asks for: [Job], their conditions (N, C) or None, their seeds, sampler settings.
     longest: most frames of a clip."""
     def encode(texts):  # words too, for the generator or the length estimator
-        return load_text_encoder(spec.text_encoder).encode_words(texts)
+        return kept(load_text_encoder, spec.text_encoder).encode_words(texts)
 
     wanted, cond = read_wanted(args, generator.cond_mode, checkpoint, encode, motion_length, longest)
     settings = options.sampler_settings(args, spec, generator)
@@ -141,7 +150,7 @@ def write(clips, args, spec):
         for file in export_clip(Clip(path.stem, joints, spec.layout, spec.fps), folder, args.export or ()):
             print(file)
     if args.view:
-        print(write_page(folder / "view.html", folder.name, [read_clip(path) for path in paths]))
+        print(write_page(folder / "view.html", folder.name, clips=[read_clip(path) for path in paths]))
 
 
 def facts_of(job, codes, args):
@@ -172,7 +181,7 @@ def length_estimator(checkpoint, args):
     path = RunFolder(args.checkpoints_dir, args.dataset_name, args.length_estimator).checkpoint()
     if not path.is_file():
         raise MissingFile(f"no length estimator at {path}; train one with train_length_estimator.py "
-                          f"--dataset_name {args.dataset_name}, or pass --motion_length")
+                          f"--dataset_name {args.dataset_name}, or give lengths (--motion_length)")
     return load_length_estimator(path)[0]
 
 
@@ -188,12 +197,13 @@ def clean(joints, spec, name, free=None, floor=None):
 
 
 def with_part_lengths(jobs, part_lengths):
-    """Jobs with the frames of --part_lengths: one for all parts, or one for each. UserError otherwise."""
+    """Jobs with the frames of --part_lengths, 0 = not given: one for all parts, or one for each. UserError
+    otherwise."""
     parts = max(job.row for job in jobs) + 1
     if len(part_lengths) not in (1, parts):
         raise UserError(f"--part_lengths: {len(part_lengths)} lengths for {parts} parts; pass one for each, "
                         "or one for all")
-    for frames in part_lengths:
+    for frames in filter(None, part_lengths):
         check_length(frames, "--part_lengths", LONGEST_PART)
     each = part_lengths * parts if len(part_lengths) == 1 else part_lengths
     return [job._replace(frames=each[job.row]) for job in jobs]
@@ -234,9 +244,8 @@ def chain_joints(pipeline, parts, context, spec, settings):
             yield (piece * spec.metres_per_unit).astype(np.float32)
 
 
-def write_chains(args, made, spec):
-    """Write Chains as clips, and say which frames belong to which part."""
-    clips = []
+def chained_clips(args, made, spec):
+    """Yields the clips of Chains, as ``write`` takes them, and says which frames belong to which part."""
     for repeat, one in enumerate(made):
         joints = np.concatenate(list(one.joints))
         caption = " / ".join(job.prompt for job in one.jobs)
@@ -248,8 +257,7 @@ def write_chains(args, made, spec):
         parts = [[int(end - count), int(end), job.prompt]
                  for job, count, end in zip(one.jobs, one.frames, ends)]
         facts = facts_of(Job(0, caption, repeat, len(joints)), None, args) | {"parts": parts}
-        clips.append((name, joints, caption, facts))
-    write(clips, args, spec)
+        yield name, joints, caption, facts
 
 
 def stream(name, one, fps):
@@ -271,7 +279,26 @@ def make_chains(args, pipeline, checkpoint, spec):
     if args.stream is not None:
         stream(args.stream, first, spec.fps)
     else:
-        write_chains(args, itertools.chain([first], made), spec)
+        write(list(chained_clips(args, itertools.chain([first], made), spec)), args, spec)
+
+
+def single_clips(args, pipeline, checkpoint, spec):
+    """An iterator over the clips that a command line asks for, as ``write`` takes them. UserError for a
+    mistake, at the call."""
+    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length)
+    lengths = choose_lengths(jobs, cond, checkpoint, args, spec)
+
+    def make():
+        with tqdm(total=len(jobs), desc="generating", unit="clip") as progress:
+            motions = pipeline.sample(cond, lengths, seeds, progress=progress,
+                                      decode=pipeline.decode_with_codes, **settings)
+        for job, (motion, codes) in zip(jobs, motions):
+            joints = joints_in_metres(motion, spec)
+            name = f"{job.row:03d}_{safe_filename(job.prompt)}_{len(joints)}f_r{job.repeat}"
+            joints = clean(joints, spec, name, floor=0) if args.clean_feet else joints
+            yield name, joints, job.prompt, facts_of(job, codes, args)
+
+    return make()
 
 
 def main():
@@ -280,20 +307,9 @@ def main():
     if args.chain:
         make_chains(args, pipeline, checkpoint, spec)
         return
-    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length)
-    lengths = choose_lengths(jobs, cond, checkpoint, args, spec)
-    if options.checked():
-        return
-    with tqdm(total=len(jobs), desc="generating", unit="clip") as progress:
-        motions = pipeline.sample(cond, lengths, seeds, progress=progress, decode=pipeline.decode_with_codes,
-                                  **settings)
-    clips = []
-    for job, (motion, codes) in zip(jobs, motions):
-        joints = joints_in_metres(motion, spec)
-        name = f"{job.row:03d}_{safe_filename(job.prompt)}_{len(joints)}f_r{job.repeat}"
-        joints = clean(joints, spec, name, floor=0) if args.clean_feet else joints
-        clips.append((name, joints, job.prompt, facts_of(job, codes, args)))
-    write(clips, args, spec)
+    clips = single_clips(args, pipeline, checkpoint, spec)
+    if not options.checked():
+        write(list(clips), args, spec)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,14 @@ def targets_of(pipeline, parts, context, settings):
             keep = torch.arange(known.shape[1], device=tail.device)[None] < len(tail)
             targets = pipeline.generator.generate(
                 pipeline.ae, cond, torch.tensor([known.shape[1]]), [clip_seed(part.seed, number)],
-                known=(known, keep), weight_cache=weight_cache, **settings)[0]
+                known=(known, keep), progress=pipeline.iterations, weight_cache=weight_cache, **settings)[0]
             yield targets[len(tail) :]
             tail = targets[-context:]
+
+
+def count_windows(frames, context=CONTEXT):
+    """How many windows a part of so many frames takes."""
+    return len(windows(max(frames // UNIT, 1), WINDOW - context))
 
 
 def windows(tokens, most):

@@ -46,7 +46,11 @@ def codes_of(ae, targets):
 
 
 class Pipeline:
-    """``mean`` and ``std`` (D,) are those of the features that the autoencoder was trained on."""
+    """``mean`` and ``std`` (D,) are those of the features that the autoencoder was trained on.
+    ``iterations``: function that wraps the range of every generation's iterations, to follow it or to end it
+    by an error."""
+
+    iterations = None
 
     def __init__(self, generator, ae, mean, std, device="cpu"):
         if (generator.ae_dim, generator.target_dim) != (ae.latent_dim, ae.target_dim):
@@ -74,7 +78,7 @@ class Pipeline:
             rows = order[first : first + batch_size]
             part = None if cond is None else cond[rows].to(self.device)
             targets = self.generator.generate(self.ae, part, lengths[rows], [seeds[row] for row in rows],
-                                              weight_cache=weight_cache, **settings)
+                                              progress=self.iterations, weight_cache=weight_cache, **settings)
             for row, motion in zip(rows, (decode or self.decode)(targets, lengths[rows] * UNIT)):
                 out[row] = motion
             if progress is not None:

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 FOLDERS = ("utils", "models", "diffusions", "scripts", "benchmarks")
-ROOMS = ("data", "motion", "export", "evaluation", "training", "demo", "viewer")
+ROOMS = ("data", "motion", "export", "evaluation", "training", "demo", "viewer", "studio")
 FILES = sorted(path for pattern in ("*.py", "tests/*.py", *(f"{folder}/**/*.py" for folder in FOLDERS))
                for path in ROOT.glob(pattern))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES
@@ -96,8 +96,8 @@ def test_functions_have_few_parameters():
 
 
 def test_lines_are_short():
-    templates = [*ROOT.glob("utils/viewer/page.*[!y]")]
-    assert len(templates) == 3
+    templates = [*ROOT.glob("utils/viewer/page.*[!y]"), *ROOT.glob("utils/studio/page.*")]
+    assert len(templates) == 6
     assert not [f"{path.relative_to(ROOT)}:{number}" for path in [*FILES, *templates] for number, line in
                 enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if len(line) > LONGEST_LINE]
 

@@ -134,6 +134,12 @@ def write_joints(folder, stem, joints):
     return path
 
 
+def check_finite(joints, caption):
+    """UserError for a generated clip with joints that are not finite."""
+    if not np.isfinite(joints).all():
+        raise UserError(f"'{caption}' has joints that are not finite; lower --cfg or --temperature")
+
+
 @contextmanager
 def open_stream(name):
     """Yields a text file that ``write_frames`` writes to: a new one of this name, or stdout for "-". A reader
@@ -168,8 +174,7 @@ def write_clips(clips, spec, folder, no_video):
     folder.mkdir(parents=True, exist_ok=True)
     drawings = []
     for stem, joints, caption, facts in clips:
-        if not np.isfinite(joints).all():
-            raise UserError(f"'{caption}' has joints that are not finite; lower --cfg or --temperature")
+        check_finite(joints, caption)
         path = write_joints(folder, stem, joints)
         write_facts(path, facts | {"fps": spec.fps, "skeleton": spec.skeleton})
         print(path)

@@ -73,10 +73,12 @@ def first_line(error):
     return (text.splitlines() or [type(error).__name__])[0][:120]
 
 
-def load_plain(path):
-    """What ``torch.save`` wrote, on the CPU. UserError if damaged, or more than tensors and plain values."""
+def load_plain(path, mapped=False):
+    """What ``torch.save`` wrote, on the CPU; ``mapped``: the tensors stay in the file, where its format
+    allows that. UserError if damaged, or more than tensors and plain values."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        mmap = mapped and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is damaged, or holds more than tensors and plain values (code that it could "
                         "run), so it is not loaded") from error
@@ -86,13 +88,13 @@ def load_plain(path):
 
 
 def read_checkpoint(path, keys=(), advice="check --name, --dataset_name and --checkpoints_dir, or train it "
-                                          "first"):
+                                          "first", mapped=False):
     """The dict in a checkpoint file, on the CPU. UserError if it is missing (``advice``: what to do then),
-    damaged, needs code to load, or lacks one of the ``keys``."""
+    damaged, needs code to load, or lacks one of the ``keys``. ``mapped``: see ``load_plain``."""
     path = Path(path)
     if not path.is_file():
         raise MissingFile(f"no checkpoint at {path}; {advice}")
-    checkpoint = load_plain(path)
+    checkpoint = load_plain(path, mapped)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not the dict of a checkpoint")
     for key in NETWORKS:

@@ -91,20 +91,25 @@ def compare(groups):
             for row in rows.values()]
 
 
-def write_page(path, title, clips=(), columns=(), rows=(), exact=False):
-    """Write the page and return its path: ``clips`` in a grid, or ``rows`` as ``compare`` makes them, whose
-    clips are named by ``columns``. Another file of that name is never overwritten: the page gets a number,
-    or, where the name is wanted ``exact``, this is a UserError."""
+def page_text(title, clips=(), columns=(), rows=()):
+    """The page: ``clips`` in a grid, or ``rows`` as ``compare`` makes them, whose clips are named by
+    ``columns``."""
     if columns:
         clips = [clip for _, row in rows for clip in row if clip is not None]
     number = {id(clip): i for i, clip in enumerate(clips)}
-    text = _fill(title, {
+    return _fill(title, {
         "title": title, "columns": list(columns),
         "rows": [{"title": name, "clips": [None if clip is None else number[id(clip)] for clip in row]}
                  for name, row in rows],
         "bodies": {clip.skeleton.name: _body(clip.skeleton) for clip in clips},
         "camera": {"azimuth": AZIMUTH, "elevation": ELEVATION, "distance": DISTANCE, "height": MIDDLE},
         "tile": TILE, "clips": [encode(clip) for clip in clips]})
+
+
+def write_page(path, title, exact=False, **page):
+    """Write the ``page_text`` and return its path. Another file of that name is never overwritten: the page
+    gets a number, or, where the name is wanted ``exact``, this is a UserError."""
+    text = page_text(title, **page)
 
     def same(other):
         return other.is_file() and other.read_bytes() == text.encode()
