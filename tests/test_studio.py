@@ -566,7 +566,7 @@ def test_the_command_serves_and_cleans_up(runs, tmp_path):
     line = process.stdout.readline()
     assert line.startswith("studio: http://0.0.0.0:") and [*tmp_path.glob("studio-*")]
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and not [*tmp_path.glob("studio-*")]
     assert err.startswith("warning: 0.0.0.0 can be reached from other machines") and err.count("\n") == 1
 
@@ -694,8 +694,7 @@ def test_waiting_cancelling_and_mistakes(page, desk, monkeypatch):
     # the first is cancelled, the second is made
     find("[aria-label='Cancel: sit']")[0].click()
     go.set()
-    wait(lambda: find("#clips .name"), 20)
-    assert [item.text for item in find("#clips .name")] == ["1: sit / wave"] and not find("#jobs li")
+    wait(lambda: [item.text for item in find("#clips .name")] == ["1: sit / wave"] and not find("#jobs li"), 20)
     assert [part.text for part in find("#parts button")] == ["0.0\u20132.0 s: sit", "2.0\u20134.0 s: wave"]
 
     # a failure of the work itself; a phone
