@@ -60,6 +60,21 @@ def targets_of(pipeline, parts, context, settings):
             tail = targets[-context:]
 
 
+@torch.no_grad()
+def continue_from(pipeline, before, cond, frames, seeds, **settings):
+    """Un-normalised features, a list of (4 + T_i, D) CPU tensors, of clips that go on after ``before``
+    (n, D), whose n is a multiple of 4: first its last token, then ``frames`` (B ints, multiples of 4), under
+    conditions (B, C), a TextCondition or None. settings: SamplerSettings."""
+    motion = (torch.from_numpy(before).to(pipeline.device) - pipeline.mean) / pipeline.std
+    last = pipeline.ae.snap(pipeline.ae.encode_targets(motion[None])[1])[:, -1:]
+    lengths = torch.tensor(frames) // UNIT + 1
+    keep = (torch.arange(int(lengths.max()), device=pipeline.device) < 1).expand(len(seeds), -1)
+    known = last.expand(len(seeds), keep.shape[1], -1), keep
+    cond = None if cond is None else cond.to(pipeline.device)
+    targets = pipeline.generator.generate(pipeline.ae, cond, lengths, seeds, known=known, **settings)
+    return pipeline.decode(targets, lengths * UNIT)
+
+
 def windows(tokens, most):
     """Sizes of as few windows of at most ``most`` new tokens as hold ``tokens``, as equal as can be."""
     count = -(-tokens // most)

@@ -2,7 +2,8 @@
 reads.
 
 "prompt"; "fps": frames per second; "codes": see ``models.pipeline.codes_of``; "edited": [[start, stop]], the
-frames that edit.py made; "source": the clip that it edited; "run", "dataset", "seed", "repeat": how the clip
+frames that edit.py made; "source": the clip that it edited; "kept": what it kept of the body there;
+"start_pose", "trajectory": files that sample.py was given; "run", "dataset", "seed", "repeat": how the clip
 was made.
 """
 import json

@@ -65,6 +65,23 @@ class Skeleton:
         return tuple(tuple(dict.fromkeys(child for parent, child in self.bones if parent == joint))
                      for joint in range(self.num_joints))
 
+    @cached_property
+    def body_parts(self):
+        """{name: joints}: arms and legs without the joint that they leave, the head with the neck; the lower
+        body is the root and both legs, the upper body all else."""
+        r_arm, l_arm = (next(chain for chain in self.chains if joint in chain)
+                        for joint in self.face_joints[2:])
+        spine = next(chain for chain in self.chains if r_arm[0] in chain[1:])
+        left, right = self.legs
+        lower = (0, *left, *right)
+        return {"left_arm": l_arm[1:], "right_arm": r_arm[1:], "left_leg": left, "right_leg": right,
+                "head": spine[spine.index(r_arm[0]) + 1 :], "lower_body": lower,
+                "upper_body": tuple(joint for joint in range(self.num_joints) if joint not in lower)}
+
+    def depth(self, joint):
+        """How many bones lead from the root to a joint."""
+        return 0 if joint == 0 else 1 + self.depth(self.parents[joint])
+
     @property
     def essential_dim(self):
         return 4 + 3 * (self.num_joints - 1)
