@@ -87,9 +87,9 @@ def parse_args():
         help="of --chain: write frames to FILE (- = stdout) as soon as they are ready, a line of JSON for "
              "each, instead of a .npy and a video")
     add("--start_pose", default=None, metavar="CLIP[@FRAME]",
-        help="a .npy clip: the new one begins in its last pose, or in that of FRAME, and moves on from there")
+        help="a .npy clip: the new one begins in its last pose, or that of FRAME, and goes on from there")
     add("--trajectory", default=None, metavar="FILE",
-        help="a .csv file with columns seconds (or frame), x, z in metres and, if wanted, heading in degrees: "
+        help="a .csv file with columns seconds (or frame), x, z (metres) and, if wanted, heading (degrees): "
              "the path of the body on the floor, which also sets the clip's length")
     args = parser.parse_args()
     check_chain(args)

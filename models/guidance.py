@@ -13,14 +13,16 @@ from models.pipeline import clip_seed
 
 STEPS = (25, 25, 50)  # of descent in each round; between two rounds tokens are generated again
 STEP = 0.08  # learning rate of Adam, in standard deviations of a clip's targets
+BETAS = (0.9, 0.999)  # of Adam
 NEAR = 0.007  # weight of the mean squared distance from what was sampled, in variances
 AGAIN = 3  # generation between known neighbours takes this part of the iterations
 
 
 @torch.no_grad()
 def generate_towards(pipeline, goal, cond, frames, seeds, **settings):
-    """The goal, and un-normalised features, a list of (T, D) CPU tensors, of one clip per seed with conditions
-    (B, C), a TextCondition or None. frames: of each clip, a multiple of 4. settings: SamplerSettings.
+    """The goal, and un-normalised features, a list of (T, D) CPU tensors, of one clip per seed with
+    conditions (B, C), a TextCondition or None. frames: of each clip, a multiple of 4. settings:
+    SamplerSettings.
 
     goal: class or function of the un-normalised features (B, T, D) of the free clips, which gives an object
     whose ``loss``, (features (B, T, D)) -> (B,), is differentiable and small against 1 where the goal is met.
@@ -48,14 +50,17 @@ def generate_towards(pipeline, goal, cond, frames, seeds, **settings):
 
 
 def descend(loss, targets, steps):
-    """Targets (B, L, d), moved down the gradient of ``loss``: (B, L, d) -> (B,), by Adam. A clip does not
-    depend on the others."""
+    """Targets (B, L, d), moved down the gradient of ``loss``: (B, L, d) -> (B,), by Adam (written out:
+    the import of torch's takes seconds). A clip does not depend on the others."""
     spread = targets.std((1, 2), keepdim=True).clamp(min=1e-6)
-    with torch.enable_grad():
-        moved = torch.zeros_like(targets, requires_grad=True)
-        optimiser = torch.optim.Adam([moved], lr=STEP)
-        for _ in range(steps):
+    moved, mean, square = (torch.zeros_like(targets) for _ in range(3))
+    for i in range(1, steps + 1):
+        with torch.enable_grad():
+            moved.requires_grad_()
             total = (loss(targets + spread * moved) + NEAR * moved.square().mean((1, 2))).sum()
-            moved.grad, = torch.autograd.grad(total, [moved])
-            optimiser.step()
-    return targets + spread * moved.detach()
+            gradient, = torch.autograd.grad(total, [moved])
+        mean = BETAS[0] * mean + (1 - BETAS[0]) * gradient
+        square = BETAS[1] * square + (1 - BETAS[1]) * gradient.square()
+        step = mean / (1 - BETAS[0] ** i) / ((square / (1 - BETAS[1] ** i)).sqrt() + 1e-8)
+        moved = moved.detach() - STEP * step
+    return targets + spread * moved

@@ -1,9 +1,8 @@
 """Two clips in one body: some joints move as in one clip, the rest as in another.
 
 Where a limb of one clip leaves the body of the other, it is carried from its own parent's frame to that of
-the new one, so bones keep their lengths and joints their angles. The frame of a joint is the orientation of
-the body there (``rotations.orientations``); that of the pelvis stays upright and turns with the line of the
-hips, so that a leg does not swing up where the trunk bends forward.
+the new one, so bones keep their lengths and joints their angles (``_frames``). The pelvis' frame stays
+upright and turns with the line of the hips: a leg does not swing up where the trunk bends forward.
 
 Shapes: T frames, J joints.
 """
@@ -55,8 +54,11 @@ def layer(source, new, kept, skeleton):
 
 
 def _frames(joints, skeleton):
-    """Orientations (T, J, 3, 3) of the body at each joint; at the root upright."""
-    frames = orientations(joints, skeleton, skeleton.t_pose)[0]
+    """Orientations (T, J, 3, 3) of what leads to each joint, the bone that ends there; of the chest and other
+    forks, the body; of the root, the hips, upright."""
+    bodies, bones = orientations(joints, skeleton, skeleton.t_pose)
+    forks = np.array([len(children) > 1 for children in skeleton.children])
+    frames = np.where(forks[:, None, None], bodies, bones)
     right_hip, left_hip, *_ = skeleton.face_joints
     across = joints[:, left_hip] - joints[:, right_hip]
     heading = np.unwrap(np.arctan2(-across[:, 2], across[:, 0]))

@@ -137,21 +137,29 @@ class Course:
 
     def place(self, features, clip):
         """Joints (T, J, 3) float32 in metres, in the world, of features (T, D) of the clip with a number: on
-        the path but for the sway of the gait, and in a given heading but for its quick turns."""
-        smooth = SWAY * self.spec.fps
+        the path but for the sway of the gait, and in a given heading but for quick turns; exactly in the
+        first frame and in the last one."""
+        sigma = SWAY * self.spec.fps
         joints = features_to_joints(np.asarray(features, np.float64), self.spec.joints)
         heading, root = recover_root(np.asarray(features, np.float64))
         root = root * self.spec.metres_per_unit
         extra = np.zeros(len(root))
         if self.trajectory.heading is not None:
             missing = self.heading[clip] - self.heading[clip, 0] - heading
-            extra = gaussian_filter1d(np.unwrap(missing), smooth, mode="nearest")
-        away = gaussian_filter1d((self.path[clip] - root) * [1, 0, 1], smooth, axis=0, mode="nearest")
+            extra = smoothed(np.unwrap(missing), sigma)
+        away = smoothed((self.path[clip] - root) * [1, 0, 1], sigma)
         pose = joints * self.spec.metres_per_unit - root[:, None] * [1, 0, 1]
         joints = rotate_y(pose, extra[:, None]) + ((root + away) * [1, 0, 1])[:, None]
         joints = rotate_y(joints, self.heading[clip, 0])
         start = np.insert(self.trajectory.positions[0], 1, 0)
         return (joints + start).astype(np.float32)
+
+
+def smoothed(rows, sigma):
+    """Rows (T, ...) after a Gaussian over time, of ``sigma`` frames; the first row and the last one stay."""
+    more = min(int(4 * sigma), len(rows) - 1)  # mirrored at both ends in time and in value
+    around = np.pad(rows, [(more, more)] + [(0, 0)] * (rows.ndim - 1), mode="reflect", reflect_type="odd")
+    return gaussian_filter1d(around, sigma, axis=0, truncate=more / sigma)[more : more + len(rows)]
 
 
 def skating(features, spec):
