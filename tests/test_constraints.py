@@ -114,7 +114,7 @@ def test_limbs_are_kept_relative_to_the_body(name, parts):
             inside = [bone for bone in skeleton.bones if limb[bone[1]] and (limb[bone[0]] or part == "head")]
             inside = inside[:1] if part == "head" else inside
             assert np.abs(angles(out, inside) - angles(source, inside)).max() < 1e-6
-    assert np.abs(out[:, kept] - new[:, kept]).max() > 0.05
+    assert np.abs(out[:, kept] - new[:, kept]).max() > 0.03
     assert np.array_equal(layer(source, source, kept, skeleton), source)
     # moved and turned as a whole, the source's limb is the same
     moved = (rotate_y(source.astype(float), np.full((50, 1), 1.3)) + [5, 0, -3]).astype(np.float32)
@@ -391,9 +391,9 @@ def test_targets_go_down_through_every_decoder(ae_name):
     assert all(parameter.grad is None for parameter in ae.parameters())
 
 
-@pytest.mark.parametrize("dataset", ["body22", "body21", "continuous"])
+@pytest.mark.parametrize("dataset", ["body21", "continuous"])
 def test_generation_nears_the_goal(work, dataset, monkeypatch):
-    monkeypatch.setattr("models.guidance.STEPS", (5, 25))
+    monkeypatch.setattr("models.guidance.STEPS", (5, 20))
     pipeline, spec = pipeline_of(dataset)
     pipeline.std[1:3] *= 30  # an untrained decoder hardly moves
     goal = partial(Course, arc(fps=spec.fps), spec)
