@@ -4,12 +4,14 @@ frame stays exactly as it was.
     python edit.py --name FSQ_MARDM --dataset_name t2m --source_motion clip.npy -msec 0.3,0.6 \\
         --text_prompt "a person jumps over a puddle"
     python edit.py ... -msec 0,20 100,1.0     # several sections; numbers with a dot are fractions of the clip
+    python edit.py ... -msec 0.0,1.0 --keep_joints left_arm head     # the rest of the body follows the text
 
 The source holds joints (T, J, 3) in metres, as sample.py writes them, or un-normalised features (T, D), as
 data sets hold them, of 4 to 196 frames. Section a,b is frames a to b - 1. Tokens (4 frames) that touch a
 section are generated, given all others. Writes one .npy (joints) and one .mp4 per prompt and repeat to
 generation/<name>_<dataset>/: outside the sections the source's joints, bit for bit; inside, the generated
 motion, whose pose, heading and position meet the kept frames on both sides (utils/motion/inbetweening.py).
+--keep_joints: these joints move as in the source inside the sections too (utils/motion/layering.py).
 --view also writes a page that plays the clips.
 Lengths after a # in --text_path are ignored. A generator trained with --cond_mode action takes --action
 instead of a prompt, one trained with uncond neither.
@@ -23,12 +25,10 @@ from tqdm import tqdm
 from models.AE import UNIT
 from sample import clean, facts_of, load, make_parser, plan, write
 from utils import options
-from utils.arrays import load_array
-from utils.errors import MissingFile, UserError, run
-from utils.lengths import MAX_LENGTH, SHORTEST
-from utils.motion.features import LARGEST, essential, features_to_joints, joints_to_features
+from utils.errors import UserError, run
 from utils.motion.inbetweening import sections_of, stitch
-from utils.motion.skeletons import SKELETONS
+from utils.motion.layering import joints_named, layer
+from utils.motion.sources import read_source
 from utils.visualize import safe_filename
 
 BATCH = 32  # clips generated together
@@ -40,46 +40,10 @@ def parse_args():
     add("--source_motion", required=True, help=".npy file of joints (frames, J, 3) or features (frames, D)")
     add("-msec", "--mask_edit_section", nargs="+", required=True, metavar="START,END",
         help="sections to regenerate: fractions of the clip (with a dot) or frames; END is excluded")
+    add("--keep_joints", nargs="+", default=(), metavar="PART",
+        help="parts of the body or joints that keep the source's motion: left_arm, right_arm, left_leg, "
+             "right_leg, head, upper_body, lower_body (with the path on the floor), or names like LeftHand")
     return parser.parse_args()
-
-
-def read_source(path, spec, longest=MAX_LENGTH):
-    """Joints (T, J, 3) in metres of a .npy file, unchanged, and their essential features (T, D) in the data
-    set's unit of length. UserError if it cannot be used, or has more than ``longest`` frames."""
-    skeleton, unit = spec.layout, spec.metres_per_unit
-    if not Path(path).is_file():
-        raise MissingFile(f"--source_motion: no file {path}")
-    try:
-        source = load_array(path)
-    except UserError as error:
-        raise UserError(f"--source_motion is not a .npy file of numbers, or is damaged: {error}") from error
-    check_source(source, path, skeleton, longest)
-    # at least float32: integers and half precision keep their values
-    source = source.astype(np.result_type(source, np.float32), copy=False)
-    if source.ndim == 2:
-        joints = features_to_joints(source, skeleton.num_joints) * unit
-        return joints, essential(source, skeleton).astype(np.float32)
-    # Features contain velocities, so they are one frame shorter: extrapolate the last pose along the floor.
-    ahead = source[-1:] + (source[-1:, :1] - source[-2:-1, :1]) * [1, 0, 1]
-    return source, essential(joints_to_features(np.concatenate([source, ahead]) / unit, skeleton), skeleton)
-
-
-def check_source(source, path, skeleton, longest=MAX_LENGTH):
-    """UserError unless the array is a clip of the skeleton's joints or features."""
-    shape = source.shape
-    joints = len(shape) == 3 and shape[1:] == (skeleton.num_joints, 3)
-    own = (skeleton.essential_dim, skeleton.feature_dim)
-    of_others = {dim for other in SKELETONS.values() for dim in (other.essential_dim, other.feature_dim)}
-    features = len(shape) == 2 and shape[1] >= own[0] and shape[1] not in of_others - {*own}
-    if not joints and not features:
-        raise UserError(f"--source_motion: {path} has shape {shape}; the generator's skeleton "
-                        f"({skeleton.name}) needs joints (frames, {skeleton.num_joints}, 3) or features "
-                        f"(frames, {skeleton.essential_dim} or {skeleton.feature_dim})")
-    if not SHORTEST <= len(source) <= longest:
-        raise UserError(f"--source_motion: {path} has {len(source)} frames, outside {SHORTEST}..{longest}")
-    if source.dtype.kind not in "fiu" or not (np.abs(source) < LARGEST).all():
-        raise UserError(f"--source_motion: {path} holds NaN, infinite values, values above {LARGEST:.0e}, or "
-                        "no numbers")
 
 
 def parse_sections(words, frames):
@@ -140,22 +104,45 @@ def replace_frames(joints, features, motion, edited, spec):
     return out
 
 
+def keep(joints, new, edited, kept, spec):
+    """The clip ``new`` (T, J, 3), whose ``kept`` (J,) joints move as in ``joints`` in the ``edited`` (T,)
+    frames. Joints that are not finite are left to ``write_clips``."""
+    if not kept.any() or not np.isfinite(new).all():
+        return new
+    out = new.copy()
+    out[edited] = layer(joints, new, kept, spec.layout)[edited]
+    return out
+
+
+def clean_all_but(kept, joints, spec, name, edited):
+    """``clean``, but legs with ``kept`` (J,) joints stay as they are."""
+    out = clean(joints, spec, name, free=edited)
+    for leg in map(list, spec.layout.legs):
+        if kept[leg].any():
+            out[:, leg] = joints[:, leg]
+    return out
+
+
 def edited_clips(args, source, edited, pipeline, checkpoint, spec):
     """An iterator over the clips that a command line asks for, as ``sample.write`` takes them. source: joints
     and features as ``read_source`` gives them; edited: (T,). UserError for a mistake, at the call."""
+    kept = joints_named(args.keep_joints, spec.layout, "--keep_joints")
     jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec)
     joints, features = source
     sections = sections_of(edited)
     frames = " ".join(f"{start}-{stop - 1}" for start, stop in sections)
     stem = f"{safe_filename(Path(args.source_motion).stem, 30)}_edit_{safe_filename(frames, 30)}"
+    stem += f"_keep_{safe_filename(' '.join(args.keep_joints), 30)}" if args.keep_joints else ""
 
     def make():
         motions = regenerate(pipeline, features, edited, cond, seeds, **settings)
         for job, (motion, codes) in zip(jobs, motions):
             name = f"{job.row:03d}_{safe_filename(job.prompt)}_{stem}_r{job.repeat}"
             new = replace_frames(joints, features, motion, edited, spec)
-            new = clean(new, spec, name, free=edited) if args.clean_feet else new
+            new = keep(joints, new, edited, kept, spec)
+            new = clean_all_but(kept, new, spec, name, edited) if args.clean_feet else new
             facts = facts_of(job, codes, args) | {"edited": sections, "source": Path(args.source_motion).name}
+            facts |= {"kept": args.keep_joints} if args.keep_joints else {}
             yield name, new, f"{job.prompt} (new: frames {frames})", facts
 
     return make()

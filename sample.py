@@ -8,12 +8,14 @@ plays them, --export files for Blender and other software.
     python sample.py --name FREE --repeat_times 8                       # trained with --cond_mode uncond
     python sample.py ... --text_prompt "he walks" "he waves" --chain    # one motion, a part for each prompt
     python sample.py ... --text_path prompts.txt --chain --stream -     # its frames on stdout, line by line
+    python sample.py ... --text_prompt "he sits down" --start_pose walk.npy    # goes on where a clip ends
+    python sample.py ... --text_prompt "he walks" --trajectory path.csv        # along a path on the floor
 
 Lengths that are not given are drawn: by the length estimator (train_length_estimator.py) for text, otherwise
 from the lengths of the generator's training clips. Checkpoints trained with this code need no data set.
 """
 import itertools
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +24,9 @@ import torch
 from tqdm import tqdm
 
 from models.AE import UNIT, AE_models
-from models.chaining import CONTEXT, WINDOW, Part, chain
+from models.chaining import CONTEXT, WINDOW, Part, chain, continue_from
 from models.generation import check_settings
+from models.guidance import generate_towards
 from models.LengthEstimator import LengthTable
 from models.loading import load_length_estimator, load_pipeline
 from models.MARDM import MARDM_models
@@ -44,14 +47,17 @@ from utils.errors import MissingFile, UserError, run, say
 from utils.evaluation.metrics import foot_skating
 from utils.export.formats import Clip, add_formats, check_formats, export_clip
 from utils.files import RunFolder
-from utils.lengths import MAX_LENGTH
+from utils.lengths import MAX_LENGTH, SHORTEST
 from utils.motion.features import joints_of_pieces
 from utils.motion.feet import clean_feet
+from utils.motion.sources import read_pose, start_in, whole_tokens
+from utils.motion.trajectory import Course, read_trajectory
 from utils.training.settings import pick_device
 from utils.viewer.page import check_count, read_clip, write_page
 from utils.visualize import safe_filename
 
 LONGEST_PART = 10_000_000  # frames of a part of a chain: days
+BATCH = 32  # clips generated together
 
 
 def make_parser(doc):
@@ -82,8 +88,14 @@ def parse_args(words=None):
     add("--stream", default=None, metavar="FILE",
         help="of --chain: write frames to FILE (- = stdout) as soon as they are ready, a line of JSON for "
              "each, instead of a .npy and a video")
+    add("--start_pose", default=None, metavar="CLIP[@FRAME]",
+        help="a .npy clip: the new one begins in its last pose, or that of FRAME, and goes on from there")
+    add("--trajectory", default=None, metavar="FILE",
+        help="a .csv file with columns seconds (or frame), x, z (metres) and, if wanted, heading (degrees): "
+             "the path of the body on the floor, which also sets the clip's length")
     args = parser.parse_args(words)
     check_chain(args)
+    check_constraints(args)
     return args
 
 
@@ -98,6 +110,17 @@ def check_chain(args):
         raise UserError("--stream writes one motion; leave out --repeat_times")
     if args.stream is not None and args.clean_feet:
         raise UserError("--clean_feet needs the whole clip; leave out --stream")
+
+
+def check_constraints(args):
+    """UserError for --start_pose or --trajectory with flags that they do not go with."""
+    given = [name for name in ("start_pose", "trajectory") if getattr(args, name) is not None]
+    if given and args.chain:
+        raise UserError(f"--{given[0]} is for single clips; leave out --chain")
+    if len(given) > 1:
+        raise UserError("pass --start_pose or --trajectory, not both; a trajectory says where a clip starts")
+    if args.trajectory is not None and args.motion_length:
+        raise UserError("--trajectory sets the clip's length; leave out --motion_length")
 
 
 def load(args, precision="fp32"):
@@ -282,21 +305,88 @@ def make_chains(args, pipeline, checkpoint, spec):
         write(list(chained_clips(args, itertools.chain([first], made), spec)), args, spec)
 
 
+def freely(pipeline, cond, lengths, seeds, settings, spec):
+    """[(joints (T, J, 3) in metres, codes or None)] of clips without constraints."""
+    with tqdm(total=len(seeds), desc="generating", unit="clip") as progress:
+        motions = pipeline.sample(cond, lengths, seeds, progress=progress, decode=pipeline.decode_with_codes,
+                                  **settings)
+    return [(joints_in_metres(motion, spec), codes) for motion, codes in motions]
+
+
+def in_batches(count):
+    """Yields slices of at most BATCH of ``count`` clips."""
+    for first in tqdm(range(0, count, BATCH), desc="generating", unit="batch"):
+        yield slice(first, first + BATCH)
+
+
+def from_pose(pipeline, pose, cond, lengths, seeds, settings, spec):
+    """[(joints (T, J, 3) in metres, None)] of ``lengths``, which begin in the pose in which ``pose`` ends:
+    joints (n, J, 3) and features (n, D)."""
+    joints, features = pose
+    before, out = whole_tokens(features, UNIT), []
+    for rows in in_batches(len(seeds)):
+        motions = continue_from(pipeline, before, None if cond is None else cond[rows], lengths[rows],
+                                seeds[rows], **settings)
+        # the token that stays ends with the pose
+        out += [(start_in(joints, features, motion[UNIT - 1 : -1].numpy(), spec), None)
+                for motion in motions]
+    return out
+
+
+def along(pipeline, trajectory, cond, seeds, settings, spec):
+    """[(joints (T, J, 3) in metres, None)], one for each of ``seeds``, which follow a Trajectory."""
+    out, goal = [], partial(Course, trajectory, spec)
+    for rows in in_batches(len(seeds)):
+        course, motions = generate_towards(pipeline, goal, None if cond is None else cond[rows],
+                                           len(trajectory), seeds[rows], **settings)
+        out += [(course.place(motion, clip), None) for clip, motion in enumerate(motions)]
+    return out
+
+
+def read_constraints(args, spec):
+    """What --start_pose (see ``read_pose``) and --trajectory name, or None; the most frames of a clip."""
+    pose = None if args.start_pose is None else read_pose(args.start_pose, spec)
+    trajectory = None if args.trajectory is None else read_trajectory(args.trajectory, spec.fps, SHORTEST,
+                                                                      MAX_LENGTH)
+    return pose, trajectory, MAX_LENGTH if pose is None else MAX_LENGTH - UNIT
+
+
+def clips_of(args, jobs, motions, spec):
+    """Yields what ``write`` takes for Jobs and their (joints, codes)."""
+    for job, (joints, codes) in zip(jobs, motions):
+        name = f"{job.row:03d}_{safe_filename(job.prompt)}_{len(joints)}f_r{job.repeat}"
+        facts = facts_of(job, codes, args)
+        if args.trajectory is not None:
+            facts["trajectory"] = Path(args.trajectory).name
+            joints = clean(joints, spec, name, floor=0)  # feet slide where a path is forced on a body
+        elif args.start_pose is not None:
+            facts["start_pose"] = Path(args.start_pose).name
+            free = np.arange(len(joints)) > 0
+            joints = clean(joints, spec, name, free) if args.clean_feet else joints
+        elif args.clean_feet:
+            joints = clean(joints, spec, name, floor=0)
+        yield name, joints, job.prompt, facts
+
+
 def single_clips(args, pipeline, checkpoint, spec):
     """An iterator over the clips that a command line asks for, as ``write`` takes them. UserError for a
     mistake, at the call."""
-    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length)
-    lengths = choose_lengths(jobs, cond, checkpoint, args, spec)
+    pose, trajectory, longest = read_constraints(args, spec)
+    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length,
+                                       longest)
+    if trajectory is None:
+        lengths = choose_lengths(jobs, cond, checkpoint, args, spec, longest)
+    elif any(job.frames for job in jobs):
+        raise UserError("--trajectory sets the clip's length; leave out the #frames of --text_path")
 
     def make():
-        with tqdm(total=len(jobs), desc="generating", unit="clip") as progress:
-            motions = pipeline.sample(cond, lengths, seeds, progress=progress,
-                                      decode=pipeline.decode_with_codes, **settings)
-        for job, (motion, codes) in zip(jobs, motions):
-            joints = joints_in_metres(motion, spec)
-            name = f"{job.row:03d}_{safe_filename(job.prompt)}_{len(joints)}f_r{job.repeat}"
-            joints = clean(joints, spec, name, floor=0) if args.clean_feet else joints
-            yield name, joints, job.prompt, facts_of(job, codes, args)
+        if trajectory is not None:
+            motions = along(pipeline, trajectory, cond, seeds, settings, spec)
+        elif pose is not None:
+            motions = from_pose(pipeline, pose, cond, lengths, seeds, settings, spec)
+        else:
+            motions = freely(pipeline, cond, lengths, seeds, settings, spec)
+        yield from clips_of(args, jobs, motions, spec)
 
     return make()
 

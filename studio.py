@@ -193,7 +193,7 @@ class Studio:
         loaded = self.load(job, trained)
         spec = loaded[2]
         words = {"text": "text_prompt", "action": "action"}.get(trained.condition)
-        args = self.wishes(trained, wanted.settings, source_motion=str(before.path),
+        args = self.wishes(trained, wanted.settings, source_motion=str(before.path), keep_joints=(),
                            **({words: [wanted.prompt]} if words else {}))
         job.begin("reading the words")
         joints, features = edit.read_source(before.path, spec, longest=before.frames)

@@ -65,6 +65,26 @@ def count_windows(frames, context=CONTEXT):
     return len(windows(max(frames // UNIT, 1), WINDOW - context))
 
 
+@torch.no_grad()
+def continue_from(pipeline, before, cond, frames, seeds, **settings):
+    """Un-normalised features, a list of (4 + T_i, D) CPU tensors, of clips that go on after ``before``
+    (n, D), whose n is a multiple of 4: first its last token, then ``frames`` (B ints, multiples of 4), under
+    conditions (B, C), a TextCondition or None. settings: SamplerSettings."""
+    ae = pipeline.ae
+    motion = (torch.from_numpy(before).to(pipeline.device) - pipeline.mean) / pipeline.std
+    past = ae.snap(ae.encode_targets(motion[None])[1])[:, -decoder_reach(ae.decoder) - 1 :]
+    past = past.expand(len(seeds), -1, -1)
+    lengths = torch.tensor(frames) // UNIT + 1
+    keep = (torch.arange(int(lengths.max()), device=pipeline.device) < 1).expand(len(seeds), -1)
+    known = past[:, -1:].expand(-1, keep.shape[1], -1), keep
+    cond = None if cond is None else cond.to(pipeline.device)
+    targets = pipeline.generator.generate(ae, cond, lengths, seeds, known=known, **settings)
+    # the decoder, unlike the generator, sees all that came before: at a clip's beginning bodies stand still
+    seen = past.shape[1] - 1
+    made = pipeline.decode(torch.cat([past[:, :-1], targets], 1), (lengths + seen) * UNIT)
+    return [clip[seen * UNIT :] for clip in made]
+
+
 def windows(tokens, most):
     """Sizes of as few windows of at most ``most`` new tokens as hold ``tokens``, as equal as can be."""
     count = -(-tokens // most)

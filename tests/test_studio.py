@@ -694,7 +694,8 @@ def test_waiting_cancelling_and_mistakes(page, desk, monkeypatch):
     # the first is cancelled, the second is made
     find("[aria-label='Cancel: sit']")[0].click()
     go.set()
-    wait(lambda: [item.text for item in find("#clips .name")] == ["1: sit / wave"] and not find("#jobs li"), 20)
+    wait(lambda: find("#clips .name") and not find("#jobs li"), 20)
+    assert [item.text for item in find("#clips .name")] == ["1: sit / wave"]
     assert [part.text for part in find("#parts button")] == ["0.0\u20132.0 s: sit", "2.0\u20134.0 s: wave"]
 
     # a failure of the work itself; a phone

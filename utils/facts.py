@@ -3,8 +3,8 @@ reads.
 
 "prompt"; "fps": frames per second; "skeleton": see ``skeleton_files.get_skeleton``; "codes": see
 ``models.pipeline.codes_of``; "edited": [[start, stop]], the frames that edit.py made; "source": the clip that
-it edited; "parts": [[start, stop, prompt]] of a chain; "run", "dataset", "seed", "repeat": how the clip was
-made.
+it edited; "kept": what it kept of the body there; "parts": [[start, stop, prompt]] of a chain; "start_pose",
+"trajectory": files that sample.py was given; "run", "dataset", "seed", "repeat": how the clip was made.
 """
 import json
 import math

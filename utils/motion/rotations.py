@@ -196,7 +196,7 @@ def orientations(joints, skeleton, rest):
     for fork in forks:
         leaving = list(skeleton.children[fork])
         bodies[:, fork] = _best_rotation(rest[leaving], bones[:, leaving])
-    spine = _spine(skeleton)
+    spine = skeleton.spine
     start, chest = spine[0], spine[-1]
     limbs = {limb[0]: limb for limb in _limbs(skeleton)}
     for joint in _outwards(skeleton):
@@ -228,16 +228,6 @@ def _bone_directions(joints, skeleton):
 def _outwards(skeleton):
     """All joints, parents before children."""
     return [0, *dict.fromkeys(child for _, child in skeleton.bones)]
-
-
-def _spine(skeleton):
-    """The joints from the pelvis, from which both legs leave, to the chest, from which both arms do."""
-    r_hip, l_hip, r_shoulder, l_shoulder = ([0, *skeleton.way_to(joint)[1:-1]]
-                                            for joint in skeleton.face_joints)
-    pelvis = [joint for joint in r_hip if joint in l_hip][-1]
-    chest = [joint for joint in r_shoulder if joint in l_shoulder][-1]
-    way = skeleton.way_to(chest)
-    return way[way.index(pelvis):] if pelvis in way else [pelvis]
 
 
 def _limbs(skeleton):

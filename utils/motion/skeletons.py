@@ -71,6 +71,37 @@ class Skeleton:
         return tuple(tuple(dict.fromkeys(child for parent, child in self.bones if parent == joint))
                      for joint in range(self.num_joints))
 
+    @cached_property
+    def body_parts(self):
+        """{name: joints}: arms and legs without the joint that they leave, the head with the neck; the lower
+        body is the root and both legs, the upper body all else."""
+        chest = self.spine[-1]
+        r_arm, l_arm = (self.below(self.way_to(joint)[len(self.way_to(chest))])
+                        for joint in self.face_joints[2:])
+        right, left = map(self.below, self.face_joints[:2])
+        lower = (0, *left, *right)
+        return {"left_arm": l_arm, "right_arm": r_arm, "left_leg": left, "right_leg": right,
+                "head": tuple(joint for joint in self.below(chest) if joint not in (chest, *r_arm, *l_arm)),
+                "lower_body": lower,
+                "upper_body": tuple(joint for joint in range(self.num_joints) if joint not in lower)}
+
+    @cached_property
+    def spine(self):
+        """The joints from the pelvis, from which both legs leave, to the chest, from which both arms do."""
+        r_hip, l_hip, r_shoulder, l_shoulder = ([0, *self.way_to(joint)[1:-1]] for joint in self.face_joints)
+        pelvis = [joint for joint in r_hip if joint in l_hip][-1]
+        chest = [joint for joint in r_shoulder if joint in l_shoulder][-1]
+        way = self.way_to(chest)
+        return way[way.index(pelvis):] if pelvis in way else [pelvis]
+
+    def below(self, joint):
+        """A joint and all that hang on it."""
+        return tuple(other for other in range(self.num_joints) if joint in self.way_to(other))
+
+    def depth(self, joint):
+        """How many bones lead from the root to a joint."""
+        return 0 if joint == 0 else 1 + self.depth(self.parents[joint])
+
     @property
     def essential_dim(self):
         return 4 + 3 * (self.num_joints - 1)
