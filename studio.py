@@ -13,6 +13,7 @@ import gc
 import signal
 import tempfile
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -153,9 +154,10 @@ class Studio:
         key = (path, path.stat().st_mtime_ns if path.is_file() else None)
         if key != self.loaded[0]:
             job.begin(f"loading {trained.name}")
-            self.loaded = (None, None)
-            gc.collect()
-            torch.cuda.empty_cache()
+            if self.loaded[0] is not None:
+                self.loaded = (None, None)
+                gc.collect()
+                torch.cuda.empty_cache()
             self.loaded = (key, sample.load(self.wishes(trained), self.args.precision))
         return self.loaded[1]
 
@@ -241,16 +243,15 @@ def main():
     if not is_local(args.host):
         say(f"warning: {args.host} can be reached from other machines; whoever reaches it can make, see and "
             "remove clips, without a password")
-    with tempfile.TemporaryDirectory(prefix="studio-") as folder:
+    signal.signal(signal.SIGTERM, stop)
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="studio-") as folder:
         studio = Studio(args, folder)
-        server = open_server(studio, args.host, args.port)
-        signal.signal(signal.SIGTERM, stop)
-        print(f"studio: {address(server)}   (Ctrl-C ends it, and removes its clips)", flush=True)
         try:
-            server.serve_forever()  # until Ctrl-C
+            server = open_server(studio, args.host, args.port)
+            print(f"studio: {address(server)}   (Ctrl-C ends it, and removes its clips)", flush=True)
+            server.serve_forever()
         finally:
             studio.queue.close()
-            server.server_close()
 
 
 if __name__ == "__main__":
