@@ -1,7 +1,6 @@
 """A page in your browser that makes clips: words on a timeline, 3D playback, sections replaced by new words,
 files for other software. docs/studio.md shows it.
 
-    pip install -r requirements-studio.txt      # once
     python studio.py                            # then open http://127.0.0.1:7860/
     python studio.py --checkpoints_dir runs --port 8000 --ode_steps 8
 
@@ -13,6 +12,7 @@ import gc
 import signal
 import tempfile
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ from utils.errors import MissingFile, UserError, only_check, run, say
 from utils.files import RunFolder, read_checkpoint
 from utils.studio.jobs import Queue
 from utils.studio.requests import MOST_SECONDS, Trained, read_edit, read_motion, window_of
+from utils.studio.server import address, is_local, open_server
 from utils.studio.takes import Takes
 
-INSTALL = "the studio needs Flask; install it with `pip install -r requirements-studio.txt`"
 TRAIN = ("No generator has been trained yet. `make demo` trains one in about half an hour, without data of "
          "yours; docs/training.md says how to train on a data set. Then load this page again.")
 
@@ -153,9 +153,10 @@ class Studio:
         key = (path, path.stat().st_mtime_ns if path.is_file() else None)
         if key != self.loaded[0]:
             job.begin(f"loading {trained.name}")
-            self.loaded = (None, None)
-            gc.collect()
-            torch.cuda.empty_cache()
+            if self.loaded[0] is not None:
+                self.loaded = (None, None)
+                gc.collect()
+                torch.cuda.empty_cache()
             self.loaded = (key, sample.load(self.wishes(trained), self.args.precision))
         return self.loaded[1]
 
@@ -230,10 +231,6 @@ def stop(*_signal):
 
 def main():
     args = parse_args()
-    try:
-        from utils.studio.server import address, is_local, open_server
-    except ImportError as error:
-        raise UserError(f"{INSTALL} ({error})") from error
     if only_check() and not find_generators(args.checkpoints_dir)[0]:
         raise MissingFile(TRAIN)
     if options.checked():
@@ -241,16 +238,15 @@ def main():
     if not is_local(args.host):
         say(f"warning: {args.host} can be reached from other machines; whoever reaches it can make, see and "
             "remove clips, without a password")
-    with tempfile.TemporaryDirectory(prefix="studio-") as folder:
+    signal.signal(signal.SIGTERM, stop)
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="studio-") as folder:
         studio = Studio(args, folder)
-        server = open_server(studio, args.host, args.port)
-        signal.signal(signal.SIGTERM, stop)
-        print(f"studio: {address(server)}   (Ctrl-C ends it, and removes its clips)", flush=True)
         try:
-            server.serve_forever()  # until Ctrl-C
+            server = open_server(studio, args.host, args.port)
+            print(f"studio: {address(server)}   (Ctrl-C ends it, and removes its clips)", flush=True)
+            server.serve_forever()
         finally:
             studio.queue.close()
-            server.server_close()
 
 
 if __name__ == "__main__":

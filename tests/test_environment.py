@@ -16,10 +16,11 @@ ROOMS = ("models", "utils", "diffusions", "scripts", "benchmarks", "tests")
 LINE = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[0-9.]+)(?P<only>; python_version >= \"3\.11\")? +# .+")
 
 
-def pins(here=False, file="requirements.txt"):
-    """{package: version} of a file, whose lines are pins with reasons, or comments; ``here``: only what
-    applies to this Python."""
-    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
+def pins(here=False):
+    """{package: version} of requirements.txt, whose lines are pins with reasons, or comments; ``here``: only
+    what applies to this Python."""
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines()
+             if not line.startswith("#")]
     assert [line for line in lines if not LINE.fullmatch(line)] == []
     return {match["name"]: match["version"] for match in map(LINE.fullmatch, lines)
             if not (here and match["only"] and sys.version_info < (3, 11))}
@@ -44,17 +45,10 @@ def third_party_imports():
 
 
 def test_requirements_name_everything_that_is_imported():
-    pinned = pins() | pins(file="requirements-studio.txt")
+    pinned = pins()
     missing = {module: name for module, name in third_party_imports().items()
                if PACKAGE_OF.get(module, module.replace("_", "-")) not in pinned}
     assert missing == {}, "imported, but not in requirements.txt"
-
-
-def test_only_the_studios_server_needs_its_packages():
-    needed = {*pins(file="requirements-studio.txt")}
-    files = {file for file in [*ROOT.glob("*.py"), *(ROOT / "utils").rglob("*.py")]
-             if re.search(rf"^\s*(from|import) ({'|'.join(needed)})\b", file.read_text(), re.MULTILINE)}
-    assert files == {ROOT / "utils/studio/server.py"} and not needed & set(pins())
 
 
 def test_torchvision_is_left_out():

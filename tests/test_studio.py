@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from utils.arrays import load_array
 from utils.errors import UserError, run
 from utils.motion.skeletons import SKELETONS
 from utils.studio import jobs, requests
+from utils.studio.server import open_server
 from utils.studio.takes import Takes
 
 T2M = SKELETONS["t2m"]
@@ -288,9 +290,10 @@ def test_one_generator_is_kept(desk, monkeypatch):
     loads, load = [], sample.load
     monkeypatch.setattr(sample, "load", lambda args, precision: loads.append(args.dataset_name)
                         or load(args, precision))
-    for dataset in ("body22", "body22", "millimetres", "body22"):
+    for dataset in ("body22", "body22", "millimetres"):
+        first = weakref.ref(desk.loaded[1][0]) if loads else None
         finished(desk, desk.generate(ask(dataset)))
-    assert loads == ["body22", "millimetres", "body22"] and desk.loaded[1][2].name == "body22"
+    assert loads == ["body22", "millimetres"] and desk.loaded[1][2].name == "millimetres" and not first()
 
 
 def test_running_work_is_cancelled_at_its_next_iteration(desk):
@@ -456,14 +459,6 @@ def start(monkeypatch, *words):
     return end.value.code
 
 
-def test_without_flask_it_says_how_to_install(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "flask", None)
-    monkeypatch.delitem(sys.modules, "utils.studio.server", raising=False)
-    assert start(monkeypatch) == 2
-    err = capsys.readouterr().err
-    assert "install it with `pip install -r requirements-studio.txt`" in err and err.count("\n") == 1
-
-
 def test_flags():
     with pytest.raises(SystemExit):
         studio.parse_args(["--share"])
@@ -499,10 +494,6 @@ def test_runs_that_cannot_be_used_are_named(runs, tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(desk):
-    pytest.importorskip("flask", reason="Flask is not installed, so the studio's page is not tried "
-                                        "(pip install -r requirements-studio.txt)")
-    from utils.studio.server import open_server
-
     made = open_server(desk, "127.0.0.1", 0)
     threading.Thread(target=made.serve_forever, daemon=True).start()
     yield made
@@ -558,15 +549,17 @@ def test_addresses(desk):
 
 
 def test_the_command_serves_and_cleans_up(runs, tmp_path):
-    pytest.importorskip("flask", reason="Flask is not installed")
     command = [sys.executable, str(ROOT / "studio.py"), "--port", "0", "--host", "0.0.0.0",
                "--checkpoints_dir", str(runs / "checkpoints")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "TMPDIR": str(tmp_path)})
-    line = process.stdout.readline()
-    assert line.startswith("studio: http://0.0.0.0:") and [*tmp_path.glob("studio-*")]
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("studio: http://0.0.0.0:") and [*tmp_path.glob("studio-*")]
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=90)
+    finally:
+        process.kill()
     assert process.returncode == 0 and not [*tmp_path.glob("studio-*")]
     assert err.startswith("warning: 0.0.0.0 can be reached from other machines") and err.count("\n") == 1
 
