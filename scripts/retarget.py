@@ -8,7 +8,6 @@ OUT receives files of the same names. The map is JSON, {joint of --to: joint of 
 --to; what the source lacks follows the rest pose (utils/motion/retargeting.py). Feet may slide a little, as
 hips are as wide as those of --to.
 """
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from utils.arrays import load_array
 from utils.drawing import check_joints
 from utils.errors import MissingFile, UserError, run
-from utils.files import atomic_write
+from utils.files import atomic_write, read_json
 from utils.motion.retargeting import transfer
 from utils.motion.skeleton_files import read_skeleton
 from utils.options import make_parser
@@ -57,12 +56,7 @@ def read_map(path, source, target):
         return {joint: numbers[0][name] for name, joint in numbers[1].items() if name in numbers[0]}
     if not path.is_file():
         raise MissingFile(f"--map: no file {path}")
-    try:
-        names = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"--map: {path} is not JSON ({error})") from error
-    if not isinstance(names, dict):
-        raise UserError(f'--map: {path} must be {{"joint of {target.name}": "joint of {source.name}", ...}}')
+    names = read_json(path, "--map")
     for pair in names.items():
         for name, known, skeleton in zip(pair, numbers[::-1], (target, source)):
             if not isinstance(name, str) or name not in known:

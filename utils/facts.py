@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import read_json, write_text
 
 
 def write_facts(path, facts):
@@ -25,12 +25,7 @@ def read_facts(path):
     path = path.with_suffix(".json")
     if not path.is_file():
         return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); remove it, or make the clip again") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"{path} holds no facts of a clip; remove or rename it")
+    facts = read_json(path)
     for name, check in _CHECKS.items():
         if name in facts and not _holds(check, facts[name]):
             raise UserError(f"{path}: its '{name}' cannot be used; remove the file, or make the clip again")

@@ -1,6 +1,7 @@
 """Files: atomic writing, safe reading (no code in a file is run), and the folder of a run."""
 import errno
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -48,6 +49,18 @@ def write_text(path, text):
     """Write a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path, flag=""):
+    """The JSON object, a dict, in a file. UserError, which begins with ``flag``, for any other content."""
+    place = f"{flag}: {path}" if flag else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{place} holds no JSON object, {{...}}")
+    return content
 
 
 def write_checkpoint(path, content, one_writer=True):

@@ -1,6 +1,5 @@
 """What is known about each data set."""
 import atexit
-import json
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import MissingFile, UserError, only_check, say
+from utils.files import read_json
 from utils.motion.features import features_to_joints
 from utils.motion.skeleton_files import get_skeleton
 
@@ -95,13 +95,7 @@ def get_spec(name, dataset_dir="./datasets"):
     path = root / "dataset.json"
     if not path.is_file():
         raise MissingFile(f"{root} has no dataset.json; make it with python -m scripts.prepare_dataset")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
-    if not isinstance(description, dict):
-        raise UserError(f"{path} must be a JSON object, {{...}}, not a {type(description).__name__}")
-    return spec_from_description(description | {"name": name}, root, path)
+    return spec_from_description(read_json(path) | {"name": name}, root, path)
 
 
 def spec_from_description(description, root="", path="the checkpoint"):

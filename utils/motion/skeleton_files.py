@@ -18,7 +18,6 @@ and optionally, with what it is otherwise:
 
 The first joint is the pelvis, and every other one comes after its parent. Lengths are in metres.
 """
-import json
 import math
 from pathlib import Path
 
@@ -27,7 +26,7 @@ import numpy as np
 from utils.arrays import load_array
 from utils.errors import MissingFile, UserError
 from utils.facts import read_facts
-from utils.files import read_checkpoint
+from utils.files import read_checkpoint, read_json
 from utils.motion.features import TINY, rotate_y
 from utils.motion.skeletons import SKELETONS, Skeleton, sides_of, way_from_root
 
@@ -60,12 +59,9 @@ def read_description(name):
     if path.suffix == ".tar":
         content = read_checkpoint(path, ("dataset",))["dataset"]
     else:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error})") from error
+        content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object, {{...}}")
+        raise UserError(f"{path} describes no data set")
     return content.get("skeleton", content)
 
 
