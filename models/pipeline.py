@@ -32,17 +32,24 @@ def estimate_lengths(estimator, text, seeds, min_frames, max_frames):
 
 
 @torch.no_grad()
-def codes_of(ae, targets):
-    """The codes that targets (L, d) are, as plain values; None where they are none: continuous latents, mixed
-    codes, targets that were not snapped. "frames" per code; "sizes": values of each axis; "ordered": whether
-    neighbouring values are alike, as on a grid; "digits": L rows of a value per axis; "indices": L numbers of
-    the codes, absent where a code has one per axis only."""
-    if not ae.finite_targets or (ae.snap(targets) - targets).abs().max() > ON_GRID:
-        return None
-    indices = ae.quantizer.get_indices(targets)
-    codes = {"frames": UNIT, "sizes": list(ae.quantizer.axis_sizes), "ordered": ae.levels is not None,
-             "digits": ae.quantizer.to_digits(indices).tolist()}
-    return codes | ({"indices": indices.tolist()} if indices.ndim == 1 else {})
+def codes_of(ae, targets, lengths):
+    """The codes that clips' targets (B, L, d) are, of ``lengths`` (B,) in tokens: B dicts of plain values;
+    None where they are none: continuous latents, mixed codes, targets that were not snapped.
+
+    "frames" per code; "sizes": values of each axis; "ordered": whether neighbouring values are alike, as on a
+    grid; "digits": a row per code with a value per axis; "indices": numbers of the codes, absent where a code
+    has one per axis only."""
+    if not ae.finite_targets:
+        return [None] * len(targets)
+    snapped = ae.snap(targets)
+    inside = valid_mask(lengths, targets.shape[1]).to(targets.device)[..., None]
+    exact = (((snapped - targets).abs() * inside).amax((1, 2)) < ON_GRID).tolist()
+    indices = ae.quantizer.get_indices(snapped)
+    digits, flat = ae.quantizer.to_digits(indices).tolist(), indices.ndim == 2
+    indices = indices.tolist() if flat else digits
+    about = {"frames": UNIT, "sizes": list(ae.quantizer.axis_sizes), "ordered": ae.levels is not None}
+    return [about | {"digits": digits[row][:length]} | ({"indices": indices[row][:length]} if flat else {})
+            if exact[row] else None for row, length in enumerate(lengths.tolist())]
 
 
 class Pipeline:
@@ -93,8 +100,7 @@ class Pipeline:
 
     def decode_with_codes(self, targets, frames):
         """[(clip (T_i, D) of ``decode``, its ``codes_of`` or None)]."""
-        codes = [codes_of(self.ae, row[: count // UNIT]) for row, count in zip(targets, frames.tolist())]
-        return list(zip(self.decode(targets, frames), codes))
+        return list(zip(self.decode(targets, frames), codes_of(self.ae, targets, frames // UNIT)))
 
     @torch.no_grad()
     def decode_with_tail(self, targets, frames):

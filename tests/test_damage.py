@@ -16,6 +16,7 @@ from models.loading import load_autoencoder
 from scripts import prepare_dataset
 from utils.arrays import UnreadableArray, load_array
 from utils.data import datasets, packing
+from utils.data.sources import Source
 from utils.errors import UserError
 from utils.evaluation import evaluators, suites, word_vectors
 from utils.files import read_checkpoint
@@ -55,14 +56,21 @@ def mutated(content, dice, ends, letters=range(256)):
     return content
 
 
+def one_clip(folder):
+    """The Source that has clip.npy of a folder."""
+    if not (folder / "joints").exists():
+        (folder / "joints").symlink_to(folder)
+    return Source(folder, "joints", SKELETONS["t2m"], 1.0, "y", 20.0)
+
+
 def array_readers(folder):
     """{file: its readers}: every function that reads a .npy file of the user's."""
-    spec = SimpleNamespace(skeleton="t2m", metres_per_unit=1.0, root=str(folder), feature_dim=67)
+    spec = SimpleNamespace(layout=SKELETONS["t2m"], metres_per_unit=1.0, root=str(folder), feature_dim=67)
     clip, statistics = folder / "clip.npy", folder / "Mean.npy"
     return {
         clip: (lambda: load_array(clip), lambda: packing.read_features(clip, 263),
                lambda: edit.read_source(clip, spec),
-               lambda: prepare_dataset.read_features_of(clip, "t2m", "none")),
+               lambda: prepare_dataset.read_features_of(one_clip(folder), "clip", "none")),
         statistics: (lambda: datasets.load_statistics(spec),
                      lambda: suites.read_statistics(statistics, "standard", SKELETONS["t2m"])),
         folder / "our_vab_data.npy": (lambda: word_vectors.read_vectors(folder / "our_vab_data.npy"),),
@@ -95,7 +103,7 @@ def test_a_damaged_clip_is_left_out_with_its_reason(tmp_path):
     for content in (saved(np.save, np.ones((20, 263))).replace(b"}", b"{", 1), b"PK"):
         path.write_bytes(content)
         for features, reason, *_ in (packing.read_features(path, 263),
-                                     prepare_dataset.read_features_of(path, "t2m", "none")):
+                                     prepare_dataset.read_features_of(one_clip(tmp_path), "clip", "none")):
             assert features is None and "cannot be read (" in reason and str(tmp_path) not in reason
     assert packing.read_features(tmp_path / "absent.npy", 263) == (None, "file is missing")
 

@@ -409,7 +409,7 @@ def test_sampling(machine, trained, name):
     device = machine.run("sample", "--name", "mardm", *ON_DEMO, "--device", name, "--text_prompt", "walk",
                          "--repeat_times", "3", "--no_video", "--output_dir", folder, *FAST, name=name)
     assert len(list(Path(folder).rglob("*.npy"))) == 3
-    assert device.count("read") == 1  # the finished clips
+    assert device.count("read") < 8  # the finished clips, and their codes, of all clips at once
 
 
 def test_editing(machine, trained):
@@ -418,7 +418,7 @@ def test_editing(machine, trained):
                          "--text_prompt", "jump", "--no_video", "--output_dir", "edited", *FAST)
     clip, = Path("edited").rglob("*.npy")
     assert np.array_equal(np.load(clip)[:20], np.load("clip.npy")[:20])
-    assert device.count("read") == 2  # which tokens are known, and the finished clips
+    assert device.count("read") < 9  # which tokens are known, the finished clips, and their codes
 
 
 def test_evaluation_of_the_autoencoder(machine, trained):

@@ -196,17 +196,21 @@ def test_codes_of_every_kind_of_target(name, settings, ordered):
     torch.manual_seed(0)
     ae = AE_models[name](width=16, latent_dim=16, **settings).eval()
     if ordered is None:
-        assert codes_of(ae, torch.zeros(10, ae.target_dim)) is None
+        assert codes_of(ae, torch.zeros(2, 10, ae.target_dim), torch.tensor([10, 3])) == [None, None]
         return
     with torch.no_grad():
-        targets = ae.snap(ae.encode_targets(3 * torch.randn(1, 40, 67))[1])[0]
-    codes = codes_of(ae, targets)
+        targets = ae.snap(ae.encode_targets(3 * torch.randn(2, 40, 67))[1])
+    targets[1, 4:] = 0.123  # padding
+    codes, short = codes_of(ae, targets, torch.tensor([10, 4]))
     assert codes["frames"] == 4 and codes["ordered"] is ordered
     assert codes["sizes"] == list(ae.quantizer.axis_sizes)
     indices = torch.tensor(codes.get("indices", codes["digits"]))
-    assert torch.allclose(ae.quantizer.decode_indices(indices), targets, atol=1e-5)
+    assert torch.allclose(ae.quantizer.decode_indices(indices), targets[0], atol=1e-5)
+    short = torch.tensor(short.get("indices", short["digits"]))
+    assert torch.allclose(ae.quantizer.decode_indices(short), targets[1, :4], atol=1e-5)
     assert ae.quantizer.to_digits(indices).tolist() == codes["digits"] and len(codes["digits"]) == 10
-    assert codes_of(ae, targets + 0.01) is None, "targets that were not snapped have no codes"
+    targets[0, 9] += 0.01  # targets that were not snapped have no codes
+    assert [codes is None for codes in codes_of(ae, targets, torch.tensor([10, 4]))] == [True, False]
 
 
 @pytest.fixture
