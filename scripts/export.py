@@ -49,7 +49,7 @@ def check_names(files, folder):
     for file in files:
         other = known.setdefault(file.stem if folder else file, file)
         if other != file:
-            raise UserError(f"{other} and {file} would both be {file.stem} in {folder}; export them to "
+            raise UserError(f"{other} and {file} would both be {file.stem} in {folder}; write them to "
                             "different folders")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.export import check_names, find_files
 from utils.arrays import load_array
 from utils.drawing import check_joints
 from utils.errors import MissingFile, UserError, run
@@ -31,21 +32,6 @@ def parse_args():
     add("--to", dest="target", required=True, metavar="SKELETON", help="skeleton to make: likewise")
     add("--out", type=Path, required=True, help="folder of the results")
     return parser.parse_args()
-
-
-def find_clips(paths):
-    """The .npy files of files and folders."""
-    found = []
-    for path in paths:
-        inside = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"{path} holds no .npy file")
-        found += inside
-    names = [path.name for path in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UserError(f"two clips are named {twice}; put them into different folders of --out")
-    return found
 
 
 def read_map(path, source, target):
@@ -68,7 +54,8 @@ def read_map(path, source, target):
 def main():
     args = parse_args()
     source, target = read_skeleton(args.source), read_skeleton(args.target)
-    mapping, files = read_map(args.map, source, target), find_clips(args.clips)
+    mapping, files = read_map(args.map, source, target), find_files(args.clips)
+    check_names(files, args.out)
     for path in files:
         if (args.out / path.name).exists():
             raise UserError(f"{args.out / path.name} exists already; pass another --out")
