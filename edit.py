@@ -25,6 +25,7 @@ from tqdm import tqdm
 from models.AE import UNIT
 from sample import clean, facts_of, load, make_parser, plan, write
 from utils import options
+from utils.clips import choose_run
 from utils.errors import UserError, run
 from utils.motion.inbetweening import sections_of, stitch
 from utils.motion.layering import joints_named, layer
@@ -43,7 +44,9 @@ def parse_args():
     add("--keep_joints", nargs="+", default=(), metavar="PART",
         help="parts of the body or joints that keep the source's motion: left_arm, right_arm, left_leg, "
              "right_leg, head, upper_body, lower_body (with the path on the floor), or names like LeftHand")
-    return parser.parse_args()
+    args = parser.parse_args()
+    choose_run(args)
+    return args
 
 
 def parse_sections(words, frames):

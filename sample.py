@@ -2,6 +2,7 @@
 known of the clip) per prompt and repeat, in generation/<name>_<dataset>/. --view also writes a page that
 plays them, --export files for Blender and other software.
 
+    python sample.py --text_prompt "a person walks"     # with the weights in pretrained/
     python sample.py --name FSQ_MARDM --dataset_name t2m --text_prompt "a person walks" --motion_length 120
     python sample.py ... --text_path prompts.txt    # one per line: `prompt`, `prompt#frames` or `prompt#NA`
     python sample.py --name BY_ACTION --action jump wave_left           # trained with --cond_mode action
@@ -36,6 +37,7 @@ from utils import options
 from utils.clips import (
     check_length,
     checkpoint_paths,
+    choose_run,
     open_stream,
     read_wanted,
     write_clips,
@@ -63,7 +65,7 @@ BATCH = 32  # clips generated together
 def make_parser(doc):
     """A parser with the flags that sample.py and edit.py share."""
     parser = options.make_parser(doc)
-    options.add_common(parser, name="MARDM")
+    options.add_common(parser, name=None, pretrained=True)
     options.add_generator(parser, AE_models, MARDM_models)
     options.add_sampler(parser)
     add_formats(parser, "--export", default=None,
@@ -94,6 +96,7 @@ def parse_args(words=None):
         help="a .csv file with columns seconds (or frame), x, z (metres) and, if wanted, heading (degrees): "
              "the path of the body on the floor, which also sets the clip's length")
     args = parser.parse_args(words)
+    choose_run(args)
     check_chain(args)
     check_constraints(args)
     return args
@@ -128,6 +131,8 @@ def load(args, precision="fp32"):
     pipeline, checkpoint = load_pipeline(
         *checkpoint_paths(args), args.model, args.ae_model, device=pick_device(args.device, precision),
         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
+    if "licence" in checkpoint:
+        say(f"weights: {checkpoint['licence']}")
     return pipeline, checkpoint, spec_of_checkpoint(checkpoint, args.dataset_name)
 
 

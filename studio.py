@@ -22,6 +22,7 @@ import edit
 import sample
 from models.chaining import count_windows
 from utils import options
+from utils.clips import PRETRAINED
 from utils.data.specs import spec_of_checkpoint
 from utils.errors import MissingFile, UserError, only_check, run, say
 from utils.files import RunFolder, read_checkpoint
@@ -46,12 +47,14 @@ def parse_args(words=None):
 
 
 def find_generators(checkpoints_dir):
-    """([Trained] of the generators in checkpoints/<dataset>/<name>/, [why a run was left out])."""
+    """([Trained] of the generators in checkpoints/<dataset>/<name>/ and in pretrained/, [why a run was left
+    out])."""
     found, left_out = [], []
-    for folder in sorted(Path(checkpoints_dir).glob("*/*/model")):
-        path = RunFolder(checkpoints_dir, folder.parts[-3], folder.parts[-2]).checkpoint()
+    for folder in (*sorted(Path(checkpoints_dir).glob("*/*/model")), *sorted(PRETRAINED.glob("*/*/model"))):
+        runs, dataset, name = str(folder.parents[2]), *folder.parts[-3:-1]
+        path = RunFolder(runs, dataset, name).checkpoint()
         try:
-            trained = read_generator(path, folder.parts[-3], folder.parts[-2]) if path.is_file() else None
+            trained = read_generator(path, runs, dataset, name) if path.is_file() else None
         except UserError as error:
             left_out.append(str(error))
             continue
@@ -59,7 +62,7 @@ def find_generators(checkpoints_dir):
     return found, left_out
 
 
-def read_generator(path, dataset, name):
+def read_generator(path, runs, dataset, name):
     """The Trained in a checkpoint, None for another kind of network. UserError where it cannot be used."""
     checkpoint = read_checkpoint(path, mapped=True)
     if not {"mardm", "ema_mardm"} & set(checkpoint):
@@ -68,8 +71,9 @@ def read_generator(path, dataset, name):
         raise UserError(f"{path} does not say which head it has, as released files do not; use sample.py "
                         "--model")
     kwargs = checkpoint.get("model_kwargs") or {}
-    return Trained(dataset, name, spec_of_checkpoint(checkpoint, dataset), kwargs.get("cond_mode", "text"),
-                   list(checkpoint.get("actions") or []), kwargs.get("distilled_cfg"))
+    return Trained(runs, dataset, name, spec_of_checkpoint(checkpoint, dataset),
+                   kwargs.get("cond_mode", "text"), list(checkpoint.get("actions") or []),
+                   kwargs.get("distilled_cfg"))
 
 
 class Studio:
@@ -78,7 +82,7 @@ class Studio:
 
     def __init__(self, args, folder):
         self.args, self.takes, self.queue = args, Takes(folder), Queue()
-        self.defaults = vars(sample.parse_args([])) | vars(args)
+        self.defaults = vars(sample.parse_args(["--name", "any"])) | vars(args)
         self.found, self.loaded = {}, (None, None)
 
     def models(self, _data=None):
@@ -149,7 +153,7 @@ class Studio:
 
     def load(self, job, trained):
         """The pipeline, checkpoint and DatasetSpec of a Trained. One is kept, until another is wanted."""
-        path = RunFolder(self.args.checkpoints_dir, trained.dataset, trained.name).checkpoint()
+        path = RunFolder(trained.runs, trained.dataset, trained.name).checkpoint()
         key = (path, path.stat().st_mtime_ns if path.is_file() else None)
         if key != self.loaded[0]:
             job.begin(f"loading {trained.name}")
@@ -162,7 +166,7 @@ class Studio:
 
     def wishes(self, trained, settings=None, **flags):
         """The command line of sample.py or edit.py that says the same as a request."""
-        flags |= {"name": trained.name, "dataset_name": trained.dataset}
+        flags |= {"checkpoints_dir": trained.runs, "name": trained.name, "dataset_name": trained.dataset}
         if settings is not None:
             flags |= {"seed": settings.seed, "clean_feet": settings.clean_feet}
             flags |= {} if settings.guidance is None else {"cfg": settings.guidance}

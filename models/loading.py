@@ -8,6 +8,7 @@ from models.MARDM import SIZES, MARDM_models
 from models.pipeline import Pipeline
 from utils.errors import UserError
 from utils.files import first_line, read_checkpoint
+from utils.weights import complete
 
 
 def weights_hash(module):
@@ -33,7 +34,7 @@ def build(zoo, name, kwargs, what):
 def load_state(model, state, path):
     """Strict load of a state dict, then eval mode; UserError names the first key that differs."""
     try:
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(complete(state, model.state_dict()), strict=True)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise UserError(f"the weights in {path} are those of another model: {detail}") from error

@@ -42,6 +42,11 @@ def runs(tmp_path_factory):
     return root
 
 
+@pytest.fixture(autouse=True)
+def no_pretrained_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(studio, "PRETRAINED", tmp_path / "pretrained")
+
+
 @pytest.fixture
 def desk(runs, tmp_path, monkeypatch):
     """A Studio on tiny generators, and a function that waits for a job."""
@@ -464,6 +469,13 @@ def test_flags():
         studio.parse_args(["--share"])
     args = studio.parse_args([])
     assert (args.host, args.port) == ("127.0.0.1", 7860)
+
+
+def test_pretrained_weights_are_found_too(runs, tmp_path, monkeypatch):
+    (tmp_path / "pretrained/body22").mkdir(parents=True)
+    (tmp_path / "pretrained/body22/given").symlink_to(runs / "checkpoints/body22/mardm")
+    found, _ = studio.find_generators(runs / "checkpoints")
+    assert found[-1].name == "given" and found[-1].runs == str(tmp_path / "pretrained") and len(found) == 5
 
 
 def test_nothing_trained_yet(tmp_path, monkeypatch):

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from utils.arrays import load_array, one_hot
-from utils.errors import UserError
+from utils.errors import MissingFile, UserError
 from utils.facts import write_facts
 from utils.files import RunFolder, atomic_write, read_checkpoint
 from utils.lengths import MAX_LENGTH, SHORTEST
+from utils.options import CHECKPOINTS
 from utils.visualize import render_many
 
+PRETRAINED = Path(__file__).parents[1] / "pretrained"  # weights that come with the code
 CLIPS_PER_PROCESS = 4  # at least, when several processes draw videos: each takes seconds to start
 
 
@@ -99,6 +101,22 @@ def check_length(frames, place, longest=MAX_LENGTH):
     """UserError unless a clip, or a part of a chain, can have so many frames."""
     if not SHORTEST <= frames <= longest:
         raise UserError(f"{place}: a length of {frames} frames is outside {SHORTEST}..{longest}")
+
+
+def choose_run(args):
+    """Fill in the run of a command line that names none: the pretrained weights of --dataset_name, or of
+    realmotion. UserError where there are none."""
+    if args.name is not None:
+        args.dataset_name = args.dataset_name or "t2m"
+        return
+    if args.checkpoints_dir != CHECKPOINTS:
+        raise UserError("--checkpoints_dir: pass --name too, the run to use there")
+    args.name, args.checkpoints_dir = PRETRAINED.name, str(PRETRAINED)
+    args.dataset_name = args.dataset_name or "realmotion"
+    if not RunFolder(args.checkpoints_dir, args.dataset_name, args.name).weights.is_file():
+        there = ", ".join(sorted(path.name for path in PRETRAINED.glob("*/"))) or "none"
+        raise MissingFile(f"no pretrained weights for the data set '{args.dataset_name}' (there are: "
+                          f"{there}); pass --name, a run that you trained")
 
 
 def checkpoint_paths(args, which="best"):

@@ -12,14 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from utils.errors import MissingFile, UserError, is_first, only_check
+from utils.weights import NETWORKS, join, split
 
 DTYPES = {"HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
           "DoubleStorage": torch.float64, "IntStorage": torch.int32, "LongStorage": torch.int64,
           "BoolStorage": torch.bool}
-NETWORKS = ("ae", "mardm", "ema_mardm", "estimator")  # checkpoint keys of state dicts
+WEIGHTS = ".safetensors"  # see utils/weights.py
 
 
 class UnwritableFile(UserError):
@@ -100,14 +103,35 @@ def load_plain(path, mapped=False):
                         f"{first_line(error)})") from error
 
 
+def write_weights(path, checkpoint):
+    """Write a checkpoint's dict to ``path``, NAME.safetensors, and NAME.json. UserError where that cannot
+    be."""
+    tensors, plain = split(checkpoint)
+    write_text(path.with_suffix(".json"), json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save(tensors))
+
+
+def read_weights(path):
+    """The dict that ``write_weights`` wrote. UserError where a file is missing or damaged."""
+    about = path.with_suffix(".json")
+    if not about.is_file():
+        raise MissingFile(f"{path} goes with {about.name}, which is missing; put it beside")
+    try:
+        return join(load_file(path), read_json(about))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); get it again") from error
+
+
 def read_checkpoint(path, keys=(), advice="check --name, --dataset_name and --checkpoints_dir, or train it "
                                           "first", mapped=False):
-    """The dict in a checkpoint file, on the CPU. UserError if it is missing (``advice``: what to do then),
-    damaged, needs code to load, or lacks one of the ``keys``. ``mapped``: see ``load_plain``."""
+    """The dict in a checkpoint file, .tar or .safetensors, on the CPU. UserError if it is missing
+    (``advice``: what to do then), damaged, needs code to load, or lacks one of the ``keys``. ``mapped``: see
+    ``load_plain``."""
     path = Path(path)
     if not path.is_file():
         raise MissingFile(f"no checkpoint at {path}; {advice}")
-    checkpoint = load_plain(path, mapped)
+    checkpoint = read_weights(path) if path.suffix == WEIGHTS else load_plain(path, mapped)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not the dict of a checkpoint")
     for key in NETWORKS:
@@ -189,7 +213,8 @@ def read_tensor(record, archive, folder):
 
 class RunFolder:
     """checkpoints/<dataset>/<name>/: train.log, and model/ with latest.tar, best.tar and TensorBoard events.
-    best.tar also has its published name, net_best_fid.tar, the only one that released runs have."""
+    best.tar also has its published name, net_best_fid.tar, the only one that released runs have. Exported
+    runs (scripts.export_weights) have weights.safetensors only."""
 
     def __init__(self, checkpoints_dir, dataset, name):
         if name in ("", ".", "..") or Path(name).name != name:
@@ -199,13 +224,14 @@ class RunFolder:
         self.latest, self.best = self.model_dir / "latest.tar", self.model_dir / "best.tar"
         self.published = self.model_dir / "net_best_fid.tar"
         self.finest = self.model_dir / "finest.tar"  # a released evaluator
+        self.weights = self.model_dir / f"weights{WEIGHTS}"
 
     @classmethod
     def find(cls, text, checkpoints_dir, dataset):
         """The checkpoint to use of a run that is named by its folder, or by its name on the same data set, or
         by the path of the checkpoint itself."""
         path = Path(text)
-        if path.suffix == ".tar":
+        if path.suffix in (".tar", WEIGHTS):
             return path
         if (path / "model").is_dir():
             path = path.absolute()
@@ -217,7 +243,8 @@ class RunFolder:
         overwrite a run, or if there is none to resume."""
         if is_continue and not self.latest.is_file():
             raise UserError(f"--is_continue: there is no {self.latest} to resume")
-        existing = [path for path in (self.latest, self.best, self.published, self.finest) if path.is_file()]
+        existing = [path for path in (self.latest, self.best, self.published, self.finest, self.weights)
+                    if path.is_file()]
         if existing and not is_continue:
             raise UserError(f"{existing[0]} exists; resume with --is_continue (it needs latest.tar), or pick "
                             "another --name")
@@ -243,10 +270,10 @@ class RunFolder:
 
     def checkpoint(self, which="best"):
         """The path of the checkpoint to use: "best" is best.tar, else net_best_fid.tar, else the latest; the
-        latest is latest.tar, or a released finest.tar where that is all there is."""
+        latest is latest.tar, or where there is none a released finest.tar or exported weights."""
         best = [path for path in (self.best, self.published) if which == "best" and path.is_file()]
-        only_finest = self.finest.is_file() and not self.latest.is_file()
-        return [*best, self.finest if only_finest else self.latest][0]
+        others = [path for path in (self.latest, self.finest, self.weights) if path.is_file()]
+        return [*best, *others, self.latest][0]
 
     def log(self, line):
         """Print a line and append it to train.log, once for all processes."""

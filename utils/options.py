@@ -6,6 +6,8 @@ from pathlib import Path
 
 from utils.errors import UserError, is_first, only_check, state
 
+CHECKPOINTS = "./checkpoints"  # where runs are, unless the command line says otherwise
+
 
 def make_parser(doc):
     """A parser with the script's docstring as description, defaults in the help, and one-line errors."""
@@ -60,13 +62,17 @@ positive_float, non_negative_float = number(float, 0, open_end=True), number(flo
 fraction = number(float, 0, 1)
 
 
-def add_common(parser, name, seed=3407, check=True):
-    """Flags of every script that works on a run of a data set; ``check``: it calls ``checked``."""
-    parser.add_argument("--name", default=name, help="name of the run: checkpoints/<dataset>/<name>/")
-    parser.add_argument("--dataset_name", default="t2m",
-                        help="t2m, kit, demo, or a folder made by scripts.prepare_dataset")
+def add_common(parser, name, seed=3407, check=True, pretrained=False):
+    """Flags of every script that works on a run of a data set; ``check``: it calls ``checked``;
+    ``pretrained``: it calls ``utils.clips.choose_run``."""
+    parser.add_argument("--name", default=None if pretrained else name,
+                        help="name of the run: checkpoints/<dataset>/<name>/"
+                             + "; default: the weights that come with the code, in pretrained/" * pretrained)
+    parser.add_argument("--dataset_name", default=None if pretrained else "t2m",
+                        help="t2m, kit, demo, or a folder made by scripts.prepare_dataset"
+                             + "; default: t2m, without --name realmotion" * pretrained)
     parser.add_argument("--dataset_dir", default="./datasets", help="folder of the data sets")
-    parser.add_argument("--checkpoints_dir", default="./checkpoints", help="folder of the runs")
+    parser.add_argument("--checkpoints_dir", default=CHECKPOINTS, help="folder of the runs")
     parser.add_argument("--seed", type=non_negative_int, default=seed, help="random seed")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, or auto (CUDA if available)")
     if check:

@@ -16,9 +16,10 @@ MARGIN = 2 * SHORTEST       # frames of a longer clip that a section leaves as t
 
 
 class Trained(NamedTuple):
-    """A generator that can be asked. condition: text, action or uncond; actions: their names; guidance: the
-    scale that is part of its weights, or None."""
+    """A generator that can be asked. runs: folder of <dataset>/<name>/; condition: text, action or uncond;
+    actions: their names; guidance: the scale that is part of its weights, or None."""
 
+    runs: str
     dataset: str
     name: str
     spec: DatasetSpec

@@ -6,6 +6,7 @@ run is known to be the same.
 """
 from utils.errors import UserError
 from utils.files import RunFolder, file_hash, read_checkpoint
+from utils.weights import complete
 
 # Settings of a model that shape its training, not its weights.
 FREE_SETTINGS = {"dropout", "cond_drop_prob", "word_drop_prob", "diffmlps_batch_mul", "target_scale"}
@@ -30,13 +31,14 @@ class Parent:
         first setting or tensor that differs."""
         self._check_settings(described)
         own = model.state_dict()
-        for name in dict.fromkeys([*own, *self.state]):
-            shapes = [tuple(state[name].shape) if name in state else None for state in (self.state, own)]
+        there = complete(self.state, own)
+        for name in dict.fromkeys([*own, *there]):
+            shapes = [tuple(state[name].shape) if name in state else None for state in (there, own)]
             if shapes[0] != shapes[1]:
-                there, here = ("no such tensor" if shape is None else shape for shape in shapes)
+                old, new = ("no such tensor" if shape is None else shape for shape in shapes)
                 raise UserError(f"--finetune: {self.path} is of another architecture; the first tensor that "
-                                f"differs is {name}: there {there}, here {here}")
-        model.load_state_dict(self.state)
+                                f"differs is {name}: there {old}, here {new}")
+        model.load_state_dict(there)
 
     def _check_settings(self, described):
         trained, wanted = self.content.get("model_name"), described.get("model_name")
