@@ -87,7 +87,7 @@ def train_and_evaluate(steps, tiny):
     train = [*common, "--precision", "auto", *(["--max_iter", 20] if tiny else [])]
     # Reach 1: the metrics in the README were measured with it.
     steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--fsq_levels", *LEVELS,
-          "--fsq_reach", 1, "--width", 192, "--dropout", 0, "--batch_size", 64, "--lr", 1e-3,
+          "--fsq_reach", 1, "--width", 128, "--dropout", 0, "--batch_size", 64, "--lr", 1e-3,
           "--warm_up_iter", 100, "--milestones", 1300, 1700, "--aux_loss_root", 0.15, "--epoch", 3,
           "--max_iter", 1900, "--eval_every", 1, *train)
     steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--lr", 1e-3, "--epoch", 4,

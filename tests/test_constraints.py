@@ -13,6 +13,7 @@ from test_edit import FAST, fake_features, features_of, walk, write_checkpoints
 
 import edit
 import sample
+from benchmarks import trajectories
 from models.AE import AE_models
 from models.chaining import continue_from
 from models.guidance import descend, generate_towards
@@ -472,3 +473,19 @@ def test_the_sway_of_the_gait_stays(work):
         features[:, 1], features[:, 2] = torch.from_numpy(step), 0.03
         away = Course(line, spec, features[None]).place(features, 0)[:, 0, 0]
         assert most[0] < np.abs(away[20:-20]).max() / 0.05 < most[1]
+
+
+def test_the_benchmark_of_paths(work, monkeypatch):
+    monkeypatch.setattr("models.guidance.STEPS", (2, 2))
+    pipeline, spec = pipeline_of("body22")
+    row = ("walk", "sit_down", "a line", trajectories.straight(0.5), None)
+    found = trajectories.measure(pipeline, spec, dict(cfg=2.0, time_steps=2, ode_steps=1), row,
+                                 fake_features(["a", "bc"]), [1, 2], 40)
+    assert found["clips"] == 2 and found["passed"] == {"free": 0, "guided": 0}
+    assert found["after"][0] < found["before"][0] < found["before"][1]  # the root is moved onto the path
+    assert set(found["skating"]) == set(found["jerk"]) == {"free", "forced", "guided"}
+    text = trajectories.table([found])
+    assert "walk, a line" in text and f"{found['before'][1]:.0f}" in text
+    line = Trajectory(np.stack([np.zeros(40), np.linspace(0, 2, 40)], -1), None, 20.0)
+    joints = trajectories.forced(line, free_features(spec), spec)
+    assert np.allclose(joints[[0, -1], 0][:, [0, 2]], line.positions[[0, -1]], atol=1e-5)
