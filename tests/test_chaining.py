@@ -12,6 +12,7 @@ from test_feet import sliding, standing
 from test_generation import make_pipeline
 
 import sample
+from benchmarks import chains
 from models.AE import AE_models
 from models.chaining import WINDOW, Part, chain, decode, decoder_reach, targets_of, windows
 from utils.errors import UserError, run
@@ -255,3 +256,26 @@ def test_mistakes_get_one_line(work, capsys, flags, message):
     assert call("--text_prompt", "sit", *flags, *length) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
+
+
+def test_jerks_of_the_benchmark_are_found_where_they_are():
+    joints = np.zeros((100, 22, 3))
+    joints[40:, 5, 0] += 0.1  # a jump between frames 39 and 40
+    near, far = chains.jerks(joints, 20.0, [40])
+    assert near == [pytest.approx(2 * 0.1 * 20**3)] and max(far) == 0
+    near, far = chains.jerks(joints, 20.0, [70])
+    assert near == [0] and sum(peak > 0 for peak in far) == 1
+    assert chains.jerks(joints, 20.0, ())[0] == [] and len(far) < len(chains.jerks(joints, 20.0, ())[1])
+
+
+def test_the_benchmark_of_chains(work, monkeypatch, capsys):
+    monkeypatch.setattr(chains, "load_text_encoder", lambda name: FakeEncoder(fake_features))
+    monkeypatch.setattr(sys, "argv", ["chains.py", "--name", "mardm", "--dataset_name", "body22", *FAST,
+                                      "--chains", "2", "--parts", "2", "--part_length", "40"])
+    run(chains.main)
+    results = json.loads((work / "checkpoints/body22/mardm/eval/chains.json").read_text())
+    rows = {row["what"]: row for row in results["rows"]}
+    assert list(rows) == ["alone", "2 chains of 2, --context 1", "2 chains of 2, --context 2", "start poses"]
+    assert [len(row["seams"]) for row in rows.values()] == [0, 2, 2, 6]
+    assert [row["parts"] for row in rows.values()] == [4, 4, 4, 6]
+    assert "start poses" in capsys.readouterr().out
