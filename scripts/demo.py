@@ -97,8 +97,9 @@ def train_and_evaluate(steps, tiny):
           "--epoch", 5, "--milestones", 1050, "--soft_lengths", 1.5, "--text_noise", 0.5, *words, *train)
     steps("demo_MARDM", "train_MARDM.py", "--name", "demo_MARDM", "--model", GENERATOR, "--ae_name",
           "demo_AE", "--ae_model", AE, "--layers", 4, "--batch_size", 64, "--lr", 1e-3, "--clip_grad", 1,
-          "--dropout", 0, "--warm_up_iter", 200, "--milestones", 2150, 2600, "--epoch", 32, "--eval_every", 32,
-          "--diffmlps_batch_mul", 2, "--ema_decay", 0.995, *words, "--word_drop_prob", 0.1, *train)
+          "--dropout", 0, "--warm_up_iter", 200, "--milestones", 2150, 2600, "--epoch", 32,
+          "--eval_every", 32, "--diffmlps_batch_mul", 2, "--ema_decay", 0.995, *words,
+          "--word_drop_prob", 0.1, *train)
     steps("evaluation_AE", "evaluation_AE.py", "--name", "demo_AE", "--model", AE, *common)
     steps("evaluation_MARDM", "evaluation_MARDM.py", "--name", "demo_MARDM", "--ae_name", "demo_AE",
           "--repeats", 1 if tiny else 3, "--probe_repeats", 1 if tiny else 4, *common)
