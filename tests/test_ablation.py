@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_scripts import call
+from tiny import call
 
 from models.loading import load_autoencoder
 from models.MARDM import MARDM_models

@@ -1,21 +1,21 @@
 """Chains: parts that follow each other without a seam, decoded piece by piece, and the flags of sample.py."""
 import itertools
 import json
-import sys
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import FakeEncoder
-from test_edit import FAST, fake_features, write_checkpoints
 from test_feet import sliding, standing
 from test_generation import make_pipeline
+from tiny import FAST, enter, fake_features, write_checkpoints
 
 import sample
 from benchmarks import chains
 from models.AE import AE_models
 from models.chaining import WINDOW, Part, chain, decode, decoder_reach, targets_of, windows
-from utils.errors import UserError, run
+from utils.errors import UserError
 from utils.evaluation.metrics import differences, foot_skating
 from utils.motion.features import features_to_joints, joints_of_pieces
 from utils.motion.feet import clean_feet
@@ -150,23 +150,12 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def work(runs, tmp_path, monkeypatch):
-    (tmp_path / "checkpoints").symlink_to(runs / "checkpoints")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sample, "load_text_encoder", lambda name: FakeEncoder(fake_features))
-    return tmp_path
+    return enter(runs, tmp_path, monkeypatch)
+
 
 
 def call(*args, dataset="body22"):
-    before = sys.argv
-    sys.argv = ["sample.py", "--name", "mardm", "--dataset_name", dataset, *FAST, "--no_video",
-                *map(str, args)]
-    try:
-        run(sample.main)
-    except SystemExit as stop:
-        return stop.code or 0
-    finally:
-        sys.argv = before
-    return 0
+    return tiny.call("sample", "--name", "mardm", "--dataset_name", dataset, *FAST, "--no_video", *args)
 
 
 def clips(work, dataset="body22"):
@@ -270,9 +259,8 @@ def test_jerks_of_the_benchmark_are_found_where_they_are():
 
 def test_the_benchmark_of_chains(work, monkeypatch, capsys):
     monkeypatch.setattr(chains, "load_text_encoder", lambda name: FakeEncoder(fake_features))
-    monkeypatch.setattr(sys, "argv", ["chains.py", "--name", "mardm", "--dataset_name", "body22", *FAST,
-                                      "--chains", "2", "--parts", "2", "--part_length", "40"])
-    run(chains.main)
+    assert tiny.call("benchmarks.chains", "--name", "mardm", "--dataset_name", "body22", *FAST, "--chains",
+                     "2", "--parts", "2", "--part_length", "40") == 0
     results = json.loads((work / "checkpoints/body22/mardm/eval/chains.json").read_text())
     rows = {row["what"]: row for row in results["rows"]}
     assert list(rows) == ["alone", "2 chains of 2, --context 1", "2 chains of 2, --context 2", "start poses"]

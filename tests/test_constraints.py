@@ -1,15 +1,14 @@
 """What clips are held to: joints that stay the source's, a pose to begin in, a path on the floor."""
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from conftest import FakeEncoder
-from test_edit import FAST, fake_features, features_of, walk, write_checkpoints
+from tiny import FAST, enter, fake_features, features_of, walk, write_checkpoints
 
 import edit
 import sample
@@ -17,7 +16,6 @@ from benchmarks import trajectories
 from models.AE import AE_models
 from models.chaining import continue_from
 from models.guidance import descend, generate_towards
-from utils.errors import run
 from utils.evaluation.metrics import foot_skating
 from utils.motion.features import features_to_joints, rotate_y
 from utils.motion.layering import joints_named, layer
@@ -41,23 +39,13 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def work(runs, tmp_path, monkeypatch):
-    (tmp_path / "checkpoints").symlink_to(runs / "checkpoints")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sample, "load_text_encoder", lambda name: FakeEncoder(fake_features))
-    return tmp_path
+    return enter(runs, tmp_path, monkeypatch)
 
 
 def call(script, dataset, *args):
     """Exit code of a script, and the clips that its folder holds then."""
-    flags = ["--name", "mardm", "--dataset_name", dataset, *FAST, "--no_video", *args]
-    before, sys.argv = sys.argv, [f"{script.__name__}.py", *map(str, flags)]
-    try:
-        run(script.main)
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    finally:
-        sys.argv = before
+    code = tiny.call(script.__name__, "--name", "mardm", "--dataset_name", dataset, *FAST, "--no_video",
+                     *args)
     files = sorted(Path("generation").glob("*/*.npy"))
     return code, [np.load(file) for file in files]
 

@@ -1,51 +1,23 @@
 """edit.py: kept frames bit for bit, no jump where sections begin and end, and one line for each mistake."""
 import json
-import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from conftest import FakeEncoder
+from tiny import FAST, enter, features_of, walk, write_checkpoints
 
 import edit
 import sample
-from models.AE import AE_models
-from models.loading import weights_hash
 from models.MARDM import MARDM_models
 from utils.data.specs import DatasetSpec, joints_in_metres
-from utils.errors import run
 from utils.motion.features import features_to_joints, joints_to_features, rotate_y
 from utils.motion.inbetweening import facing_frames, sections_of, stitch
 from utils.motion.skeletons import SKELETONS
 
-FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2", "--device", "cpu"]
-
-
-def walk(skeleton, frames, curve=0.02, speed=0.04, seed=0):
-    """Joints (frames, J, 3) float32 of a figure that glides along an arc and swings its limbs, placed away
-    from the origin."""
-    offsets = np.array(skeleton.target_offsets or np.asarray(skeleton.raw_offsets) * 0.25)
-    # narrow hips: the heading of features subtracts them from the shoulders
-    if skeleton.target_offsets is None:
-        offsets[list(skeleton.face_joints[:2])] *= 0.4
-    swing = 0.2 * np.sin(0.3 * np.arange(frames)[:, None]
-                         + np.random.default_rng(seed).uniform(0, 6, len(offsets)))
-    body = np.zeros((frames, len(offsets), 3))
-    for parent, child in skeleton.bones:
-        x, y, z = offsets[child]
-        angle = swing[:, child]
-        bone = np.stack([x + 0 * angle, y * np.cos(angle) - z * np.sin(angle),
-                         y * np.sin(angle) + z * np.cos(angle)], -1)
-        body[:, child] = body[:, parent] + bone
-    heading = 0.7 + curve * np.arange(frames)
-    body = rotate_y(body, heading[:, None])
-    step = rotate_y(np.tile([0, 0, speed], (frames, 1)), heading)
-    return (body + np.cumsum(step, axis=0)[:, None] + [3.0, 1.2, -2.0]).astype(np.float32)
-
-
-def features_of(joints, skeleton):
-    return joints_to_features(np.concatenate([joints, joints[-1:]]), skeleton)[:, : skeleton.essential_dim]
+call = partial(tiny.call, "edit")
 
 
 def headings(joints, skeleton):
@@ -132,38 +104,6 @@ def test_sources_in_metres_for_a_generator_in_millimetres(tmp_path):
     assert np.abs(np.diff(edit.read_source(tmp_path / "features.npy", spec)[0], axis=0)).max() < 0.2
 
 
-def write_checkpoints(root, name, skeleton, cond_mode="text", ae_model="FSQ_AE_High", unit=1.0):
-    """A tiny untrained autoencoder and generator, with the statistics of a walk, as training writes them."""
-    torch.manual_seed(0)
-    spec = DatasetSpec(name=name, root="", skeleton=skeleton.name, fps=20.0, min_frames=40, max_frames=196,
-                       text_encoder="minilm", metres_per_unit=unit)
-    kwargs = {"input_width": skeleton.essential_dim, "width": 32, "latent_dim": 32}
-    ae = AE_models[ae_model](**kwargs).eval()
-    features = features_of(walk(skeleton, 100) / unit, skeleton)
-    ae_file = {"ae": ae.state_dict(), "model_name": ae_model, "model_kwargs": kwargs,
-               "dataset": spec.describe(), "mean": torch.tensor(features.mean(0)),
-               "std": torch.tensor(features.std(0) + 0.01 / unit)}
-    kind = {"FSQ_AE_High": "FSQ-MARDM-SiT-S", "AE_Model": "MARDM-SiT-S"}[ae_model]
-    kwargs = {"ae_dim": 32, "target_dim": ae.target_dim, "cond_mode": cond_mode, "cond_dim": 16,
-              "num_actions": 2, "width": 32, "ff": 32, "layers": 1, "heads": 2, "head_width": 32,
-              "head_depth": 1}
-    mardm = MARDM_models[kind](**kwargs)
-    with torch.no_grad():  # adaLN-zero starts with dead branches
-        for parameter in mardm.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    mardm_file = {"mardm": mardm.state_dict(), "model_name": kind, "model_kwargs": kwargs,
-                  "dataset": spec.describe(), "actions": ["bow", "jump"],
-                  "trained_on": {"name": "ae", "model_name": ae_model, "hash": weights_hash(ae)}}
-    for run_name, content in [("ae", ae_file), ("mardm", mardm_file)]:
-        folder = root / "checkpoints" / name / run_name / "model"
-        folder.mkdir(parents=True)
-        torch.save(content, folder / "latest.tar")
-
-
-def fake_features(captions):
-    return torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(len(c))) for c in captions])
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("edit")
@@ -178,21 +118,8 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def work(runs, tmp_path, monkeypatch):
-    (tmp_path / "checkpoints").symlink_to(runs / "checkpoints")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sample, "load_text_encoder", lambda name: FakeEncoder(fake_features))
-    return tmp_path
+    return enter(runs, tmp_path, monkeypatch)
 
-
-def call(*args):
-    before, sys.argv = sys.argv, ["edit.py", *map(str, args)]
-    try:
-        run(edit.main)
-    except SystemExit as stop:
-        return stop.code or 0
-    finally:
-        sys.argv = before
-    return 0
 
 
 def edit_clip(work, source, sections, *flags, dataset="body22", prompt=("--text_prompt", "jump: high?")):
@@ -320,8 +247,7 @@ def test_facts_and_the_page(work):
 def test_the_codes_are_those_of_the_clip(work, monkeypatch, snap, known):
     flags = ["--name", "mardm", "--dataset_name", "body22", "--text_prompt", "jump", "--motion_length", "44",
              *FAST, "--no_video", "--snap", snap]
-    monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
-    sample.main()
+    assert tiny.call("sample", *flags) == 0
     clip, = (work / "generation" / "mardm_body22").glob("*.npy")
     codes = json.loads(clip.with_suffix(".json").read_text())["codes"]
     assert (codes is not None) == known
@@ -361,9 +287,8 @@ def test_other_formats_beside_each_clip(work, dataset, formats):
 def test_sample_exports_too(work, monkeypatch):
     flags = ["--name", "mardm", "--text_prompt", "walk", "--motion_length", "40", "--no_video", *FAST]
     flags += ["--dataset_name", "body22", "--export", "csv", "bvh"]
-    monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
     for _ in range(2):  # the second time the same files come out
-        sample.main()
+        assert tiny.call("sample", *flags) == 0
         made = {path.suffix for path in (work / "generation" / "mardm_body22").iterdir()}
         assert made == {".npy", ".json", ".csv", ".bvh"}
 

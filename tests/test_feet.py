@@ -1,18 +1,18 @@
 """Clean feet: planted ones stay, bones keep their lengths, nothing jumps, and all above the hips is the
 clip's own, bit for bit."""
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
+import tiny
 
-from scripts import clean_feet as script
 from utils.demo.dataset import perform
-from utils.errors import run
 from utils.evaluation.metrics import foot_skating, peak_jerk
 from utils.motion.feet import bend, clean_feet, hold, lift
 from utils.motion.skeletons import SKELETONS
 
 T2M, KIT = SKELETONS["t2m"], SKELETONS["kit"]
+call = partial(tiny.call, "scripts.clean_feet")
 
 
 def standing(skeleton, frames=60):
@@ -152,16 +152,6 @@ def test_a_leg_reaches_what_it_can_and_never_straightens():
     same = bend(leg, leg[:, 2], across)
     assert np.abs(same[0] - leg[:, 1]).max() < 1e-9 and np.abs(same[1] - leg[:, 2]).max() < 1e-9
 
-
-def call(*args):
-    before, sys.argv = sys.argv, ["clean_feet.py", *map(str, args)]
-    try:
-        run(script.main)
-    except SystemExit as stop:
-        return stop.code or 0
-    finally:
-        sys.argv = before
-    return 0
 
 
 def test_the_script(tmp_path, capsys):

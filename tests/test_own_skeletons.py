@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from test_motion import circle
-from test_scripts import call
+from tiny import call
 
 from models.AE import AE_models
 from utils.data.datasets import MotionStore, statistics_of

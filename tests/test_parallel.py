@@ -11,7 +11,7 @@ import parallel_worker
 import pytest
 import torch
 from conftest import ROOT
-from test_scripts import call
+from tiny import call
 
 from utils.data.datasets import SeededBatches
 from utils.demo.dataset import build_demo

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from conftest import FakeEncoder
 from pretend_device import Marked, PretendDevice, PretendDeviceError
-from test_edit import walk
 from test_evaluators import contrast_evaluator, matching_evaluator
 from test_generation import make_pair
-from test_scripts import call
+from tiny import call, walk
 
 from models import generation
 from models.AE import AE_models

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_scripts import call
+from tiny import call
 
 from models.AE import AE_models
 from utils.data.datasets import MotionStore

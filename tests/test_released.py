@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FakeEncoder
-from test_scripts import call
+from tiny import call
 
 import sample
 from models import TextEncoder

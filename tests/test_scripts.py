@@ -1,6 +1,5 @@
 """Every script as a user runs it: --help, one tiny run of each on a small demo set, and one line for each
 mistake."""
-import importlib
 import json
 import shutil
 import sys
@@ -9,13 +8,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from tiny import call
 
 from models import TextEncoder
 from models.loading import load_generator
 from utils.data import specs
 from utils.demo import dataset
 from utils.demo.dataset import build_demo
-from utils.errors import run
 
 SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE",
            "distill_head", "evaluation_MARDM", "sample", "edit", "plot_loss", "analyze_training",
@@ -23,8 +22,8 @@ SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator
            "scripts.doctor", "scripts.demo", "scripts.compare_evaluations", "scripts.analyze_codes",
            "scripts.quantizer_bench", "scripts.ablation", "scripts.study", "scripts.gallery",
            "scripts.view", "scripts.clean_feet", "scripts.export", "scripts.make_skeleton",
-           "scripts.retarget",
-           "benchmarks.run", "benchmarks.solver_steps"]
+           "scripts.retarget", "scripts.export_weights",
+           "benchmarks.run", "benchmarks.solver_steps", "benchmarks.trajectories", "benchmarks.chains"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]
@@ -33,17 +32,6 @@ GENERATOR = ["--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "FSQ-MAR
 SHORT = ["--window_size", "40", "--batch_size", "512"]  # of the two values of a flag the last counts
 FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2"]
 
-
-def call(script, *args):
-    """Run a script's main as the shell would; returns its exit code."""
-    before, sys.argv = sys.argv, [f"{script}.py", *map(str, args)]
-    try:
-        run(importlib.import_module(script).main)
-    except SystemExit as stop:
-        return stop.code or 0
-    finally:
-        sys.argv = before
-    return 0
 
 
 @pytest.fixture(scope="session")

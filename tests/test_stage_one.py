@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_scripts import ON_DEMO, TRAIN, call
+from test_scripts import ON_DEMO, TRAIN
+from tiny import call
 
 from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash

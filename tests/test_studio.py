@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, FakeEncoder
-from test_edit import FAST, fake_features, largest_steps, walk, write_checkpoints
+from conftest import ROOT
+from test_edit import largest_steps
 from test_view import NASTY, chromium, picture, wait  # noqa: F401 (a fixture)
+from tiny import FAST, call, enter, walk, write_checkpoints
 
 import edit
 import sample
@@ -50,9 +51,7 @@ def no_pretrained_weights(tmp_path, monkeypatch):
 @pytest.fixture
 def desk(runs, tmp_path, monkeypatch):
     """A Studio on tiny generators, and a function that waits for a job."""
-    (tmp_path / "checkpoints").symlink_to(runs / "checkpoints")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sample, "load_text_encoder", lambda name: FakeEncoder(fake_features))
+    enter(runs, tmp_path, monkeypatch)
     made = studio.Studio(studio.parse_args([*FAST, "--dataset_name", "body22", "--name", "mardm"]),
                          tmp_path / "session")
     yield made
@@ -81,12 +80,8 @@ def joints_of(desk, number):
 
 def by_command_line(script, *words):
     """The clips of a call of sample.py or edit.py."""
-    before, sys.argv = sys.argv, [f"{script.__name__}.py", "--name", "mardm", "--dataset_name", "body22",
-                                  "--seed", "7", *FAST, "--no_video", *map(str, words)]
-    try:
-        run(script.main)
-    finally:
-        sys.argv = before
+    assert call(script.__name__, "--name", "mardm", "--dataset_name", "body22", "--seed", "7", *FAST,
+                "--no_video", *words) == 0
     files = sorted(Path("generation/mardm_body22").glob("*.npy"), key=lambda path: path.stat().st_mtime_ns)
     return [np.load(file) for file in files]
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_scripts import call
+from tiny import call
 
 from models.MARDM import check_pair
 from scripts import runs, study

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_edit import walk
+from tiny import walk
 
 from models.AE import AE_models
 from models.pipeline import codes_of

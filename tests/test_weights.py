@@ -1,20 +1,18 @@
 """Weights for sharing: exported runs give what the runs give, and those in pretrained/ make a clip."""
 import json
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import FakeEncoder
-from test_edit import FAST, fake_features, write_checkpoints
+from tiny import FAST, call, fake_features, write_checkpoints
 
 import sample
 from models.LengthEstimator import LengthEstimator
 from models.loading import load_autoencoder, load_generator
-from scripts import export_weights
 from utils import clips
-from utils.errors import UserError, run
+from utils.errors import UserError
 from utils.files import RunFolder, read_checkpoint, write_weights
 from utils.motion.skeletons import SKELETONS
 from utils.training.finetuning import Parent
@@ -37,25 +35,14 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(main, *args):
-    """The exit code of a script's ``main`` with a command line."""
-    before, sys.argv = sys.argv, ["script.py", *map(str, args)]
-    try:
-        run(main)
-    except SystemExit as stop:
-        return stop.code or 0
-    finally:
-        sys.argv = before
-    return 0
-
 
 def export(*flags, name="mardm"):
-    return call(export_weights.main, "--name", name, "--dataset_name", "body22", *flags)
+    return call("scripts.export_weights", "--name", name, "--dataset_name", "body22", *flags)
 
 
 def made(folder, name, *flags):
     """The joints that sample.py makes with a run in a folder of runs."""
-    assert call(sample.main, "--checkpoints_dir", folder, "--name", name, "--dataset_name", "body22", *FAST,
+    assert call("sample", "--checkpoints_dir", folder, "--name", name, "--dataset_name", "body22", *FAST,
                 "--text_prompt", "walk", "--no_video", "--output_dir", f"out_{folder}", *flags) == 0
     file, = sorted((sample.Path(f"out_{folder}") / f"{name}_body22").glob("*.npy"))
     return np.load(file)
@@ -161,7 +148,7 @@ def test_without_a_name_the_pretrained_weights_are_used(work, monkeypatch, capsy
     assert export("--save_as", "pretrained", "--licence", "for tests", "--output_dir", "pretrained") == 0
     monkeypatch.setattr(clips, "PRETRAINED", work / "pretrained")
     capsys.readouterr()
-    assert call(sample.main, "--dataset_name", "body22", "--text_prompt", "walk", *FAST, "--no_video") == 0
+    assert call("sample", "--dataset_name", "body22", "--text_prompt", "walk", *FAST, "--no_video") == 0
     assert "for tests" in capsys.readouterr().err
     assert len(list((work / "generation/pretrained_body22").glob("*.npy"))) == 1
     with pytest.raises(UserError, match="there are: body22"):
