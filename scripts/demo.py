@@ -87,7 +87,7 @@ def train_and_evaluate(steps, tiny):
     train = [*common, "--precision", "auto", *(["--max_iter", 20] if tiny else [])]
     # Reach 1: the metrics in the README were measured with it.
     steps("demo_AE", "train_AE.py", "--name", "demo_AE", "--model", AE, "--fsq_levels", *LEVELS,
-          "--fsq_reach", 1, "--width", 128, "--dropout", 0, "--batch_size", 64, "--lr", 1e-3,
+          "--fsq_reach", 1, "--width", 192, "--dropout", 0, "--batch_size", 64, "--lr", 1e-3,
           "--warm_up_iter", 100, "--milestones", 1300, 1700, "--aux_loss_root", 0.15, "--epoch", 3,
           "--max_iter", 1900, "--eval_every", 1, *train)
     steps("evaluator", "train_evaluator.py", "--name", "evaluator", "--lr", 1e-3, "--epoch", 4,
@@ -97,8 +97,8 @@ def train_and_evaluate(steps, tiny):
           "--epoch", 5, "--milestones", 1050, "--soft_lengths", 1.5, "--text_noise", 0.5, *words, *train)
     steps("demo_MARDM", "train_MARDM.py", "--name", "demo_MARDM", "--model", GENERATOR, "--ae_name",
           "demo_AE", "--ae_model", AE, "--layers", 4, "--batch_size", 64, "--lr", 1e-3, "--clip_grad", 1,
-          "--dropout", 0, "--warm_up_iter", 200, "--milestones", 2150, 2600, "--epoch", 32,
-          "--eval_every", 32, "--diffmlps_batch_mul", 2, "--ema_decay", 0.995, *words,
+          "--dropout", 0, "--warm_up_iter", 200, "--milestones", 2000, 2450, "--epoch", 30,
+          "--eval_every", 30, "--diffmlps_batch_mul", 2, "--ema_decay", 0.995, *words,
           "--word_drop_prob", 0.1, *train)
     steps("evaluation_AE", "evaluation_AE.py", "--name", "demo_AE", "--model", AE, *common)
     steps("evaluation_MARDM", "evaluation_MARDM.py", "--name", "demo_MARDM", "--ae_name", "demo_AE",
