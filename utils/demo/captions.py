@@ -8,7 +8,7 @@ from utils.demo import grammar
 
 CHOICE, VERB, RULE = re.compile(r"\{([^{}]*)\}"), re.compile(r"<([a-z-]+)>"), re.compile(r"\b[A-Z]{2,}\b")
 
-IRREGULAR = {"do": "does", "go": "goes", "be": "is", "have": "has"}
+IRREGULAR = {"do": "does", "go": "goes", "be": "is"}
 DOUBLED = {"step", "run", "jog", "hop", "clap", "squat", "spin", "sit", "skip", "get", "put", "hit", "jab",
            "sidestep", "side-step", "plod", "drop", "slap", "begin"}
 
@@ -88,20 +88,15 @@ def sentence(actions, facts, rng):
     subject = pick(grammar.SUBJECTS, rng)
     pronoun = next((p for p, nouns in grammar.PRONOUNS.items() if subject.split()[-1] in nouns), "they")
     finite = "base" if subject == "they" else "s"
-    slots = {"s": subject, "p": pronoun, "is_": "are" if subject == "they" else "is",
-             "p_is": "are" if pronoun == "they" else "is"}
+    slots = {"s": subject, "p": pronoun, "is_": "are" if subject == "they" else "is"}
     for number, action, fact in zip(("", "2"), actions, facts):
         phrase = verb_phrase(action, fact, rng)
         for key, form in (("f", finite), ("pf", "base" if pronoun == "they" else "s"),
                           ("g", "ing"), ("b", "base")):
             slots[key + number] = render(phrase, form, grammar.POSSESSIVE[pronoun])
-        for key, form in ("o", "base"), ("og", "ing"):
-            slots[key + number] = render(phrase, form, "your")
     text = pick(grammar.DOUBLE if len(actions) == 2 else grammar.SINGLE, rng).format(**slots)
     if subject == "they":
-        for verb in ("starts", "begins", "ends"):
-            for before, after in ("they ", ""), ("and ", " by"):
-                text = text.replace(f"{before}{verb}{after}", f"{before}{verb[:-1]}{after}")
+        text = text.replace("they starts", "they start").replace("they begins", "they begin")
     for name, objective in (("he", "him"), ("she", "her"), ("they", "them")):
         for verb in ("shows", "see"):
             text = text.replace(f"{verb} {name} ", f"{verb} {objective} ")

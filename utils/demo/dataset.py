@@ -1,8 +1,8 @@
 """The data set `demo`: people who walk, turn, jump, wave and so on, made by pure kinematics on first use.
 
-It is laid out like HumanML3D (22 joints, 20 fps, 40 to 196 frames, three or six captions per clip) and
-needs no download. `labels.json` names the actions of every clip, so that a trained model can be checked
-against what it was asked for. The same seed makes the same data.
+It is laid out like HumanML3D (22 joints, 20 fps, 40 to 196 frames, three captions per clip) and needs no
+download. `labels.json` names the actions of every clip, so that a trained model can be checked against what
+it was asked for. The same seed makes the same data.
 """
 import json
 import os
@@ -21,7 +21,7 @@ from utils.motion.skeletons import SKELETONS
 MIN_FRAMES, MAX_FRAMES = 40, 196  # of the features, which have one frame less than the joints
 SEQUENCE_FRAMES = 120  # two actions in a row are drawn again when they take longer
 SEQUENCES = 0.25  # fraction of the clips
-MORE_SEQUENCES, MORE_CAPTIONS = 0.8, 6  # of the clips that are added for training; captions of each
+MORE_SEQUENCES = 0.8  # of the clips that are added for training
 VAL, TEST = (8,), (3, 10, 16)  # of every 20 clips; the others are for training
 CROPPED = ("walk_forward", "walk_slow", "walk_fast", "walk_backward", "run_forward")  # perhaps in mid-stride
 NOT_IN_SEQUENCES = ("walk_circle_left", "walk_circle_right")  # too long
@@ -103,12 +103,12 @@ def split_clips(clips, rng):
     return {split: sorted(indices) for split, indices in chosen.items()}
 
 
-def write_clip(folder, name, actions, rng, captions=3):
+def write_clip(folder, name, actions, rng):
     """Write features and captions of one clip; return the features (T, 263)."""
     joints, facts = perform(actions, rng)
     features = joints_to_features(joints, SKELETONS["t2m"], target_offsets=None)
     np.save(folder / "new_joint_vecs" / f"{name}.npy", features)
-    lines = [caption_line(text) for text in captions_of(actions, facts, rng, captions)]
+    lines = [caption_line(text) for text in captions_of(actions, facts, rng)]
     (folder / "texts" / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return features
 
@@ -133,8 +133,7 @@ def build_demo(root, num_clips=2000, seed=0, more=0):
     names, train = [f"{i:06d}" for i in range(len(clips))], set(splits["train"])
     total, squares, frames = 0.0, 0.0, 0
     for index, actions in enumerate(tqdm(clips, desc="making the demo data set", unit="clip")):
-        features = write_clip(folder, names[index], actions, np.random.default_rng([seed, index]),
-                              captions=3 if index < num_clips else MORE_CAPTIONS)
+        features = write_clip(folder, names[index], actions, np.random.default_rng([seed, index]))
         if index in train:
             exact = features.astype(np.float64)
             total, squares, frames = total + exact.sum(0), squares + (exact**2).sum(0), frames + len(exact)

@@ -206,12 +206,11 @@ PRONOUNS = {"he": ("man", "guy", "boy", "he"), "she": ("woman", "lady", "girl", 
             "it": ("figure", "character")}
 POSSESSIVE = {"he": "his", "she": "her", "it": "its", "they": "their"}
 
-# {s}: subject, {p}: its pronoun; {f} finite, {g} gerund, {b} base form of the phrase, {o} and {og} in an
-# order; 2: of the second action. Half of DOUBLE name that one first, or leave the order to one word.
+# {s}: subject, {p}: its pronoun; {f} finite, {g} gerund, {b} base form of the phrase; 2: second action.
 SINGLE = (
     "{s} {f}", "{s} {f}", "{s} {f}", "{s} {f}", "{s} {is_} {g}", "{s} {is_} {g}", "{s} {g}",
     "{s} starts to {b}", "{s} can be seen {g}", "{s} begins to {b}", "the motion shows {s} {g}",
-    "we see {s} {g}", "{s} {is_} shown {g}", "{o}", "{o}", "please {o}",
+    "we see {s} {g}", "{s} {is_} shown {g}",
 )
 DOUBLE = (
     "{s} {f}, then {f2}", "{s} {f}, then {f2}", "{s} {f} and then {f2}", "{s} {f} and then {f2}",
@@ -221,13 +220,7 @@ DOUBLE = (
     "{s} {g} and then {g2}", "{s} {f}, next {p} {pf2}", "{s} {f} and finally {f2}",
     "{s} starts by {g} and then {f2}", "once done {g}, {s} {f2}", "{s} {f}; then {p} {pf2}",
     "{s} {g}, then {g2}", "before {g2}, {s} {f}", "before {g2}, {s} {f}", "before {g2}, {s} {is_} {g}",
-    "{s} {f2} after {g}", "{o}, then {o2}", "{o} and then {o2}", "{o}, {o2}", "before {og2}, {o}",
-    "after {og}, {o2}", "prior to {g2}, {s} {f}", "{s} {f} prior to {g2}", "{s} {f2}, but first {p} {pf}",
-    "{s} {f2} right after {g}",
-    "{s} {f2} when {p} {p_is} done {g}", "as soon as {p} {p_is} done {g}, {s} {f2}", "{s} {f2} once {p} {pf}",
-    "having finished {g}, {s} {f2}", "{s} {f}, subsequently {p} {pf2}", "{s} {f}, and later {f2}",
-    "{s} {f} and ends by {g2}", "{s} ends by {g2}, after {g}", "first {g}, then {g2}", "{g}, then {g2}",
-    "{s} {f2}; before that, {p} {pf}", "{s} {f}, immediately after that {p} {pf2}",
+    "{s} {f2} after {g}",
 )
 
 # Part-of-speech tags of the words that are neither verbs nor nouns.
