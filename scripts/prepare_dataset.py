@@ -108,7 +108,6 @@ def parse_args():
     if isinstance(described, dict) and args.fps:
         described = described | {"fps": args.fps}
     args.described, args.skeleton = described, get_skeleton(described, args.skeleton)
-    args.labels = args.map and read_labels(args.map, args.skeleton)
     args.fps = args.fps or args.skeleton.fps
     args.min_frames = args.min_frames or args.skeleton.min_frames
     args.retarget = args.retarget or ("target" if args.skeleton.target_offsets else "none")
@@ -212,8 +211,9 @@ def open_source(args, splits):
     """The Source of --source; what it does not know is derived from its first training clips, and said."""
     kind, (scale, up) = kind_of(args.source), args.described_source
     scale, up = args.scale or (None if kind == "c3d" else scale), args.up or up
+    labels = args.map and read_labels(args.map, args.skeleton)
     source = Source(args.source, kind, args.skeleton, scale, up or ("z" if kind == "amass" else "y"),
-                    args.fps, args.labels, args.body_models, args.index)
+                    args.fps, labels, args.body_models, args.index)
     if kind == "c3d" and up is None:
         source = source._replace(up=up_axis_of(source, splits["train"]))
         print(f"up axis of c3d/, guessed: {source.up}; --up says otherwise")

@@ -99,8 +99,7 @@ class Source(NamedTuple):
             return joints, self.scale
         if points.unit is None:
             raise MotionError("c3d does not say its unit (POINT:UNITS: m, cm, mm ...); pass --scale")
-        known = KNOWN.get(self.skeleton.name)
-        return joints, points.unit / (known.metres_per_unit if known else 1)
+        return joints, points.unit / KNOWN.get(self.skeleton.name, {}).get("metres_per_unit", 1)
 
     def _of_amass(self, name):
         path, cut = self.path(name), None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.arrays import load_arrays
-from utils.errors import MissingFile, UserError
+from utils.errors import MissingFile, UnreadableFile, UserError
 from utils.motion.features import MotionError
 from utils.motion.skeletons import SKELETONS
 
@@ -66,7 +66,10 @@ def find_model(folder, family, gender):
 @cache
 def read_model(path, family):
     """The BodyModel in a .npz file. UserError where it is damaged or of another family."""
-    content = load_arrays(path, ARRAYS)
+    try:
+        content = load_arrays(path, ARRAYS)
+    except UnreadableFile as error:  # what is unreadable is the model, not the clip that needs it
+        raise UserError(str(error)) from error
     for name in ARRAYS:
         if name not in content or content[name].dtype.kind not in "fiu":
             raise UserError(f"{path} has no numbers '{name}', so it is no body model of the SMPL family")

@@ -54,8 +54,9 @@ def read_c3d(path, wanted):
             frames = [points[columns] for _, points, _ in itertools.islice(reader.read_frames(), count)]
     except UnreadableFile:
         raise
-    except FileNotFoundError as error:
-        raise UnreadableFile(path, "is missing", missing=True) from error
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise UnreadableFile(path, f"cannot be read ({error.strerror})", missing) from error
     except Exception as error:  # damage can raise anything
         raise UnreadableFile(path, f"cannot be read ({first_line(error)})") from error
     if len(frames) < count or count < 1:
