@@ -45,7 +45,7 @@ def write_c3d(path, points, labels=NAMES, units="mm", fps=FPS, analogs=False, fi
     if first:  # the header has 16 bits for a frame's number
         for key, frame in (("ACTUAL_START_FIELD", first), ("ACTUAL_END_FIELD", first + len(points) - 1)):
             file.add_parameter("TRIAL", key, [frame % 65536, frame // 65536])
-            file["parameters"]["TRIAL"][key]["type"] = ezc3d.INT  # two words, as Vicon writes them
+            file["parameters"]["TRIAL"][key]["type"] = 2  # two words of 16 bits, as Vicon writes them
     path.parent.mkdir(parents=True, exist_ok=True)
     file.write(str(path))
     return path
