@@ -6,6 +6,8 @@
 The source is a folder with
     joints/ID.npy                 (frames, joints, 3), metres, Y up, in the joint order of --skeleton
     or bvh/ID.bvh                 whose joints are found by the names of --skeleton
+    or c3d/ID.c3d                 whose points are joint centres, found in the same way
+    or amass/.../ID.npz           rotations of SMPL's joints; needs --body_models
     texts/ID.txt                  one caption per line: plain, or HumanML3D's `caption#word/POS ...#start#end`
     train.txt val.txt test.txt    one ID per line
     labels.json, manifest.*       copied if present; without labels.json it is made from the columns `id` and
@@ -28,10 +30,11 @@ from tqdm import tqdm
 
 from models.TextEncoder import TEXT_ENCODERS
 from utils.data.datasets import TAG_RATE, read_captions
-from utils.data.sources import Source, kind_of, unit_of
+from utils.data.sources import Source, check_source, kind_of, unit_of, up_axis_of
 from utils.data.specs import KNOWN
 from utils.data.writing import make_data_folder, write_statistics
-from utils.errors import UserError, run
+from utils.errors import MissingFile, UserError, run
+from utils.files import read_json
 from utils.motion.features import MotionError, joints_to_features
 from utils.motion.skeleton_files import describe as describe_skeleton
 from utils.motion.skeleton_files import get_skeleton, has_axes, read_description, source_of, with_axes
@@ -67,19 +70,26 @@ def parse_args():
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--source", type=Path, required=True,
-        help="folder with joints/ or bvh/, texts/ and the split lists")
+        help="folder with joints/, bvh/, c3d/ or amass/, texts/ and the split lists")
     add("--out", type=Path, required=True, help="folder to make; its name becomes the data set's name")
     add("--skeleton", default="t2m",
         help=f"joint layout of the source: {', '.join(SKELETONS)}, or a skeleton file "
              "(scripts.make_skeleton)")
     add("--fps", type=positive_float,
-        help="frames per second: of joints/, which are not resampled; to which bvh/ is resampled; "
+        help="frames per second: of joints/, which are not resampled; to which the others are resampled; "
              f"{default('fps')}")
     add("--scale", type=positive_float,
         help="metres per unit of the source (kit: millimetres); default: the skeleton file's, else 1; of "
-             "bvh/ guessed from the height")
+             "bvh/ guessed from the height; c3d/ says it itself")
     add("--up", choices=["y", "z"],
-        help="axis of the source that points up; default: the skeleton file's, else y")
+        help="axis of the source that points up; default: the skeleton file's, else y; amass/: z; of c3d/ "
+             "guessed from the trunk")
+    add("--map", type=Path,
+        help='JSON file {JOINT: NAME, ...}: what bvh/ or c3d/ call joints of the skeleton; default: the same')
+    add("--body_models", type=Path,
+        help="folder with the body models for amass/: smplh/male/model.npz, SMPLX_MALE.npz and the like")
+    add("--index", type=Path,
+        help="HumanML3D's index.csv: its clips are cut out of amass/; default: every file is a clip")
     add("--min_frames", type=positive_int,
         help=f"text-to-motion skips clips of fewer frames; {default('min_frames')}")
     add("--max_frames", type=positive_int, default=199,
@@ -94,11 +104,10 @@ def parse_args():
     add("--overwrite", action="store_true", help="replace a data set that is already at --out")
     args = parser.parse_args()
     described = read_description(args.skeleton)
-    scale, up = source_of(described, args.skeleton)
+    args.described_source = source_of(described, args.skeleton)
     if isinstance(described, dict) and args.fps:
         described = described | {"fps": args.fps}
     args.described, args.skeleton = described, get_skeleton(described, args.skeleton)
-    args.scale, args.up = args.scale or scale, args.up or up
     args.fps = args.fps or args.skeleton.fps
     args.min_frames = args.min_frames or args.skeleton.min_frames
     args.retarget = args.retarget or ("target" if args.skeleton.target_offsets else "none")
@@ -115,7 +124,7 @@ def check_request(args):
     if not args.source.is_dir():
         raise UserError(f"no folder {args.source}; --source needs joints/, texts/, train.txt, val.txt and "
                         "test.txt")
-    kind_of(args.source)
+    check_source(kind_of(args.source), args.skeleton, args.body_models, args.index, args.map)
     if not (args.source / "texts").is_dir():
         raise UserError(f"{args.source} has no folder texts/")
     if args.out.name in ("", "..", *KNOWN):
@@ -168,6 +177,21 @@ def convert(name, args, folder):
                 (precise ** 2).sum(0), odd)
 
 
+def read_labels(path, skeleton):
+    """{joint: its name in the files} of --map. UserError where it is no JSON object of names, or names a
+    joint that the skeleton lacks."""
+    if not path.is_file():
+        raise MissingFile(f"--map: no file {path}")
+    labels = read_json(path, "--map")
+    for joint, name in labels.items():
+        if joint not in skeleton.joint_names:
+            raise UserError(f"--map: {path} names '{joint}', which is no joint of {skeleton.name}: "
+                            f"{' '.join(skeleton.joint_names[:6])} ...")
+        if not isinstance(name, str):
+            raise UserError(f"--map: {path} has {name} for '{joint}', not a name")
+    return labels
+
+
 def read_features_of(source, name, retarget):
     """A clip of a Source -> (features (T, D), None, what looks odd or None), or (None, why not usable,
     None)."""
@@ -185,11 +209,20 @@ def read_features_of(source, name, retarget):
 
 def open_source(args, splits):
     """The Source of --source; what it does not know is derived from its first training clips, and said."""
-    source = Source(args.source, kind_of(args.source), args.skeleton, args.scale or 1.0, args.up, args.fps)
-    if source.kind == "bvh" and args.scale is None and args.skeleton.name != "kit":
+    kind, (scale, up) = kind_of(args.source), args.described_source
+    scale, up = args.scale or (None if kind == "c3d" else scale), args.up or up
+    labels = args.map and read_labels(args.map, args.skeleton)
+    source = Source(args.source, kind, args.skeleton, scale, up or ("z" if kind == "amass" else "y"),
+                    args.fps, labels, args.body_models, args.index)
+    if kind == "c3d" and up is None:
+        source = source._replace(up=up_axis_of(source, splits["train"]))
+        print(f"up axis of c3d/, guessed: {source.up}; --up says otherwise")
+    elif kind == "bvh" and scale is None and args.skeleton.name != "kit":
         scale, words = unit_of(source, splits["train"])
         print(f"unit of bvh/, guessed: {words}; --scale says otherwise")
         source = source._replace(scale=scale)
+    elif kind != "c3d":
+        source = source._replace(scale=scale or 1.0)
     if isinstance(args.described, dict) and not has_axes(args.described):
         clips = [joints for joints, reason in map(source.read, splits["train"][:LOOKED_AT])
                  if reason is None and is_clip(joints, source.skeleton)]

@@ -433,9 +433,9 @@ def test_units_and_axes_of_sources(recording, tmp_path):
 
 
 @pytest.mark.parametrize("file, words", [
-    ("takes/a.c3d", "holds markers on the skin, not joints"), ("a_poses.npz", "licensed body model"),
-    ("readme.txt", "has no folder joints/ (or bvh/)")])
-def test_what_cannot_be_read_says_how_to_convert_it(tmp_path, capsys, file, words):
+    ("takes/a.c3d", "its .c3d files belong into c3d/"), ("a_poses.npz", "its .npz files belong into amass/"),
+    ("readme.txt", "has no folder joints/ (or bvh/, c3d/, amass/)\n")])
+def test_files_in_no_known_folder(tmp_path, capsys, file, words):
     path = tmp_path / "capture" / file
     path.parent.mkdir(parents=True)
     path.touch()

@@ -1,16 +1,19 @@
-"""Arrays: reading .npy files, one-hot rows, tensors on their way to a device."""
+"""Arrays: reading .npy and .npz files, one-hot rows, tensors on their way to a device."""
+import zipfile
+
 import numpy as np
 import torch
 
-from utils.errors import UserError
+from utils.errors import UnreadableFile
+
+MOST_BYTES = 2 ** 30  # of an array in a .npz file, unpacked
 
 
-class UnreadableArray(UserError):
+class UnreadableArray(UnreadableFile):
     """No readable array of numbers. ``reason``: the message without the path; ``missing``: no such file."""
 
     def __init__(self, path, why, missing=False):
-        self.missing, self.reason = missing, f"cannot be read ({why})"
-        super().__init__(f"{path} {self.reason}")
+        super().__init__(path, f"cannot be read ({why})", missing)
 
 
 def load_array(path, mmap_mode=None):
@@ -18,14 +21,37 @@ def load_array(path, mmap_mode=None):
     try:
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except Exception as error:  # a damaged header can raise anything, from Python's tokenizer to MemoryError
-        why = (str(error).strip().splitlines() or [""])[0][:80] or type(error).__name__
-        raise UnreadableArray(path, why, isinstance(error, FileNotFoundError)) from error
+        raise UnreadableArray(path, _why(error), isinstance(error, FileNotFoundError)) from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise UnreadableArray(path, "it is an archive")
     if array.dtype.kind not in "fiub":
         raise UnreadableArray(path, f"it contains {array.dtype}, not numbers")
     return array
+
+
+def load_arrays(path, names):
+    """{name: array} of those of the ``names`` that a .npz file has: numbers, text or bytes. UnreadableArray
+    if the file is missing, damaged, or something else, or an array holds objects, which are not unpickled."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}
+        large = [name for name in names if sizes.get(name, 0) > MOST_BYTES]
+        if large:
+            raise ValueError(f"'{large[0]}' has more than {MOST_BYTES >> 20} MB")
+        with np.load(path, allow_pickle=False) as content:
+            found = {name: content[name] for name in names if name in sizes}
+    except Exception as error:  # as in load_array, and of zipfile and zlib
+        missing = isinstance(error, FileNotFoundError)
+        raise UnreadableArray(path, _why(error), missing) from error
+    for name, array in found.items():
+        if getattr(array, "dtype", np.dtype(object)).kind not in "fiubUS":
+            raise UnreadableArray(path, f"'{name}' is neither numbers nor text")
+    return found
+
+
+def _why(error):
+    return (str(error).strip().splitlines() or [""])[0][:80] or type(error).__name__
 
 
 def one_hot(names, known):

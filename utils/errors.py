@@ -22,6 +22,15 @@ class MissingFile(UserError):
     missing = True
 
 
+class UnreadableFile(UserError):
+    """A file that is missing, damaged or of another content. ``reason``: the message without the path;
+    ``missing``: no such file."""
+
+    def __init__(self, path, reason, missing=False):
+        self.reason, self.missing = reason, missing
+        super().__init__(f"{path} {reason}")
+
+
 class OneProcess:
     """A process that runs alone; ``distributed.Group`` is one of several."""
 

@@ -9,21 +9,18 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial.transform import Rotation, Slerp
+from scipy.spatial.transform import Rotation
 
-from utils.errors import UserError
+from utils.errors import UnreadableFile
+from utils.motion.resampling import at_times, sample_times, slerp
 
 MOST_BYTES = 2 ** 28
 MOST_NODES = 2000
 CHANNEL = re.compile(r"([XYZ])(position|rotation)", re.IGNORECASE)
 
 
-class BvhError(UserError):
-    """A file that cannot be read. ``reason``: the message without the path; ``missing``: no such file."""
-
-    def __init__(self, path, reason, missing=False):
-        self.reason, self.missing = reason, missing
-        super().__init__(f"{path} {reason}")
+class BvhError(UnreadableFile):
+    """A file that cannot be read."""
 
 
 class Node(NamedTuple):
@@ -78,12 +75,7 @@ def read_bvh(path):
 def positions(bvh, fps=None):
     """Joint positions (T, J, 3). ``fps``: frames per second to resample to, by the shortest rotation between
     two frames, so that bones keep their lengths; None = the file's own."""
-    count = len(bvh.values)
-    times = np.arange(count) / bvh.fps
-    if fps is None or count < 2 or abs(fps / bvh.fps - 1) < 1e-3:  # 30.0003 for 0.033333 seconds
-        wanted = times
-    else:
-        wanted = np.minimum(np.arange(int((count - 1) * fps / bvh.fps + 1e-3) + 1) / fps, times[-1])
+    times, wanted = sample_times(len(bvh.values), bvh.fps, fps)
     out, turned, place = np.zeros((len(wanted), len(bvh.nodes), 3)), [], 0
     for joint, node in enumerate(bvh.nodes):
         values = bvh.values[:, place : place + len(node.channels)]
@@ -113,12 +105,12 @@ def _local(node, values, times, wanted):
     axes = "".join(axis for axis, kind in node.channels if kind == "rotation")
     for column, (axis, kind) in zip(values.T, node.channels):
         if kind == "position":
-            offset[:, "xyz".index(axis)] = np.interp(wanted, times, column)
+            offset[:, "xyz".index(axis)] = at_times(column, times, wanted)
     if not axes:
         return offset, None
     angles = values[:, [kind == "rotation" for _, kind in node.channels]]
     rotation = Rotation.from_euler(axes.upper(), angles if len(axes) > 1 else angles[:, 0], degrees=True)
-    return offset, rotation if wanted is times else Slerp(times, rotation)(wanted)
+    return offset, slerp(rotation, times, wanted)
 
 
 class _Fault(Exception):

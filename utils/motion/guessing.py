@@ -23,6 +23,12 @@ def upright(vectors, up):
     return vectors if up == "y" else vectors[..., [0, 2, 1]] * [1, 1, -1]
 
 
+def up_of(trunk):
+    """"y" or "z": the axis along which joints (T, N, 3) of the trunk are farther apart."""
+    _, y, z = np.ptp(trunk.mean(0), axis=0)
+    return "z" if z > y else "y"
+
+
 def guess_skeleton(bvh, name, up=None, fingers=True):
     """(description for a skeleton file, [what was guessed, in words]) of a Bvh. ``up``: y or z; None =
     guessed. ``fingers``: keep the joints beyond the wrists. UserError where left and right, legs or arms are
@@ -133,8 +139,7 @@ class _Guess:
     def guess_up(self, joints):
         """The axis along which the trunk is longest."""
         trunk = [joint for joint, side in enumerate(self.sides) if side is None and self.below_pelvis(joint)]
-        _, y, z = np.ptp(joints[:, [self.pelvis, *trunk]].mean(0), axis=0)
-        return "z" if z > y else "y"
+        return up_of(joints[:, [self.pelvis, *trunk]])
 
     def kept(self, fingers):
         """The nodes of the skeleton: those below the pelvis, and of the ends those of feet without a toe."""

@@ -109,12 +109,12 @@ def describe(skeleton):
 
 
 def source_of(described, where):
-    """(metres per unit or None, up axis) of the files that go with a description."""
+    """(metres per unit, up axis) of the files that go with a description, each None if not given."""
     source = described.get("source", {}) if isinstance(described, dict) else {}
     if not isinstance(source, dict) or source.get("up", "y") not in ("y", "z"):
         raise UserError(f'{where}: "source" must be {{"metres_per_unit": NUMBER, "up": "y" or "z"}}')
     scale = _number(source, "metres_per_unit", None, where) if "metres_per_unit" in source else None
-    return scale, source.get("up", "y")
+    return scale, source.get("up")
 
 
 def has_axes(description):
