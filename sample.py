@@ -2,7 +2,7 @@
 known of the clip) per prompt and repeat, in generation/<name>_<dataset>/. --view also writes a page that
 plays them, --export files for Blender and other software.
 
-    python sample.py --text_prompt "a person walks"     # with the weights in pretrained/
+    python sample.py --text_prompt "a person walks"     # with the weights in pretrained/, where there are any
     python sample.py --name FSQ_MARDM --dataset_name t2m --text_prompt "a person walks" --motion_length 120
     python sample.py ... --text_path prompts.txt    # one per line: `prompt`, `prompt#frames` or `prompt#NA`
     python sample.py --name BY_ACTION --action jump wave_left           # trained with --cond_mode action
