@@ -209,7 +209,7 @@ def test_features_are_those_of_humanml3ds_own_pipeline(tmp_path, models):
     saved(tmp_path / "in", **amass(6, 120, 4.0))
     write_source(tmp_path / "in", ["a"])
     assert call("scripts.prepare_dataset", "--source", tmp_path / "in", "--out", tmp_path / "mine",
-                "--workers", "0", "--body_models", models) == 0
+                "--workers", "2", "--body_models", models) == 0
     poses, trans, betas = turning(6, np.arange(480) / 120)
     joints = y_up(kinematics(MODELS["smplh", "male"], poses[::6], trans[::6], betas))
     made = np.load(tmp_path / "mine/new_joint_vecs/a.npy")
@@ -352,7 +352,7 @@ def data(tmp_path_factory, models):
     good = [name.split("/")[-1] for name in names]
     write_source(root / "in", [*good[:4], *bad], good[4:5], good[5:])
     out = root / "datasets/mine"
-    assert call("scripts.prepare_dataset", "--source", root / "in", "--out", out, "--workers", "2",
+    assert call("scripts.prepare_dataset", "--source", root / "in", "--out", out, "--workers", "0",
                 "--body_models", models) == 0
     return root, bad
 
