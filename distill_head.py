@@ -27,10 +27,10 @@ from utils.data.conditions import load_conditions
 from utils.data.datasets import collate_clips, load_text_motion, make_loader, statistics_of
 from utils.data.specs import get_spec
 from utils.errors import UserError, run
-from utils.files import RunFolder, read_checkpoint
+from utils.files import RunFolder
 from utils.options import positive_int
 from utils.training import distributed
-from utils.training.settings import seed_everything, start
+from utils.training.settings import seed_everything, start_training
 from utils.training.trainer import EMA, make_trainer
 
 # What a checkpoint says about its generator; the rest is the state of its training.
@@ -110,7 +110,7 @@ def load_teacher(args, spec):
 
 def main():
     args = parse_args()
-    device = start(args.device)
+    device = start_training(args.device)
     if args.teacher_steps % 4:
         raise UserError(f"--teacher_steps {args.teacher_steps} must be a multiple of 4")
     with distributed.first_goes_ahead():
@@ -132,9 +132,10 @@ def main():
     student = student.to(device)
     describe = {key: checkpoint[key] for key in KEPT if key in checkpoint} | {
         "model_kwargs": kwargs, "teacher": {"name": args.teacher, "hash": weights_hash(teacher)}}
-    trainer = make_trainer(args, folder, "mardm", student, describe, ema=EMA(student, args.ema_decay))
+    trainer = make_trainer(args, folder, "mardm", student, describe, ema=EMA(student, args.ema_decay),
+                           root=spec.root)
     if args.is_continue:
-        trainer.resume(read_checkpoint(folder.latest))
+        trainer.resume(folder.read_latest())
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)
     val_loader = make_loader(val_data, min(args.batch_size, len(val_data)), 0, 0, val_data.lengths,
                              collate_clips, whole=True)

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from models.AE import UNIT
-from sample import clean, facts_of, load, make_parser, plan, write
+from sample import CHUNK, clean, facts_of, load, make_parser, plan, write
 from utils import options
 from utils.clips import choose_run
 from utils.errors import UserError, run
@@ -130,16 +130,20 @@ def edited_clips(args, source, edited, pipeline, checkpoint, spec):
     """An iterator over the clips that a command line asks for, as ``sample.write`` takes them. source: joints
     and features as ``read_source`` gives them; edited: (T,). UserError for a mistake, at the call."""
     kept = joints_named(args.keep_joints, spec.layout, "--keep_joints")
-    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec)
+    jobs, condition, seeds, settings = plan(args, pipeline.generator, checkpoint, spec)
     joints, features = source
     sections = sections_of(edited)
     frames = " ".join(f"{start}-{stop - 1}" for start, stop in sections)
     stem = f"{safe_filename(Path(args.source_motion).stem, 30)}_edit_{safe_filename(frames, 30)}"
     stem += f"_keep_{safe_filename(' '.join(args.keep_joints), 30)}" if args.keep_joints else ""
 
+    def motions():
+        for first in range(0, len(jobs), CHUNK):  # written before the next ones are made
+            rows = slice(first, first + CHUNK)
+            yield from regenerate(pipeline, features, edited, condition(jobs[rows]), seeds[rows], **settings)
+
     def make():
-        motions = regenerate(pipeline, features, edited, cond, seeds, **settings)
-        for job, (motion, codes) in zip(jobs, motions):
+        for job, (motion, codes) in zip(jobs, motions()):
             name = f"{job.row:03d}_{safe_filename(job.prompt)}_{stem}_r{job.repeat}"
             new = replace_frames(joints, features, motion, edited, spec)
             new = keep(joints, new, edited, kept, spec)
@@ -158,7 +162,7 @@ def main():
     edited = parse_sections(args.mask_edit_section, len(source[0]))
     clips = edited_clips(args, source, edited, pipeline, checkpoint, spec)
     if not options.checked():
-        write(list(clips), args, spec)
+        write(clips, args, spec)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from models.AE import AE_models
 from models.generation import check_settings
 from models.LengthEstimator import LengthTable
-from models.loading import load_length_estimator, load_pipeline, weights_hash
+from models.loading import load_length_estimator, load_pipeline
 from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import cached_text_features, cached_text_words, clip_tokenizer, text_reader
@@ -247,12 +247,12 @@ def main():
         "retrieval": "batches of 32 without repeated captions" if distinct else "batches of 32, shuffled",
         "name": args.name, "trained_on": checkpoint.get("trained_on"), "cond_mode": mode, "sampler": settings,
         "repeats_asked": args.repeats, "scores": scoring.without_text(scores) if mode == "uncond" else scores,
-        "autoencoder": {"name": ae_path.parent.parent.name, "weights": weights_hash(pipeline.ae)},
+        "autoencoder": {"name": ae_path.parent.parent.name, "weights": pipeline.hashes[1]},
         "seconds": seconds, "seconds_per_clip": maker.seconds / maker.made, **found}
     if args.probe_repeats:
         results["probes"] = run_probes(probes, pipeline, clips, spec, args.seed, whole.real, settings)
     results = result_header("generation", suite, spec, "test", args, path, checkpoint,
-                            weights_hash(pipeline.generator)) | results
+                            pipeline.hashes[0]) | results
     write_results(folder.root / "eval" / (args.eval_name or ""), suite.tag("evaluation_MARDM"), results,
                   make_table(results))
 

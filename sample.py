@@ -14,8 +14,10 @@ plays them, --export files for Blender and other software.
 
 Lengths that are not given are drawn: by the length estimator (train_length_estimator.py) for text, otherwise
 from the lengths of the generator's training clips. Checkpoints trained with this code need no data set.
+Clips are made and written 128 at a time; after a kill the same command goes on where it stopped.
 """
 import itertools
+import time
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -34,12 +36,17 @@ from models.MARDM import MARDM_models
 from models.pipeline import clip_seed, estimate_lengths
 from models.TextEncoder import load_text_encoder
 from utils import options
+from utils.arrays import load_array
 from utils.clips import (
     check_length,
     checkpoint_paths,
     choose_run,
+    code_hash,
+    conditions_of,
+    earlier_clips,
     open_stream,
     read_wanted,
+    remove_leftovers,
     write_clips,
     write_frames,
 )
@@ -48,7 +55,7 @@ from utils.data.specs import get_spec, joints_in_metres, spec_of_checkpoint
 from utils.errors import MissingFile, UserError, run, say
 from utils.evaluation.metrics import foot_skating
 from utils.export.formats import Clip, add_formats, check_formats, export_clip
-from utils.files import RunFolder
+from utils.files import RunFolder, digest
 from utils.lengths import MAX_LENGTH, SHORTEST
 from utils.motion.features import joints_of_pieces
 from utils.motion.feet import clean_feet
@@ -60,6 +67,7 @@ from utils.visualize import safe_filename
 
 LONGEST_PART = 10_000_000  # frames of a part of a chain: days
 BATCH = 32  # clips generated together
+CHUNK = 4 * BATCH  # clips held in memory; a batch has clips of similar length among these
 
 
 def make_parser(doc):
@@ -128,12 +136,13 @@ def check_constraints(args):
 
 def load(args, precision="fp32"):
     """(Pipeline, the generator's checkpoint, DatasetSpec of its training) of a command line."""
+    paths = checkpoint_paths(args)
     pipeline, checkpoint = load_pipeline(
-        *checkpoint_paths(args), args.model, args.ae_model, device=pick_device(args.device, precision),
+        *paths, args.model, args.ae_model, device=pick_device(args.device, precision),
         statistics=lambda: load_statistics(get_spec(args.dataset_name, args.dataset_dir)))
     if "licence" in checkpoint:
         say(f"weights: {checkpoint['licence']}")
-    return pipeline, checkpoint, spec_of_checkpoint(checkpoint, args.dataset_name)
+    return pipeline, checkpoint, spec_of_checkpoint(checkpoint, args.dataset_name, paths[0])
 
 
 @cache
@@ -152,12 +161,12 @@ class Job(NamedTuple):
 
 
 def plan(args, generator, checkpoint, spec, motion_length=0, longest=MAX_LENGTH):
-    """What a command line asks for: [Job], their conditions (N, C) or None, their seeds, sampler settings.
-    longest: most frames of a clip."""
-    def encode(texts):  # words too, for the generator or the length estimator
-        return kept(load_text_encoder, spec.text_encoder).encode_words(texts)
-
-    wanted, cond = read_wanted(args, generator.cond_mode, checkpoint, encode, motion_length, longest)
+    """What a command line asks for: [Job], the function from Jobs to their conditions (N, C) or None, the
+    Jobs' seeds, sampler settings. longest: most frames of a clip."""
+    wanted = read_wanted(args, generator.cond_mode, checkpoint, motion_length, longest)
+    encode = None
+    if generator.cond_mode == "text":  # words too, for the generator or the length estimator
+        encode = kept(load_text_encoder, spec.text_encoder).encode_words
     settings = options.sampler_settings(args, spec, generator)
     check_settings(generator, settings)
     check_formats(args.export or (), spec.layout)
@@ -165,18 +174,32 @@ def plan(args, generator, checkpoint, spec, motion_length=0, longest=MAX_LENGTH)
             for repeat in range(args.repeat_times)]
     if args.view:
         check_count(len(jobs))
-    cond = None if cond is None else cond[[job.row for job in jobs]]
-    return jobs, cond, [clip_seed(args.seed, job.prompt, job.repeat) for job in jobs], settings
+
+    def condition(some):
+        rows = {job.row: job.prompt for job in some}  # repeats of a prompt are encoded once
+        cond = conditions_of([*rows.values()], generator.cond_mode, checkpoint, encode)
+        places = {row: place for place, row in enumerate(rows)}
+        return None if cond is None else cond[[places[job.row] for job in some]]
+
+    return jobs, condition, [clip_seed(args.seed, job.prompt, job.repeat) for job in jobs], settings
+
+
+def folder_of(args):
+    """Where the clips of a command line go."""
+    return Path(args.output_dir) / f"{args.name}_{args.dataset_name}"
 
 
 def write(clips, args, spec):
-    """Write [(file name without suffix, joints (T, J, 3), caption, facts)] to the run's folder in
-    --output_dir, and in the formats of --export; with --view their page too."""
-    folder = Path(args.output_dir) / f"{args.name}_{args.dataset_name}"
-    paths = write_clips(clips, spec, folder, args.no_video)
-    for path, (_, joints, *_) in zip(paths, clips):
-        for file in export_clip(Clip(path.stem, joints, spec.layout, spec.fps), folder, args.export or ()):
-            print(file)
+    """Write (file name without suffix, joints (T, J, 3), caption, facts) of an iterable to the run's folder
+    in --output_dir, and in the formats of --export, CHUNK clips at a time; with --view their page too."""
+    folder, paths, began, clips = folder_of(args), [], time.time(), iter(clips)
+    while made := write_clips(itertools.islice(clips, CHUNK), spec, folder, args.no_video):
+        for path in made if args.export else ():
+            clip = Clip(path.stem, load_array(path), spec.layout, spec.fps)
+            for file in export_clip(clip, folder, args.export):
+                tqdm.write(str(file))
+        paths += made
+    remove_leftovers(paths, began)
     if args.view:
         print(write_page(folder / "view.html", folder.name, clips=[read_clip(path) for path in paths]))
 
@@ -187,23 +210,25 @@ def facts_of(job, codes, args):
             "repeat": job.repeat, "codes": codes}
 
 
-def choose_lengths(jobs, cond, checkpoint, args, spec, longest=MAX_LENGTH):
-    """Frames per job, multiples of 4; those not given are drawn for the job's condition, a row of (N, C), and
-    at most ``longest``."""
+def choose_lengths(jobs, cond, estimator, args, spec, longest=MAX_LENGTH):
+    """Frames per job, multiples of 4; those not given are drawn by what ``find_estimator`` found, for the
+    job's condition, a row of (N, C), and at most ``longest``."""
     lengths = [job.frames // 4 * 4 for job in jobs]
     missing = [i for i, length in enumerate(lengths) if not length]
     if missing:
         cond = torch.ones(len(jobs), 1) if cond is None else cond
         seeds = [clip_seed(args.seed, "length", jobs[i].prompt, jobs[i].repeat) for i in missing]
-        estimator = length_estimator(checkpoint, args)
         drawn = estimate_lengths(estimator, cond[missing], seeds, spec.min_frames, longest)
         for i, length in zip(missing, drawn):
             lengths[i] = length
     return lengths
 
 
-def length_estimator(checkpoint, args):
-    """The lengths that a generator without text keeps in its checkpoint, or the length estimator."""
+def find_estimator(jobs, checkpoint, args):
+    """The lengths that a generator without text keeps in its checkpoint, or the length estimator; None where
+    every Job says its length."""
+    if all(job.frames // 4 for job in jobs):
+        return None
     if "length_counts" in checkpoint:
         return LengthTable(checkpoint["length_counts"])
     path = RunFolder(args.checkpoints_dir, args.dataset_name, args.length_estimator).checkpoint()
@@ -252,11 +277,13 @@ class Chain(NamedTuple):
 
 def chains(args, pipeline, checkpoint, spec):
     """A Chain for each repeat that a command line asks for."""
-    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length,
-                                       LONGEST_PART)
+    jobs, condition, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length,
+                                            LONGEST_PART)
+    cond = condition(jobs)
     jobs = jobs if args.part_lengths is None else with_part_lengths(jobs, args.part_lengths)
     # estimated parts fit into one window
-    frames = choose_lengths(jobs, cond, checkpoint, args, spec, (WINDOW - args.context) * UNIT)
+    frames = choose_lengths(jobs, cond, find_estimator(jobs, checkpoint, args), args, spec,
+                            (WINDOW - args.context) * UNIT)
     for repeat in range(args.repeat_times):
         mine = [i for i, job in enumerate(jobs) if job.repeat == repeat]
         parts = [Part(None if cond is None else cond[[i]], frames[i], clip_seed(seeds[i], jobs[i].row))
@@ -307,20 +334,18 @@ def make_chains(args, pipeline, checkpoint, spec):
     if args.stream is not None:
         stream(args.stream, first, spec.fps)
     else:
-        write(list(chained_clips(args, itertools.chain([first], made), spec)), args, spec)
+        write(chained_clips(args, itertools.chain([first], made), spec), args, spec)
 
 
 def freely(pipeline, cond, lengths, seeds, settings, spec):
     """[(joints (T, J, 3) in metres, codes or None)] of clips without constraints."""
-    with tqdm(total=len(seeds), desc="generating", unit="clip") as progress:
-        motions = pipeline.sample(cond, lengths, seeds, progress=progress, decode=pipeline.decode_with_codes,
-                                  **settings)
+    motions = pipeline.sample(cond, lengths, seeds, BATCH, decode=pipeline.decode_with_codes, **settings)
     return [(joints_in_metres(motion, spec), codes) for motion, codes in motions]
 
 
 def in_batches(count):
     """Yields slices of at most BATCH of ``count`` clips."""
-    for first in tqdm(range(0, count, BATCH), desc="generating", unit="batch"):
+    for first in range(0, count, BATCH):
         yield slice(first, first + BATCH)
 
 
@@ -356,10 +381,16 @@ def read_constraints(args, spec):
     return pose, trajectory, MAX_LENGTH if pose is None else MAX_LENGTH - UNIT
 
 
-def clips_of(args, jobs, motions, spec):
-    """Yields what ``write`` takes for Jobs and their (joints, codes)."""
+def clip_name(job, frames):
+    """A clip's file name, without suffix."""
+    return f"{job.row:03d}_{safe_filename(job.prompt)}_{frames}f_r{job.repeat}"
+
+
+def clips_of(args, jobs, motions, spec, request=None):
+    """Yields what ``write`` takes for Jobs and their (joints, codes); request: a digest of what was asked
+    for."""
     for job, (joints, codes) in zip(jobs, motions):
-        name = f"{job.row:03d}_{safe_filename(job.prompt)}_{len(joints)}f_r{job.repeat}"
+        name = clip_name(job, len(joints))
         facts = facts_of(job, codes, args)
         if args.trajectory is not None:
             facts["trajectory"] = Path(args.trajectory).name
@@ -370,30 +401,62 @@ def clips_of(args, jobs, motions, spec):
             joints = clean(joints, spec, name, free) if args.clean_feet else joints
         elif args.clean_feet:
             joints = clean(joints, spec, name, floor=0)
-        yield name, joints, job.prompt, facts
+        yield name, joints, job.prompt, facts if request is None else facts | {"request": request}
 
 
-def single_clips(args, pipeline, checkpoint, spec):
-    """An iterator over the clips that a command line asks for, as ``write`` takes them. UserError for a
+def single_clips(args, pipeline, checkpoint, spec, folder=None):
+    """An iterator over the clips that a command line asks for, as ``write`` takes them, made CHUNK by CHUNK.
+    folder: chunks that an earlier run of the same request left there are read, not made. UserError for a
     mistake, at the call."""
     pose, trajectory, longest = read_constraints(args, spec)
-    jobs, cond, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length,
-                                       longest)
-    if trajectory is None:
-        lengths = choose_lengths(jobs, cond, checkpoint, args, spec, longest)
-    elif any(job.frames for job in jobs):
+    jobs, condition, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length,
+                                            longest)
+    estimator = find_estimator(jobs, checkpoint, args) if trajectory is None else None
+    if trajectory is not None and any(job.frames for job in jobs):
         raise UserError("--trajectory sets the clip's length; leave out the #frames of --text_path")
 
-    def make():
+    def lengths_of(some, cond):
         if trajectory is not None:
-            motions = along(pipeline, trajectory, cond, seeds, settings, spec)
-        elif pose is not None:
-            motions = from_pose(pipeline, pose, cond, lengths, seeds, settings, spec)
-        else:
-            motions = freely(pipeline, cond, lengths, seeds, settings, spec)
-        yield from clips_of(args, jobs, motions, spec)
+            return [len(trajectory) // UNIT * UNIT] * len(some)
+        return choose_lengths(some, cond, estimator, args, spec, longest)
+
+    def generate(cond, lengths, seeds):
+        if trajectory is not None:
+            return along(pipeline, trajectory, cond, seeds, settings, spec)
+        if pose is not None:
+            return from_pose(pipeline, pose, cond, lengths, seeds, settings, spec)
+        return freely(pipeline, cond, lengths, seeds, settings, spec)
+
+    def make():
+        how, there = None if folder is None else how_made(args, pipeline, settings, spec, pose, trajectory), 0
+        with tqdm(total=len(jobs), desc="generating", unit="clip") as progress:
+            for first in range(0, len(jobs), CHUNK):
+                some = jobs[first : first + CHUNK]
+                cond = condition(some)
+                lengths = lengths_of(some, cond)
+                request = how and digest([how, some, lengths])
+                names = [clip_name(job, frames) for job, frames in zip(some, lengths)]
+                clips = earlier_clips(folder, names, request)
+                there += len(clips or ())
+                if clips is None:
+                    motions = generate(cond, lengths, seeds[first : first + CHUNK])
+                    clips = clips_of(args, some, motions, spec, request)
+                progress.update(len(some))
+                yield from clips
+        if there:
+            say(f"{there} of {len(jobs)} clips were there, made by the same request")
 
     return make()
+
+
+def how_made(args, pipeline, settings, spec, pose, trajectory):
+    """All that decides how clips come out, but for prompts and lengths: settings, weights, code. Plain
+    values."""
+    names = [given and Path(given).name for given in (args.start_pose, args.trajectory)]
+    arrays = [pose[0]] if pose else [trajectory.positions, trajectory.heading] if trajectory else []
+    arrays = [None if array is None else array.tolist() for array in (*arrays, pipeline.mean, pipeline.std)]
+    return [settings, args.seed, args.clean_feet, spec.describe(), names, arrays, pipeline.hashes,
+            pipeline.device.type, torch.__version__, code_hash()]
 
 
 def main():
@@ -402,9 +465,9 @@ def main():
     if args.chain:
         make_chains(args, pipeline, checkpoint, spec)
         return
-    clips = single_clips(args, pipeline, checkpoint, spec)
+    clips = single_clips(args, pipeline, checkpoint, spec, folder_of(args))
     if not options.checked():
-        write(list(clips), args, spec)
+        write(clips, args, spec)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ from utils.data.datasets import MotionStore, WindowDataset, make_loader, statist
 from utils.data.specs import get_spec
 from utils.errors import UserError, run
 from utils.evaluation.reconstruction import heading_error, reconstruct, reconstruction_errors
-from utils.files import RunFolder, read_checkpoint
+from utils.files import RunFolder
 from utils.options import fraction, non_negative_float, positive_float, positive_int
 from utils.training import distributed
+from utils.training.codes import CodeUse
 from utils.training.finetuning import Parent, check_beginning
-from utils.training.settings import seed_everything, start
+from utils.training.settings import seed_everything, start_training
 from utils.training.trainer import make_trainer
 
 # Flags that begin with another run, and what a checkpoint calls it.
@@ -176,8 +177,9 @@ def model_to_finetune(args, spec):
     return model.train_decoder_only(), described | {"decoder_of": beginning}, statistics_of(content)
 
 
-def make_loss(args, store, device):
-    """The loss function: all features, joint positions again, and, if weighted, heading and root path."""
+def make_loss(args, store, device, codes=None):
+    """The loss function: all features, joint positions again, and, if weighted, heading and root path. Counts
+    what the quantizer chooses in ``codes``, a CodeUse."""
     compare = {"l1_smooth": F.smooth_l1_loss, "mse": F.mse_loss}[args.recons_loss]
     joints = slice(4, store.spec.feature_dim)
     mean, std = (torch.as_tensor(value, device=device) for value in (store.mean, store.std))
@@ -185,6 +187,8 @@ def make_loss(args, store, device):
     def loss_fn(model, motion):
         motion = upload(motion, device)
         out = model(motion, args.latent_noise)
+        if codes:
+            codes.add(out.indices)
         values = {"recons": compare(out.motion, motion),
                   "joints": compare(out.motion[..., joints], motion[..., joints]), "quantizer": out.loss}
         values["loss"] = values["recons"] + args.aux_loss_joints * values["joints"] + out.loss
@@ -199,13 +203,13 @@ def make_loss(args, store, device):
 
 def main():
     args = parse_args()
-    device = start(args.device)
+    device = start_training(args.device)
     if args.window_size % 4:
         raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
-        began = read_checkpoint(folder.latest) if args.is_continue and folder.latest.is_file() else {}
+        began = folder.read_latest() if args.is_continue and folder.states() else {}
         check_beginning(args, began, folder.latest, BEGINNINGS)
         finetunes = args.finetune or args.finetune_decoder
         model, described, statistics = (model_to_finetune(args, spec) if finetunes
@@ -217,7 +221,9 @@ def main():
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
     describe = {"kind": "ae", **described, "dataset": spec.describe(),
                 "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std)}
-    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE")
+    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE", root=spec.root)
+    if model.codebook_size and not args.finetune_decoder:
+        trainer.codes = CodeUse(model.quantizer, device)
     if args.compile:
         model.compile()
     if args.is_continue:
@@ -231,7 +237,7 @@ def main():
         errors = reconstruction_errors(reconstruct(model, val_store, device), spec)
         return {"Val/MPJPE": errors["MPJPE"], "Val/MPJPE_facing": errors["MPJPE_facing"]}
 
-    trainer.fit(loader, make_loss(args, store, device), args.epoch, validate)
+    trainer.fit(loader, make_loss(args, store, device, trainer.codes), args.epoch, validate)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ from utils.errors import UserError, only_check, run, say
 from utils.evaluation.protocols import Drawn
 from utils.evaluation.scoring import check_evaluation, evaluate, without_text
 from utils.evaluation.suites import add_suite, load_suite
-from utils.files import RunFolder, read_checkpoint
+from utils.files import RunFolder
 from utils.lengths import MAX_LENGTH
 from utils.options import fraction, positive_int
 from utils.training import distributed
 from utils.training.finetuning import check_beginning, find_parent
-from utils.training.settings import seed_everything, start
+from utils.training.settings import seed_everything, start_training
 from utils.training.trainer import EMA, make_trainer
 
 CACHE_BYTES = 2**30
@@ -188,7 +188,7 @@ def make_generation_check(suite, data, groups, ae, ema, args, device):
 
 def main():
     args = parse_args()
-    device = start(args.device)
+    device = start_training(args.device)
     check_pair(args.model, args.ae_model)
     needs_grid = "grid" in HEADS[MARDM_models[args.model].keywords["head"]].settings
     with distributed.first_goes_ahead():
@@ -211,7 +211,7 @@ def main():
         folder.prepare(args.is_continue)
         data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, args.max_motion_length,
                                            statistics_of(ae_checkpoint)) for split in ("train", "val"))
-    began = read_checkpoint(folder.latest) if args.is_continue else {}
+    began = folder.read_latest() if args.is_continue else {}
     check_beginning(args, began, folder.latest)
     if args.scale_targets:  # once per run, as devices round differently; before seeding, so as not to draw
         scale = began.get("model_kwargs", {}).get("target_scale") or (
@@ -244,7 +244,8 @@ def main():
                 **(parent.record if parent else {}),
                 **conditions.describe(data.store, data.entries, args.max_motion_length)}
     metric = suite.tag("Val/FID") if suite else "Val/loss"
-    trainer = make_trainer(args, folder, "mardm", model, describe, metric, ema)
+    trainer = make_trainer(args, folder, "mardm", model, describe, metric, ema, spec.root,
+                           {"evaluators": suite.describe()} if suite else {})
     if args.is_continue:
         trainer.resume(began)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)

@@ -20,10 +20,10 @@ from utils.data.specs import get_spec
 from utils.errors import run
 from utils.evaluation.evaluators import ContrastiveEvaluator, TrainedEvaluator, embed_all
 from utils.evaluation.scoring import draw_batches, retrieval_scores
-from utils.files import RunFolder, read_checkpoint
+from utils.files import RunFolder
 from utils.training import distributed
 from utils.training.finetuning import check_beginning, find_parent
-from utils.training.settings import seed_everything, start
+from utils.training.settings import seed_everything, start_training
 from utils.training.trainer import make_trainer
 
 
@@ -53,7 +53,7 @@ def retrieval_check(evaluator, data, seed):
 
 def main():
     args = parse_args()
-    device = start(args.device)
+    device = start_training(args.device)
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
@@ -64,7 +64,7 @@ def main():
         statistics = statistics_of(parent.content) if parent else None
         data, val_data = (load_text_motion(spec, split, conditions, args.num_workers, statistics=statistics)
                           for split in ("train", "val"))
-    began = read_checkpoint(folder.latest) if args.is_continue else {}
+    began = folder.read_latest() if args.is_continue else {}
     check_beginning(args, began, folder.latest)
     seed_everything(args.seed)
     kwargs = {"feature_dim": spec.feature_dim, "text_dim": data.features.shape[1], "width": args.width}
@@ -74,7 +74,7 @@ def main():
     describe = {"kind": "evaluator", "model_kwargs": kwargs, "dataset": spec.describe(),
                 "mean": torch.as_tensor(data.store.mean), "std": torch.as_tensor(data.store.std),
                 **(parent.record if parent else {})}
-    trainer = make_trainer(args, folder, "evaluator", model, describe, metric="Val/1-R3")
+    trainer = make_trainer(args, folder, "evaluator", model, describe, metric="Val/1-R3", root=spec.root)
     if args.is_continue:
         trainer.resume(began)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, data.lengths, collate_clips)

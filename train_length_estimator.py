@@ -17,11 +17,11 @@ from utils.data.conditions import LENGTH_CLASSES
 from utils.data.datasets import MotionStore, all_captions, make_loader, report_skipped, text_clips
 from utils.data.specs import get_spec
 from utils.errors import run
-from utils.files import RunFolder, read_checkpoint
+from utils.files import RunFolder
 from utils.text_condition import TextCondition, stack_conditions
 from utils.training import distributed
 from utils.training.finetuning import check_beginning, find_parent
-from utils.training.settings import seed_everything, start
+from utils.training.settings import seed_everything, start_training
 from utils.training.trainer import make_trainer
 
 
@@ -29,15 +29,20 @@ class LengthDataset(Dataset):
     """(what is read of the text: (C,), or a row of a WordTable; length class ()) of every caption."""
 
     def __init__(self, spec, split, num_workers, text_cond="pooled"):
-        entries, dropped = text_clips(MotionStore(spec, split, num_workers))
+        store = MotionStore(spec, split, num_workers)
+        entries, dropped = text_clips(store)
         report_skipped(dropped, f"{spec.name}/{split} (text-to-motion)")
         self.features = text_reader(text_cond)(spec.text_encoder, [c.text for c in all_captions(entries)],
                                                spec.root)
         classes = [(entry.end - entry.start) // spec.unit_length for entry in entries for _ in entry.captions]
+        self.ids = [store.ids[entry.clip] for entry in entries for _ in entry.captions]
         self.classes = torch.tensor(classes).clamp(max=LENGTH_CLASSES - 1)
 
     def __len__(self):
         return len(self.classes)
+
+    def clip_id(self, index):
+        return self.ids[index]
 
     def __getitem__(self, key):
         return self.features[key[0]], self.classes[key[0]]
@@ -75,7 +80,7 @@ def length_loss(logits, classes, soft):
 
 def main():
     args = parse_args()
-    device = start(args.device)
+    device = start_training(args.device)
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)
@@ -83,7 +88,7 @@ def main():
         folder.prepare(args.is_continue)
         data, val_data = (LengthDataset(spec, split, args.num_workers, args.text_cond)
                           for split in ("train", "val"))
-    began = read_checkpoint(folder.latest) if args.is_continue else {}
+    began = folder.read_latest() if args.is_continue else {}
     check_beginning(args, began, folder.latest)
     seed_everything(args.seed)
     words = {"word_dim": data.features.word_dim} if args.text_cond == "tokens" else {}
@@ -91,7 +96,7 @@ def main():
     if parent:
         parent.hand_over(model, {})
     describe = {"kind": "length_estimator", "dataset": spec.describe(), **(parent.record if parent else {})}
-    trainer = make_trainer(args, folder, "estimator", model, describe)
+    trainer = make_trainer(args, folder, "estimator", model, describe, root=spec.root)
     if args.is_continue:
         trainer.resume(began)
     loader = make_loader(data, args.batch_size, args.seed, args.num_workers, collate_fn=collate)

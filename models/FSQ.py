@@ -104,13 +104,17 @@ class Grid(nn.Module):
         """Indices -> digits (..., d). UserError for an index outside the grid."""
         if self.has_flat_index:
             check_range(indices, self.codebook_size, "FSQ")
-            return indices[..., None] // self.basis % (self.top + 1)
+            return self.unpack(indices)
         if indices.shape[-1] != self.dim:
             raise UserError(f"a grid of {self.codebook_size:.2g} points has no flat index: pass "
                             f"{self.dim} digits per code")
         if indices.numel() and ((indices < 0) | (indices > self.top)).any():
             raise UserError("FSQ digit outside its levels")
         return indices
+
+    def unpack(self, indices):
+        """``to_digits`` without the check, which waits for a GPU."""
+        return indices[..., None] // self.basis % (self.top + 1) if self.has_flat_index else indices
 
     def neighbour(self, z_q, axis):
         """Grid points (..., d) -> those one level up along dimension ``axis``, or down from the top level."""

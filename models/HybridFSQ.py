@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from models.FSQ import FSQ, Quantized
+from models.FSQ import FSQ, Quantized, check_range
 from models.VQ import VQ
 
 CELL = 0.49  # of a step: how far an offset reaches, so that a sum identifies its grid point and offset
@@ -66,10 +66,16 @@ class HybridFSQ(nn.Module):
 
     def to_digits(self, indices):
         """Indices -> (..., d + 1): the grid's digits and the offset's index."""
+        if self.has_flat_index:
+            check_range(indices, self.codebook_size, "FSQ + VQ")
+        return self.unpack(indices)
+
+    def unpack(self, indices):
+        """``to_digits`` without the check, which waits for a GPU."""
         if not self.has_flat_index:
             return indices
         size = self.offsets.codebook_size
-        return torch.cat([self.grid.to_digits(indices // size), (indices % size)[..., None]], -1)
+        return torch.cat([self.grid.unpack(indices // size), (indices % size)[..., None]], -1)
 
     def decode_indices(self, indices):
         """Inverse of ``get_indices``. UserError for an index outside the codebook."""

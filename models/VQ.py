@@ -97,6 +97,10 @@ class VQ(nn.Module):
         self.register_buffer("seeded", torch.tensor(False))
         self.started = False  # ``seeded`` is known to be true: reading it in each step would wait for a GPU
 
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self.started = False  # ``seeded`` may say otherwise now
+
     def codes(self):
         """The codebook (K, d)."""
         return self.codebook
@@ -120,7 +124,10 @@ class VQ(nn.Module):
         if self.started or not len(vectors):
             return
         if not self.seeded:
-            self.seed(all_gather(vectors))
+            vectors = all_gather(vectors)
+            if not vectors.isfinite().all():  # a step that training leaves out (--on_nan skip)
+                return
+            self.seed(vectors)
             broadcast_(self.codebook)
             self.seeded.fill_(True)
         self.started = True
@@ -175,6 +182,8 @@ class VQ(nn.Module):
     def to_digits(self, indices):
         """Indices -> (..., axes); here the only axis is the codebook."""
         return indices[..., None]
+
+    unpack = to_digits
 
     def neighbour(self, z_q, axis):
         """Codes (..., d) -> the nearest other code of each (the same, if there is no other)."""
@@ -348,6 +357,8 @@ class RVQ(nn.Module):
 
     def to_digits(self, indices):
         return indices
+
+    unpack = to_digits
 
     def neighbour(self, z_q, axis):
         """Codes with that of layer ``axis`` replaced with its nearest other code."""

@@ -1,6 +1,14 @@
 """From a checkpoint to a model. Our checkpoints describe their model; released MARDM files do not, and are
 recognised by their keys. Loading never runs code from the file (``weights_only=True``)."""
 import hashlib
+from contextlib import contextmanager
+from threading import get_ident
+
+import torch
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from models.AE import AE_models, has_grid
 from models.LengthEstimator import LengthEstimator
@@ -8,7 +16,9 @@ from models.MARDM import SIZES, MARDM_models
 from models.pipeline import Pipeline
 from utils.errors import UserError
 from utils.files import first_line, read_checkpoint
-from utils.weights import complete
+from utils.weights import check_finite, complete
+
+SLACK = 2**22  # numbers that a network may compute, beside as many as it has weights
 
 
 def weights_hash(module):
@@ -20,19 +30,53 @@ def weights_hash(module):
     return digest.hexdigest()[:16]
 
 
-def build(zoo, name, kwargs, what):
-    """``zoo[name](**kwargs)``; UserError for an unknown name or setting."""
-    if name not in zoo:
-        raise UserError(f"unknown {what} '{name}'; one of {', '.join(zoo)}")
+class TooLarge(Exception):
+    """A network that is being built has more weights than there are for it."""
+
+
+@contextmanager
+def at_most(size):
+    """Within the block, a module that registers more than ``size`` numbers is TooLarge. Memory of a parameter
+    is not used before it is registered, so a network of absurd size costs nothing."""
+    left, here = [size], get_ident()
+
+    def count(_module, _name, tensor):
+        if tensor is not None and get_ident() == here and not torch.nn.parameter.is_lazy(tensor):
+            left[0] -= tensor.numel()
+            if left[0] < 0:
+                raise TooLarge("it would be far larger than the weights in the file")
+
+    handles = [register(count) for register in (register_module_parameter_registration_hook,
+                                                register_module_buffer_registration_hook)]
     try:
-        return zoo[name](**kwargs)
-    except TypeError as error:
-        raise UserError(f"the {what} {name} cannot be built as the checkpoint describes it "
-                        f"({first_line(error)})") from error
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def build(zoo, name, kwargs, state, path):
+    """``zoo[name](**kwargs)``, for the weights ``state`` in a file. UserError for an unknown name, and for
+    settings with which it cannot be built, or gets far larger than its weights."""
+    if name not in zoo:
+        raise UserError(f"{path} is of the unknown model '{name}'; known are {', '.join(list(zoo)[:5])} ...")
+    size = sum(tensor.numel() for tensor in state.values())
+    absurd = [key for key, value in kwargs.items() if type(value) is int and value > max(size, 1000)]
+    try:
+        if absurd:
+            raise TooLarge(f"{absurd[0]} {kwargs[absurd[0]]:.3g} is more than the file has weights")
+        with at_most(2 * size + SLACK):
+            return zoo[name](**kwargs)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged setting can end in any exception of torch
+        raise UserError(f"{path} is damaged: a {name} cannot be built by its settings "
+                        f"({type(error).__name__}: {first_line(error)})") from error
 
 
 def load_state(model, state, path):
     """Strict load of a state dict, then eval mode; UserError names the first key that differs."""
+    check_finite(state, path)
     try:
         model.load_state_dict(complete(state, model.state_dict()), strict=True)
     except RuntimeError as error:
@@ -45,7 +89,7 @@ def sizes_of(read, state, path):
     """``read(state)``: a released file's sizes, from the shapes of its weights. UserError where they lack."""
     try:
         return read(state)
-    except (KeyError, AttributeError, TypeError, IndexError) as error:
+    except (KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
         raise UserError(f"{path} does not hold the weights of a released model ({first_line(error)} is "
                         "missing)") from error
 
@@ -110,7 +154,8 @@ def load_autoencoder(path, model_name=None):
     ``autoencoder_settings``."""
     checkpoint = read_checkpoint(path)
     name, kwargs = autoencoder_settings(checkpoint, path, model_name)
-    return load_state(build(AE_models, name, kwargs, "autoencoder"), checkpoint["ae"], path), checkpoint
+    return load_state(build(AE_models, name, kwargs, checkpoint["ae"], path), checkpoint["ae"],
+                      path), checkpoint
 
 
 def load_generator(path, model_name=None):
@@ -127,7 +172,7 @@ def load_generator(path, model_name=None):
     # released files may include a frozen CLIP under this prefix, which is not part of the model
     state = {name: value for name, value in weights.items() if not name.startswith("clip_model.")}
     kwargs = checkpoint.get("model_kwargs") or sizes_of(generator_sizes, state, path)
-    return load_state(build(MARDM_models, name, kwargs, "generator"), state, path), checkpoint
+    return load_state(build(MARDM_models, name, kwargs, state, path), state, path), checkpoint
 
 
 def reach_of(checkpoint):
@@ -149,15 +194,18 @@ def check_same_autoencoder(checkpoint, ae, ae_checkpoint, path):
     trained_on = checkpoint.get("trained_on")
     if trained_on and trained_on["hash"] not in target_hashes(ae, ae_checkpoint):
         raise UserError(f"{path} was trained on autoencoder '{trained_on['name']}' "
-                        f"({trained_on['model_name']}, weights {trained_on['hash']}), and the one given has "
-                        "other weights; pass the right --ae_name")
+                        f"({trained_on.get('model_name')}, weights {trained_on['hash']}), and the one given "
+                        "has other weights; pass the right --ae_name")
 
 
 def load_length_estimator(path):
     """The length estimator of a checkpoint, in eval mode, and the checkpoint's dict."""
     checkpoint = read_checkpoint(path)
     state = weights_in(checkpoint, "estimator", "length estimator", path)
-    return load_state(LengthEstimator(**sizes_of(estimator_sizes, state, path)), state, path), checkpoint
+    model = build({"LengthEstimator": LengthEstimator}, "LengthEstimator", sizes_of(estimator_sizes, state,
+                                                                                    path),
+                  state, path)
+    return load_state(model, state, path), checkpoint
 
 
 def load_pipeline(generator_path, ae_path, model_name=None, ae_model=None, statistics=None, device="cpu"):
@@ -169,4 +217,7 @@ def load_pipeline(generator_path, ae_path, model_name=None, ae_model=None, stati
     check_same_autoencoder(checkpoint, ae, ae_checkpoint, generator_path)
     holder = ae_checkpoint if "mean" in ae_checkpoint else checkpoint
     mean, std = (holder["mean"], holder["std"]) if "mean" in holder else statistics()
-    return Pipeline(generator, ae, mean, std, device), checkpoint
+    hashes = weights_hash(generator), weights_hash(ae)  # before the weights are on a device
+    pipeline = Pipeline(generator, ae, mean, std, device)
+    pipeline.hashes = hashes
+    return pipeline, checkpoint

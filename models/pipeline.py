@@ -55,9 +55,9 @@ def codes_of(ae, targets, lengths):
 class Pipeline:
     """``mean`` and ``std`` (D,) are those of the features that the autoencoder was trained on.
     ``iterations``: function that wraps the range of every generation's iterations, to follow it or to end it
-    by an error."""
+    by an error. ``hashes``: of the weights of generator and autoencoder, where they come from files."""
 
-    iterations = None
+    iterations = hashes = None
 
     def __init__(self, generator, ae, mean, std, device="cpu"):
         if (generator.ae_dim, generator.target_dim) != (ae.latent_dim, ae.target_dim):

@@ -8,6 +8,7 @@ Clips are .npy files of joints, (frames, J, 3) in metres, as sample.py and edit.
 are taken. Files get the clip's name and lie beside it, or in --output_dir. For every clip the script says how
 far the rig's joints are from the clip's: a rig has bones of constant length, and generated ones vary.
 """
+import unicodedata
 from pathlib import Path
 
 from scripts.gallery import find_clips, read_clip
@@ -47,7 +48,9 @@ def check_names(files, folder):
     """UserError if two clips would get the same name in --output_dir."""
     known = {}
     for file in files:
-        other = known.setdefault(file.stem if folder else file, file)
+        # some file systems take names for the same that differ in case, or in how a letter is composed
+        name = unicodedata.normalize("NFC", file.stem).casefold()
+        other = known.setdefault(name if folder else file, file)
         if other != file:
             raise UserError(f"{other} and {file} would both be {file.stem} in {folder}; write them to "
                             "different folders")

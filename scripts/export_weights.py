@@ -44,6 +44,8 @@ def runs_of(args, content):
         path = RunFolder(args.checkpoints_dir, args.dataset_name, name).checkpoint()
         return plain_content(read_checkpoint(path), args.licence)
 
+    if "trained_on" not in content:
+        raise UserError(f"the generator {args.name} does not name its autoencoder, so it cannot be exported")
     ae_name = content["trained_on"]["name"]
     runs = {f"{args.save_as}_AE" if args.save_as else ae_name: read(ae_name)}
     if content["model_kwargs"]["cond_mode"] == "text":

@@ -16,11 +16,13 @@ OUT receives new_joint_vecs/, texts/, the split lists, Mean.npy and Std.npy (of 
 dataset.json, and report.json, which names every clip that was left out, and why.
 """
 import csv
-import multiprocessing
+import io
 import os
 import shutil
 import signal
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,8 +35,8 @@ from utils.data.datasets import TAG_RATE, read_captions
 from utils.data.sources import Source, check_source, kind_of, unit_of, up_axis_of
 from utils.data.specs import KNOWN
 from utils.data.writing import make_data_folder, write_statistics
-from utils.errors import MissingFile, UserError, run
-from utils.files import read_json
+from utils.errors import MissingFile, UserError, one_line, run
+from utils.files import UnreadableText, plain_id, read_json, read_text
 from utils.motion.features import MotionError, joints_to_features
 from utils.motion.skeleton_files import describe as describe_skeleton
 from utils.motion.skeleton_files import get_skeleton, has_axes, read_description, source_of, with_axes
@@ -146,14 +148,10 @@ def read_splits(source):
         path = source / f"{split}.txt"
         if not path.is_file():
             raise UserError(f"{path} is missing: it lists the ids of the split, one per line")
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is not UTF-8 text") from None
-        splits[split] = [line.strip() for line in lines if line.strip()]
+        splits[split] = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         for name in splits[split]:
-            if Path(name).name != name or "\\" in name:
-                raise UserError(f"{path}: '{name}' is not a plain file name")
+            if "/" in name or not plain_id(name):
+                raise UserError(f"{path}: '{name[:60]}' is not a plain file name")
             if name in seen:
                 raise UserError(f"{path}: '{name}' is already in {seen[name]}.txt; one split per clip")
             seen[name] = split
@@ -253,18 +251,23 @@ def not_text(frames, captions, shortest, longest):
         return f"{frames} frames, outside {shortest}..{longest}"
     for _, (start, end) in captions:
         span = min(int(end * TAG_RATE), frames) - int(start * TAG_RATE)
-        if start == end == 0 or shortest <= span <= longest:
+        if start == end == 0 or (start >= 0 and shortest <= span <= longest):
             return None
     return f"its captions' time spans are all outside {shortest}..{longest} frames"
 
 
 def convert_all(names, work, workers):
-    """[work(name)]. The workers leave Ctrl-C to this process, which ends them."""
+    """[work(name)]. The workers leave Ctrl-C to this process, which gives them nothing more to do. UserError
+    where one of them is killed."""
     progress = partial(tqdm, total=len(names), desc="converting", unit="clip", mininterval=0.5)
     if workers == 0:
         return list(progress(map(work, names)))
-    with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        return list(progress(pool.imap(work, names, chunksize=8)))
+    try:
+        with ProcessPoolExecutor(workers, None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            return list(progress(pool.map(work, names, chunksize=8)))
+    except BrokenProcessPool as error:
+        raise UserError("a process that converts clips was killed, perhaps since memory ran out; pass fewer "
+                        f"--workers than {workers}, or 0") from error
 
 
 def prepare(args):
@@ -322,10 +325,10 @@ def read_manifest(path):
     if not path.is_file():
         return {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [(row.get("id"), (row.get("label") or "").strip()) for row in csv.DictReader(file)]
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV file in UTF-8 ({error})") from error
+        reader = csv.DictReader(io.StringIO(read_text(path)))
+        rows = [(row.get("id"), (row.get("label") or "").strip()) for row in reader]
+    except (UnreadableText, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({getattr(error, 'why', error)})") from error
     return {name: {"actions": [label]} for name, label in rows if name and label}
 
 
@@ -365,8 +368,9 @@ def make_report(args, clips, usable):
 
 
 def replace_folder(new, out):
-    """Rename ``new`` to ``out``; a data set that was there is moved aside first, and removed last."""
-    old = out.with_name(out.name + ".old")
+    """Rename ``new`` to ``out``; a data set that was there is moved aside first, and removed last. The name
+    that it has meanwhile is none that people give to a folder of theirs."""
+    old = out.with_name(f".replaced.{out.name}")
     if out.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(out, old)
@@ -391,7 +395,7 @@ def print_report(report, out, most=10):
         if report[key]:
             print(f"{len(report[key])} clips {title}:")
         for name, reason in list(report[key].items())[:most]:
-            print(f"  {name}: {reason}")
+            print(one_line(f"  {name}: {reason}", 300))
         if len(report[key]) > most:
             print(f"  and {len(report[key]) - most} more, all in {out / 'report.json'}")
 

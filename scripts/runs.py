@@ -23,7 +23,7 @@ from tqdm import tqdm
 from utils import options
 from utils.data.specs import get_spec
 from utils.errors import UserError
-from utils.files import RunFolder, file_hash, read_checkpoint
+from utils.files import RunFolder, file_hash, read_checkpoint, read_json
 from utils.report import markdown_table, write_json
 from utils.training.settings import code_version, machine
 
@@ -138,7 +138,7 @@ class RunTable:
         if not self.path.is_file():
             return {}
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = read_json(self.path)
             kind, settings, runs = content["kind"], self.before | content["settings"], content["runs"]
             if not all(isinstance(seeds, dict) for seeds in runs.values()):
                 raise ValueError("a row must be an object")

@@ -22,7 +22,6 @@ rows or seeds join the table (--rows: some of the file's); --jobs 2 trains two a
 study.md and study.png into --output_dir.
 """
 import importlib
-import json
 import re
 import shlex
 import sys
@@ -40,7 +39,7 @@ from utils import options
 from utils.curves import STYLE, plt, save_figure
 from utils.errors import UserError, run
 from utils.evaluation.suites import load_suite
-from utils.files import RunFolder, read_checkpoint
+from utils.files import RunFolder, read_checkpoint, read_json
 from utils.report import write_json
 from utils.training.resuming import FREE_FLAGS
 
@@ -80,32 +79,22 @@ def parse_args():
 
 def read_study(path):
     """The common flags {"train", "evaluate": tuple} and {name: Row} of a file. UserError for a bad one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repeats)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path} cannot be read as JSON: {why}") from error
+    content = read_json(path)
     check_keys(path, content, ("common", "rows"))
     common = content.get("common", {})
     check_keys(f"{path}: common", common, ("train", "evaluate"))
-    common = {key: split_flags(f"common: {key}", common.get(key, ""), refused)
+    common = {key: split_flags(f"{path}: common: {key}", common.get(key, ""), refused)
               for key, refused in (("train", OURS), ("evaluate", OURS_TO_EVALUATE))}
     recipes = content.get("rows")
     if not recipes or not isinstance(recipes, dict):
         raise UserError(f"{path} has no rows: {{\"rows\": {{NAME: {{\"train\": FLAGS}}}}}}")
-    rows = {name: read_row(name, recipe) for name, recipe in recipes.items()}
-    for name in rows:
-        chain(rows, name)
+    try:
+        rows = {name: read_row(name, recipe) for name, recipe in recipes.items()}
+        for name in rows:
+            chain(rows, name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return common, rows
-
-
-def without_repeats(pairs):
-    """The dict of a JSON object; ValueError where a name is repeated, of which JSON would keep the last."""
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"'{name}' is named twice")
-    return dict(pairs)
 
 
 def check_keys(what, value, known):
@@ -185,8 +174,8 @@ def parse(what, command):
 def read_seconds(path):
     """{run: training seconds of all its starts} so far. UserError if the file is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+        return read_json(path) if path.is_file() else {}
+    except UserError as error:
         raise UserError(f"{path} is damaged; remove it (it holds the training seconds so far)") from error
 
 

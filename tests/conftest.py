@@ -19,6 +19,15 @@ torch.set_num_threads(1)  # small models: more threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the scripts that tests start, too
 
 
+@pytest.fixture(autouse=True)
+def a_test_stands_for_a_process():
+    """Its locks end with it."""
+    yield
+    from utils.locks import release_all  # once the root is on the path
+
+    release_all()
+
+
 def golden(name):
     """Path, or opened .npz, of a file of golden data; skips the test, loudly, where no folder has it."""
     path = next((folder / name for folder in GOLDEN if (folder / name).exists()), None)

@@ -1,6 +1,7 @@
 """What tests/test_parallel.py runs in one or several processes: ``torchrun ... parallel_worker.py FOLDER
 WHAT``."""
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -138,6 +139,11 @@ def crash(step):
         raise OSError("this process crashes")
 
 
+def die(step):
+    if step == 1 and distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def mistake(step):
     # one of the two processes is the first to claim it
     assert distributed.mean_of({"claims": float(errors.processes.claim(f"step {step}"))}) == {"claims": 0.5}
@@ -164,7 +170,7 @@ def main():
     elif what == "scripts":
         call_scripts(sys.argv[3:])
     else:
-        train(folder, "mardm", {"crash": crash, "mistake": mistake}[what])
+        train(folder, "mardm", {"crash": crash, "die": die, "mistake": mistake}[what])
 
 
 if __name__ == "__main__":

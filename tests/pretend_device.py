@@ -397,6 +397,14 @@ class PretendDevice:
             def __init__(self, device_type, *args, **kwargs):
                 super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
+        class Event:
+            """The pretend device has done at once what it was asked for."""
+
+            def record(self):
+                pass
+
+            synchronize = record
+
         iterate = DataLoader.__iter__
 
         def batches(loader):  # the thread that pins asks for a real accelerator
@@ -417,7 +425,7 @@ class PretendDevice:
             (cuda, "get_device_name", lambda *_args: "pretend accelerator"),
             (cuda, "is_bf16_supported", lambda *_args: True), (cuda, "_lazy_init", lambda: None),
             (cuda, "synchronize", lambda *_args: owner.wait("read", "synchronize")),
-            (cuda, "manual_seed_all", lambda _seed: None),
+            (cuda, "Event", Event), (cuda, "manual_seed_all", lambda _seed: None),
             (cuda, "set_rng_state", lambda *_args: None),
             (cuda, "get_rng_state", lambda *_args: torch.get_rng_state()),
             (torch.nn.Module, "cuda", hidden), (torch, "Generator", Generator), (torch, "autocast", Autocast),

@@ -7,7 +7,7 @@ import ezc3d
 import numpy as np
 import pytest
 from test_motion import circle
-from test_scripts import call
+from tiny import call
 
 from utils.data.sources import Source
 from utils.errors import UnreadableFile

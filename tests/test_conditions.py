@@ -57,7 +57,7 @@ def test_texts_and_nothing():
 
 
 @pytest.mark.parametrize("labels, message", [(None, "has no labels.json"), ("{", "is not JSON"),
-                                             ("[]", "is not JSON of the"), ({"a": {}}, "KeyError"),
+                                             ("[]", "no JSON object"), ({"a": {}}, "not of the form"),
                                              ({"a": {"actions": []}}, "exactly one action")])
 def test_bad_labels_are_named(tmp_path, labels, message):
     with pytest.raises(UserError, match=message):

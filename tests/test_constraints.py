@@ -401,7 +401,7 @@ def test_generation_nears_the_goal(work, dataset, monkeypatch):
 
 
 @pytest.mark.parametrize("dataset", ["body22", "millimetres"])
-def test_sample_follows_a_trajectory(work, dataset, monkeypatch):
+def test_sample_follows_a_trajectory(work, dataset, monkeypatch, capsys):
     monkeypatch.setattr("models.guidance.STEPS", (2, 2))
     (work / "path.csv").write_text(ARC)
     code, clips = call(sample, dataset, *TEXT, "--repeat_times", 2, "--trajectory", "path.csv")
@@ -411,6 +411,11 @@ def test_sample_follows_a_trajectory(work, dataset, monkeypatch):
     file = next((work / "generation").glob("*/*.json"))
     facts = json.loads(file.read_text())
     assert facts["trajectory"] == "path.csv" and facts["codes"] is None
+    for text, there in ((ARC.replace("\n", "\r\n"), True), (ARC.replace("3.1", "3.2"), False)):
+        (work / "path.csv").write_text(text)  # the same path in other bytes, and another path
+        capsys.readouterr()
+        assert call(sample, dataset, *TEXT, "--repeat_times", 2, "--trajectory", "path.csv")[0] == 0
+        assert ("2 of 2 clips were there" in capsys.readouterr().err) == there
 
 
 @pytest.mark.parametrize("text, message", [

@@ -12,6 +12,7 @@ from utils.demo.actions import ACTIONS
 from utils.demo.captions import PHRASES, captions_of, tokens_of
 from utils.demo.dataset import MAX_FRAMES, MIN_FRAMES, build_demo, make_clip, perform, plan, split_clips
 from utils.demo.grammar import COUNTERCLOCKWISE
+from utils.errors import UserError
 from utils.motion.features import features_to_joints, joints_to_features
 from utils.motion.skeletons import SKELETONS
 
@@ -111,7 +112,7 @@ def test_an_interrupted_build_leaves_nothing_and_an_old_one_is_kept(tmp_path, mo
     assert not (tmp_path / "demo").exists()
     monkeypatch.undo()
     build_demo(tmp_path / "demo", num_clips=4)  # what the first build left behind is not in the way
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         build_demo(tmp_path / "demo", num_clips=4)
 
 

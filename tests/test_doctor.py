@@ -319,7 +319,7 @@ def test_bad_checkpoints(capsys):
     doctor.Path("checkpoints/own/begun/model").mkdir(parents=True)
     code, findings, _ = examine(capsys)
     assert code == 1
-    assert level_of(findings, "nan/latest.tar: it holds NaN or infinite weights") == "damaged"
+    assert level_of(findings, "nan/model/latest.tar holds NaN or infinite weights") == "damaged"
     assert level_of(findings, "strange/model/latest.tar are those of another model") == "damaged"
     assert level_of(findings, "unknown/latest.tar: it holds no known model") == "damaged"
     assert level_of(findings, "code/model/latest.tar is damaged, or holds more than tensors") == "damaged"

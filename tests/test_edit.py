@@ -195,6 +195,21 @@ def test_several_prompts_are_several_edits(work):
     assert not np.array_equal(one, two)
 
 
+def test_clips_are_written_before_the_next_are_made(work, monkeypatch):
+    written, original = [], edit.regenerate
+    for module in (edit, sample):
+        monkeypatch.setattr(module, "CHUNK", 2)
+
+    def regenerate(*args, **settings):
+        written.append(len(list((work / "generation").rglob("*.npy"))))
+        return original(*args, **settings)
+
+    monkeypatch.setattr(edit, "regenerate", regenerate)
+    prompts = "--text_prompt", "sit", "jump", "wave"
+    made = edit_clip(work, walk(SKELETONS["t2m"], 16), ["4,8"], prompt=prompts)
+    assert written == [0, 2] and len(made) == 3
+
+
 def test_only_touched_tokens_are_generated(work, monkeypatch):
     seen = []
     generate = MARDM_models["FSQ-MARDM-SiT-S"].func.generate
@@ -364,7 +379,7 @@ def test_mistakes_get_one_line(work, capsys, source, sections, message):
 @pytest.mark.parametrize("flags, message", [
     (["--dataset_name", "body22"], "either --text_prompt or --text_path"),
     (["--dataset_name", "body22", "--text_prompt", " "], "prompt is empty"),
-    (["--dataset_name", "body22", "--text_path", "clip.npy"], "not a text"),
+    (["--dataset_name", "body22", "--text_path", "clip.npy"], "it is not text in UTF-8"),
     (["--dataset_name", "absent", "--text_prompt", "sit"], "no checkpoint at"),
     (["--dataset_name", "labels", "--text_prompt", "sit"], "was trained on actions; pass --action"),
     (["--dataset_name", "labels"], "pass --action NAME"),

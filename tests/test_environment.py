@@ -9,6 +9,12 @@ import sys
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import scripts.lock
+from scripts.lock import FILES, LOCKS, PIN, blocks, moved_pins, relaxed
+from utils.errors import run
 
 PACKAGE_OF = {"cv2": "opencv-python-headless", "clip": "openai-clip", "PIL": "pillow",
               "mpl_toolkits": "matplotlib", "yaml": "pyyaml"}  # import name: package name
@@ -77,23 +83,91 @@ def test_installed_versions_are_the_pinned_ones():
     assert installed == pins(here=True)
 
 
+def locked(*names):
+    """{package: (its line, [its hashes])} of files in locks/."""
+    found = {}
+    for name in names:
+        for package, block in blocks(re.sub("^#.*", "", (LOCKS / name).read_text(), flags=re.M)).items():
+            assert package not in found, f"{package} is locked twice"
+            found[package] = block.splitlines()[0], re.findall(r"--hash=sha256:([0-9a-f]{64})\b", block)
+    return found
+
+
+def test_locks_hold_what_requirements_ask_for():
+    everything = locked(*FILES)
+    assert all(hashes for _, hashes in everything.values())
+    for package, version in pins().items():
+        assert everything[package][0].startswith(f"{package}=={version} "), f"{package}: run make lock"
+    assert "python_full_version >= '3.11'" in everything["diveq"][0]
+    assert all(hashes for _, hashes in locked("tools.txt").values())
+    assert {"uv", "pip-audit"} <= set(locked("tools.txt"))
+
+
+def test_locks_are_complete():
+    """What is installed without looking for dependencies is all that is needed, but for torch's own."""
+    there = locked(*FILES)
+    for package in locked("build.txt", "packages.txt"):
+        try:
+            same = importlib.metadata.version(package) == PIN.match(there[package][0])[2]
+        except importlib.metadata.PackageNotFoundError:  # of another system or Python
+            continue
+        for need in map(Requirement, importlib.metadata.requires(package) or ()) if same else ():
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                name = canonicalize_name(need.name)
+                assert name in there, f"{package} needs {name}: run make lock"
+                version = PIN.match(there[name][0])[2]
+                assert need.specifier.contains(version, prereleases=True), (package, name)
+
+
+def test_torch_is_alone_in_its_file():
+    assert set(locked("build.txt")) == {"setuptools"}
+    assert {name.split("-")[0] for name in locked("torch.txt")} == {"torch", "triton", "nvidia", "cuda"}
+    assert not {"torch", "triton"} & set(locked("packages.txt"))
+
+
+def test_an_upgrade_moves_all_pins_but_the_held_ones():
+    text = ("torch==2.13.0   # models\neinops==0.8.2   # why\n"
+            'diveq==0.1.3; python_version >= "3.11" # tests\n')
+    assert relaxed(text).splitlines() == ["torch==2.13.0   # models", "einops>=0.8.2   # why",
+                                          'diveq>=0.1.3; python_version >= "3.11" # tests']
+    lock = "einops==0.10.12 \\\n    --hash=sha256:0\ntorch==2.13.0\ndiveq==0.2 ; python_version >= '3.11'\n"
+    assert moved_pins(text, lock).splitlines() == ["torch==2.13.0   # models", "einops==0.10.12 # why",
+                                                   'diveq==0.2; python_version >= "3.11" # tests']
+
+
+def test_making_locks_without_uv(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lock.py", "--uv", "/nowhere/uv"])
+    with pytest.raises(SystemExit, match="2"):
+        run(scripts.lock.main)
+    assert "--uv /nowhere/uv: there is no such program" in capsys.readouterr().err
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
 @pytest.fixture
 def clone(tmp_path):
     """A folder with the Makefile, and room for fake interpreters."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "requirements.txt").write_text("")
+    (tmp_path / "requirements.txt").write_text("torch==2.13.0   # a reason\n")
+    (tmp_path / "locks").mkdir()
+    for name in ("build", "torch", "packages"):
+        (tmp_path / "locks" / f"{name}.txt").write_text("")
     (tmp_path / "bin").mkdir()
     return tmp_path
 
 
-def interpreter(folder, name, minor, pip_fails=False):
-    """A fake Python 3.<minor>, whose venv has a pip that records each call, and a pytest."""
+def interpreter(folder, name, minor, pip_fails=False, config=""):
+    """A fake Python 3.<minor>, whose venv has a pip that records what it installs and is configured with
+    ``config``, and a pytest."""
     file = folder / "bin" / name
     file.write_text(f"""#!/bin/sh
 case "$*" in
     *version_info*) test {minor} -ge 10 && test {minor} -le 12 ;;
     *"-m venv"*) mkdir -p .venv/bin && echo {name} > .venv/made_by && cp "$0" .venv/bin/python ;;
-    *"-m pip"*) echo install >> pip_calls; exit {int(pip_fails)} ;;
+    *"-m pip"*" config list") echo "{config}" ;;
+    *"-m pip"*" check") ;;
+    *"-m pip"*) echo "$*" | sed 's/.* install //' >> pip_calls; exit {int(pip_fails)} ;;
     *"-m pytest"*) echo "pytest runs" ;;
 esac
 """)
@@ -106,20 +180,38 @@ def make(folder, *arguments):
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
 
 
-needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-
-
 @needs_make
 def test_make_installs_once_and_again_when_requirements_change(clone):
     interpreter(clone, "python3", minor=11)
     for _ in range(2):
         done = make(clone, "test")
         assert done.returncode == 0 and "pytest runs" in done.stdout, done.stderr
-    assert (clone / "pip_calls").read_text() == "install\n"
-    later = (clone / ".venv" / ".installed").stat().st_mtime + 5
-    os.utime(clone / "requirements.txt", (later, later))
-    assert make(clone, "test").returncode == 0
-    assert (clone / "pip_calls").read_text() == "install\ninstall\n"
+    once = (clone / "pip_calls").read_text()
+    assert len(once.splitlines()) == 3
+    for name in ("requirements.txt", "locks/packages.txt"):
+        later = (clone / ".venv" / ".installed").stat().st_mtime + 5
+        os.utime(clone / name, (later, later))
+        (clone / "pip_calls").unlink()
+        assert make(clone, "test").returncode == 0
+        assert (clone / "pip_calls").read_text() == once
+        os.utime(clone / name, (0, 0))
+
+
+@needs_make
+@pytest.mark.parametrize("flags, config, torch", [
+    ([], "", "--require-hashes --no-deps -r locks/torch.txt"),
+    ([], "global.timeout='60'", "--require-hashes --no-deps -r locks/torch.txt"),
+    ([], "global.find-links='/opt/wheels'", "torch==2.13.0"),
+    ([], "global.index-url='https://mirror/simple'", "torch==2.13.0"),
+    (["TORCH=locked"], "global.find-links='/opt/wheels'", "--require-hashes --no-deps -r locks/torch.txt"),
+    (["TORCH=https://there/cpu"], "", "--index-url https://there/cpu torch==2.13.0"),
+])
+def test_all_but_another_torch_is_checked_by_hash(clone, flags, config, torch):
+    interpreter(clone, "python3", minor=11, config=config)
+    assert make(clone, "install", *flags).returncode == 0
+    assert (clone / "pip_calls").read_text().splitlines() == [
+        "--require-hashes --no-deps -r locks/build.txt", torch,
+        "--require-hashes --no-deps --no-build-isolation -r locks/packages.txt"]
 
 
 @needs_make

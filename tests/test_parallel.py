@@ -63,10 +63,13 @@ def test_the_first_process_alone_writes(two):
     assert [line.split()[0] for line in lines] == ["stopped", "resumed", "epoch", "epoch", "done:"]
 
 
-def test_a_process_that_crashes_ends_all(tmp_path):
+@pytest.mark.parametrize("how, said", [("crash", "OSError: this process crashes"), ("die", "Signal 9")])
+def test_a_process_that_ends_ends_all(tmp_path, how, said):
     begin = time.monotonic()
-    code, output = torchrun(tmp_path, "crash")
-    assert code != 0 and "this process crashes" in output
+    code, output = torchrun(tmp_path, how)
+    assert code != 0 and said in output and "[rank0]: Traceback" not in output
+    assert output.count("error: another process of this training has ended, so this one does; nothing has "
+                        "been saved yet") == 1
     # a busy machine starts slowly; waiting for the other process would take two hours
     assert time.monotonic() - begin < 300
 

@@ -1,6 +1,7 @@
 """scripts.prepare_dataset on a small made-up capture with bad clips of every kind."""
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from scripts import prepare_dataset
 from utils.data.datasets import MotionStore, text_clips
 from utils.data.specs import get_spec
 from utils.data.writing import average_std
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.motion.features import joints_to_features
 from utils.motion.skeletons import SKELETONS
 
@@ -174,6 +175,18 @@ def test_workers_change_nothing(source, tmp_path, monkeypatch):
             tmp_path / "2" / "mine" / file).read_bytes(), file
 
 
+def test_a_worker_that_dies_is_not_waited_for():
+    with pytest.raises(UserError, match="a process that converts clips was killed.*fewer --workers than 2"):
+        prepare_dataset.convert_all([3, 3, 3], os._exit, workers=2)
+
+
+def test_folders_of_others_beside_the_data_set_stay(source, tmp_path, monkeypatch):
+    (tmp_path / "mine.old").mkdir()
+    for flags in ((), ("--overwrite",)):
+        assert prepare(monkeypatch, source, tmp_path / "mine", *flags) == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path != source) == ["mine", "mine.old"]
+
+
 def test_flags_reach_the_data_set(source, tmp_path, monkeypatch):
     flags = "--fps 30 --min_frames 10 --max_frames 300 --retarget none --text_encoder clip".split()
     assert prepare(monkeypatch, source, tmp_path / "mine", *flags) == 0
@@ -268,7 +281,7 @@ def write(path, text):
     (lambda s: shutil.rmtree(s / "texts"), "has no folder texts/"),
     (lambda s: (s / "val.txt").unlink(), "val.txt is missing"),
     (lambda s: write(s / "train.txt", "\n"), "train.txt is empty"),
-    (lambda s: write(s / "train.txt", b"\xff\xfe\x00"), "is not UTF-8"),
+    (lambda s: write(s / "train.txt", b"\xff\xfe\x00"), "train.txt cannot be read (it is not text in UTF-8)"),
     (lambda s: write(s / "test.txt", "turn\nwalk_a\n"), "'walk_a' is already in train.txt"),
     (lambda s: write(s / "test.txt", "../walk_a\n"), "is not a plain file name"),
     (lambda s: write(s / "train.txt", "nan\nflat\n"), "no clip of"),

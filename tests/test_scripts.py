@@ -22,8 +22,9 @@ SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator
            "scripts.doctor", "scripts.demo", "scripts.compare_evaluations", "scripts.analyze_codes",
            "scripts.quantizer_bench", "scripts.ablation", "scripts.study", "scripts.gallery",
            "scripts.view", "scripts.clean_feet", "scripts.export", "scripts.make_skeleton",
-           "scripts.retarget", "scripts.export_weights",
-           "benchmarks.run", "benchmarks.solver_steps", "benchmarks.trajectories", "benchmarks.chains"]
+           "scripts.retarget", "scripts.export_weights", "scripts.soak_kills", "scripts.soak_inputs",
+           "scripts.lock", "benchmarks.drift", "benchmarks.run",
+           "benchmarks.solver_steps", "benchmarks.trajectories", "benchmarks.chains"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]
@@ -539,7 +540,7 @@ def test_mistakes_get_one_line(work, capsys, script, flags, message):
 
 @pytest.mark.parametrize("content, message", [
     ([1, 2], "holds a list"), (torch.zeros(3), "holds a Tensor"),
-    ({"mardm": torch.zeros(3)}, "not a network's weights"),
+    ({"mardm": torch.zeros(3)}, "holds something else than a network's weights under 'mardm'"),
     ({"mardm": {}, "model_name": "FSQ-MARDM-SiT-S", "model_kwargs": {"wings": 2}}, "cannot be built"),
     (b"text", "not a checkpoint, or is damaged"),
 ])

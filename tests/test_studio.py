@@ -69,7 +69,7 @@ def finished(desk, answer, state="done"):
         job, = (job for job in desk.state()["jobs"] if job["number"] == answer["job"])
         return job if job["state"] not in ("waiting", "running") else None
 
-    job = wait(ended, 20)
+    job = wait(ended)
     assert job["state"] == state, job
     return job
 
@@ -620,7 +620,7 @@ def test_from_a_prompt_to_a_file(page, tmp_path):
     find("#rows .seconds")[0].send_keys("2")
     write(find("#variants")[0], "2")
     find("#generate")[0].click()
-    wait(lambda: len(find("#clips li")) == 2, 20)
+    wait(lambda: len(find("#clips li")) == 2)
     assert "sit <img src=x onerror" in find("#clips .name")[0].text and not chrome.execute_script(
         "return window.hacked")
 
@@ -641,7 +641,7 @@ def test_from_a_prompt_to_a_file(page, tmp_path):
     write(find("#to")[0], "1.5")
     find("#edit-prompt")[0].send_keys("jump")
     find("#edit button.main")[0].click()
-    wait(lambda: "edited" in find("#clips")[0].text, 20)
+    wait(lambda: "edited" in find("#clips")[0].text)
     chosen = find("#clips .chosen .name")[0].text
     assert chosen.startswith("1: sit") and chosen.endswith("/ jump (0.5-1.5 s)")
     wait(lambda: in_player(page, lambda: picture(chrome)))
@@ -650,7 +650,7 @@ def test_from_a_prompt_to_a_file(page, tmp_path):
 
     # a file
     find("[aria-label='Download clip 1 as bvh']")[0].click()
-    file = wait(lambda: [*(tmp_path / "got").glob("*.bvh")], 20)[0]
+    file = wait(lambda: [*(tmp_path / "got").glob("*.bvh")])[0]
     assert file.name.startswith("001_sit_img_src") and file.name.endswith("_edited.bvh")
     assert file.read_text().startswith("HIERARCHY") and "Frames: 40" in file.read_text()
     find("[aria-label='Undo the last edit of clip 1']")[0].click()
@@ -670,7 +670,7 @@ def test_waiting_cancelling_and_mistakes(page, desk, monkeypatch):
     find("#rows .prompt")[0].send_keys("sit")
     find("#rows .seconds")[0].send_keys("2")
     find("#generate")[0].click()
-    wait(lambda: [item.text for item in find("#jobs .says")] == ["generating: step 0 of 2"], 20)
+    wait(lambda: [item.text for item in find("#jobs .says")] == ["generating: step 0 of 2"])
     find("#more")[0].click()
     assert chrome.execute_script("return document.activeElement === arguments[0]", find("#rows .prompt")[1])
     find("#rows .prompt")[1].send_keys("wave")
@@ -694,14 +694,14 @@ def test_waiting_cancelling_and_mistakes(page, desk, monkeypatch):
     # the first is cancelled, the second is made
     find("[aria-label='Cancel: sit']")[0].click()
     go.set()
-    wait(lambda: find("#clips .name") and not find("#jobs li"), 20)
+    wait(lambda: find("#clips .name") and not find("#jobs li"))
     assert [item.text for item in find("#clips .name")] == ["1: sit / wave"]
     assert [part.text for part in find("#parts button")] == ["0.0\u20132.0 s: sit", "2.0\u20134.0 s: wave"]
 
     # a failure of the work itself; a phone
     write(find("#rows .seconds")[0], "")
     find("#generate")[0].click()
-    wait(lambda: find("#complaint")[0].text.startswith("No length estimator at"), 20)
+    wait(lambda: find("#complaint")[0].text.startswith("No length estimator at"))
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                            {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True})
     assert chrome.execute_script("return document.documentElement.scrollWidth") <= 360
@@ -723,7 +723,7 @@ def test_generators_by_action_and_without_conditions(page):
     assert [row.is_displayed() for row in find("#rows li")] == [True, False]
     find("#rows .seconds")[0].send_keys("2")
     find("#generate")[0].click()
-    wait(lambda: find("#clips .name"), 20)
+    wait(lambda: find("#clips .name"))
     assert not find("#edit-label")[0].is_displayed()
     find("#edit button.main")[0].click()
-    wait(lambda: "edited" in find("#clips")[0].text, 20)
+    wait(lambda: "edited" in find("#clips")[0].text)

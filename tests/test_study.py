@@ -173,7 +173,7 @@ BASE = {"base": {}}
 
 
 @pytest.mark.parametrize("rows, message", [
-    ("{", "cannot be read as JSON"), ("[]", "must be a JSON object"), ("{}", "has no rows"),
+    ("{", "is not JSON"), ("[]", "holds no JSON object"), ("{}", "has no rows"),
     ('{"rows": {"a": {}, "a": {}}}', "'a' is named twice"), ('{"row": {}}', "unknown key 'row'"),
     ('{"rows": {"a": {}}, "common": {"trian": ""}}', "unknown key 'trian'"),
     ({"a": {"trian": ""}}, "row 'a' has the unknown key 'trian'"), ({"a": []}, "must be a JSON object"),
@@ -224,7 +224,7 @@ def test_an_unknown_row_is_named(fake, capfd):
 
 def test_a_missing_file(fake, capfd):
     assert call("scripts.study", "absent.json", *ON) == 2
-    assert "absent.json cannot be read as JSON: No such file" in capfd.readouterr().err
+    assert "absent.json cannot be read (No such file" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted((study.ROOT / "docs/results/recipes").glob("*.json")),

@@ -101,8 +101,8 @@ def test_without_links_the_published_name_is_a_copy(tmp_path, monkeypatch):
     folder = train(tmp_path, "run", epochs=1).folder
     assert not folder.best.samefile(folder.published)
     assert folder.best.read_bytes() == folder.published.read_bytes()
-    assert sorted(path.name for path in folder.model_dir.glob("*.tar")) == ["best.tar", "latest.tar",
-                                                                            "net_best_fid.tar"]
+    assert sorted(path.name for path in folder.model_dir.glob("*.tar")) == [
+        "best.tar", "latest.tar", "net_best_fid.tar", "previous_1.tar"]
 
 
 def test_which_checkpoint_is_used(tmp_path):

@@ -400,7 +400,7 @@ def opened(chromium):
     assert sum(url.startswith("file:///") for url in asked) == 1  # the page itself
 
 
-def wait(condition, seconds=10):
+def wait(condition, seconds=60):  # a busy machine plays slowly
     end = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < end, "nothing happened"

@@ -103,7 +103,8 @@ def test_running_averages_are_what_is_exported(work):
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda model: (model / "weights.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b"{}      "), "lacks"),
+    (lambda model: (model / "weights.safetensors").write_bytes(b"\x08" + b"\0" * 7 + b"{}      "),
+     "their checksum"),
     (lambda model: (model / "weights.safetensors").write_bytes(b"\xff" * 100), "is damaged"),
     (lambda model: (model / "weights.safetensors").write_bytes(
         (model / "weights.safetensors").read_bytes()[:-50]), "is damaged"),

@@ -5,8 +5,10 @@ import numpy as np
 import torch
 
 from utils.errors import UnreadableFile
+from utils.files import check_no_pipe
 
 MOST_BYTES = 2 ** 30  # of an array in a .npz file, unpacked
+LARGEST = 1e7  # coordinates beyond this (10 km in millimetres) are no motion
 
 
 class UnreadableArray(UnreadableFile):
@@ -19,6 +21,7 @@ class UnreadableArray(UnreadableFile):
 def load_array(path, mmap_mode=None):
     """The array of numbers in a .npy file. UnreadableArray if it is missing, damaged, or something else."""
     try:
+        check_no_pipe(path)
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except Exception as error:  # a damaged header can raise anything, from Python's tokenizer to MemoryError
         raise UnreadableArray(path, _why(error), isinstance(error, FileNotFoundError)) from error
@@ -34,6 +37,7 @@ def load_arrays(path, names):
     """{name: array} of those of the ``names`` that a .npz file has: numbers, text or bytes. UnreadableArray
     if the file is missing, damaged, or something else, or an array holds objects, which are not unpickled."""
     try:
+        check_no_pipe(path)
         with zipfile.ZipFile(path) as archive:
             sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}
         large = [name for name in names if sizes.get(name, 0) > MOST_BYTES]
@@ -50,8 +54,16 @@ def load_arrays(path, names):
     return found
 
 
+def first_absurd(rows):
+    """Number of the first of the ``rows`` (N, C) with NaN, an infinite value or one beyond LARGEST, or
+    None."""
+    bad = ~(np.abs(rows) < LARGEST).all(1)
+    return int(bad.argmax()) if bad.any() else None
+
+
 def _why(error):
-    return (str(error).strip().splitlines() or [""])[0][:80] or type(error).__name__
+    why = getattr(error, "strerror", None) or str(error).strip()
+    return (why.splitlines() or [""])[0][:80] or type(error).__name__
 
 
 def one_hot(names, known):

@@ -5,15 +5,16 @@ import os
 import re
 import sys
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.arrays import load_array, one_hot
 from utils.errors import MissingFile, UserError
-from utils.facts import write_facts
-from utils.files import RunFolder, atomic_write, read_checkpoint
+from utils.facts import read_facts, write_facts
+from utils.files import RunFolder, UnreadableText, atomic_write, digest, file_hash, read_checkpoint, read_text
 from utils.lengths import MAX_LENGTH, SHORTEST
 from utils.options import CHECKPOINTS
 from utils.visualize import render_many
@@ -22,10 +23,10 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"  # weights that come with 
 CLIPS_PER_PROCESS = 4  # at least, when several processes draw videos: each takes seconds to start
 
 
-def read_wanted(args, mode, checkpoint, encode, motion_length=0, longest=MAX_LENGTH):
-    """What a command line asks for: [(prompt or action, frames or 0)], and their conditions (N, C) or None.
-    mode, checkpoint: the generator's cond_mode, and dict with its actions; encode: list of str -> (N, C);
-    longest: most frames that may be asked for. UserError if the flags do not fit the generator."""
+def read_wanted(args, mode, checkpoint, motion_length=0, longest=MAX_LENGTH):
+    """What a command line asks for: [(prompt or action, frames or 0)]. mode, checkpoint: the generator's
+    cond_mode, and dict with its actions; longest: most frames that may be asked for. UserError if the flags
+    do not fit the generator."""
     trained = {"text": "on texts", "action": "on actions", "uncond": "without conditions"}[mode]
     if mode != "text" and (args.text_prompt is not None or args.text_path is not None):
         raise UserError(f"--text_prompt, --text_path: this generator was trained {trained}"
@@ -33,19 +34,25 @@ def read_wanted(args, mode, checkpoint, encode, motion_length=0, longest=MAX_LEN
     if mode != "action" and args.action:
         raise UserError(f"--action: this generator was trained {trained}")
     if mode == "text":
-        prompts = read_prompts(args.text_prompt, args.text_path, motion_length, longest)
-        return prompts, encode([prompt for prompt, _ in prompts])
+        return read_prompts(args.text_prompt, args.text_path, motion_length, longest)
     if motion_length:
         check_length(motion_length, "--motion_length", longest)
     if mode == "uncond":
-        return [("unconditional", motion_length)], None
+        return [("unconditional", motion_length)]
     actions = checkpoint.get("actions") or []
     names = actions if args.action == ["all"] else args.action or []
     unknown = [name for name in names if name not in actions]
     if unknown or not names:
         problem = f"--action {unknown[0]}: unknown" if unknown else "pass --action NAME ..., or --action all"
         raise UserError(f"{problem}; the generator's actions are {', '.join(actions)}")
-    return [(name, motion_length) for name in names], one_hot(names, actions)
+    return [(name, motion_length) for name in names]
+
+
+def conditions_of(names, mode, checkpoint, encode):
+    """Conditions (N, C), or None, of prompts or actions of ``read_wanted``; encode: list of str -> (N, C)."""
+    if mode == "uncond":
+        return None
+    return encode(names) if mode == "text" else one_hot(names, checkpoint["actions"])
 
 
 def read_prompts(text_prompt, text_path, motion_length=0, longest=MAX_LENGTH):
@@ -73,9 +80,9 @@ def read_lines(path):
     if not path.exists() or path.is_dir():
         raise UserError(f"--text_path: no file {path}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows editors start files with a BOM
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text_path: {path} is not a text file in UTF-8") from error
+        lines = read_text(path, pipes=True).splitlines()
+    except UnreadableText as error:
+        raise UserError(f"--text_path: {error}") from error
     lines = [(f"{path} line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
     if not lines:
         raise UserError(f"--text_path: {path} has no prompts")
@@ -90,9 +97,9 @@ def parse_line(line, default, place, longest):
     if length.strip().upper() == "NA":
         return prompt.strip(), 0
     try:
-        frames = int(length)
+        frames = int(length) if len(length) < 20 else int("too long")
     except ValueError as error:
-        raise UserError(f"{place}: '{length}' after # is neither a number of frames nor NA") from error
+        raise UserError(f"{place}: '{length[:20]}' after # is neither a number of frames nor NA") from error
     check_length(frames, place, longest)
     return prompt.strip(), frames
 
@@ -135,6 +142,36 @@ def free_path(path, same=lambda path: False):
         numbered = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         if not numbered.exists() or same(numbered):
             return numbered
+
+
+@cache
+def code_hash():
+    """A digest of the code that makes clips."""
+    root = Path(__file__).parents[1]
+    files = [root / "sample.py", *(file for room in ("models", "diffusions", "utils")
+                                   for file in sorted((root / room).rglob("*.py")))]
+    return digest([[str(file.relative_to(root)), file_hash(file)] for file in files])
+
+
+def is_of(request, path):
+    """Whether the facts of the clip ``path`` name this request."""
+    with suppress(UserError):
+        return read_facts(path).get("request") == request
+    return False
+
+
+def earlier_clips(folder, names, request):
+    """The clips with these file names, without suffix, as ``write_clips`` takes them, if ``folder`` has all
+    of them, made for the ``request`` (a digest; None: there is none); else None."""
+    paths = [free_path(folder / f"{name}.npy", partial(is_of, request)) for name in names if request]
+    if not paths or not all(path.is_file() for path in paths):
+        return None
+    try:
+        facts = [read_facts(path) for path in paths]
+        return [(name, load_array(path), known["prompt"], known)
+                for name, path, known in zip(names, paths, facts)]
+    except (UserError, KeyError):  # damaged: they are made again
+        return None
 
 
 def has_joints(path, joints):
@@ -186,21 +223,38 @@ def write_frames(file, joints, first, fps, prompts):
 
 
 def write_clips(clips, spec, folder, no_video):
-    """Write the .npy of every clip (file stem, joints (T, J, 3), caption, facts) with its facts beside it
-    (``write_facts``), then, unless ``no_video``, the videos; never over a file of another clip. Returns the
-    paths of the .npy files. UserError for joints that are not finite."""
+    """Write the .npy of every clip (file stem, joints (T, J, 3), caption, facts) of an iterable with its
+    facts beside it (``write_facts``), then, unless ``no_video``, the videos; never over a file of another
+    clip. Clips that are there with these facts and their video are left as they are. Returns the paths of the
+    .npy files. UserError for joints that are not finite."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawings = []
+    paths, drawings = [], []
     for stem, joints, caption, facts in clips:
         check_finite(joints, caption)
         path = write_joints(folder, stem, joints)
-        write_facts(path, facts | {"fps": spec.fps, "skeleton": spec.skeleton})
-        print(path)
-        drawings.append({"joints": joints, "path": path.with_suffix(".mp4"), "skeleton": spec.layout,
-                         "fps": spec.fps, "caption": caption})
-    if not no_video:  # one worker per two cores: each draws on one while its ffmpeg encodes on another
+        facts = facts | {"fps": spec.fps, "skeleton": spec.skeleton}
+        video = path.with_suffix(".mp4")
+        if not ("request" in facts and is_of(facts["request"], path) and video.is_file()):
+            drawings.append({"joints": joints, "path": video, "skeleton": spec.layout, "fps": spec.fps,
+                             "caption": caption})
+        write_facts(path, facts)
+        tqdm.write(str(path))  # over the bar of those who make the clips
+        paths.append(path)
+    # one worker per two cores: each draws on one while its ffmpeg encodes on another
+    if drawings and not no_video:
         render_many(drawings, workers=min((os.cpu_count() or 2) // 2, len(drawings) // CLIPS_PER_PROCESS))
-    return [drawing["path"].with_suffix(".npy") for drawing in drawings]
+    return paths
+
+
+def remove_leftovers(paths, began):
+    """Remove the temporary files of ``atomic_write`` that a killed run left beside the clips ``paths``, .npy
+    files: those from before ``began``, in seconds since 1970."""
+    stems = {path.stem for path in paths}
+    for folder in {path.parent for path in paths}:
+        for file in folder.glob(".*"):
+            match = re.fullmatch(r"\.[0-9a-f]{12}\.(.+)\.\w+", file.name)
+            if match and match[1] in stems and file.stat().st_mtime < began:
+                file.unlink(missing_ok=True)
 
 
 def caption_of(path):

@@ -10,7 +10,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, first_line
 
 FEW = 40  # curves of fewer values, such as validation metrics, get markers and no smoothing, which would lag
 CROWD = 5  # with more curves the legend is beside the axes
@@ -68,7 +68,7 @@ def find_runs(log_dir):
     root = Path(log_dir)
     if not root.is_dir():
         raise UserError(f"no folder {log_dir}")
-    files = sorted(root.rglob("events.out.tfevents.*"))
+    files = sorted(file for file in root.rglob("events.out.tfevents.*") if file.is_file())
     if not files:
         raise UserError(f"no TensorBoard events (events.out.tfevents.*) in {log_dir} or below it")
     if any(file.parent in (root, root / "model") for file in files):
@@ -81,19 +81,22 @@ def find_runs(log_dir):
 
 def read_scalars(files, log_dir):
     """{tag: (steps, values)} of one run's event files, in the order in which they were begun. A later file
-    replaces earlier values of its tags within the range of its steps, as a resumed run repeats what came
-    after its last checkpoint."""
+    replaces earlier values of its tags within the range of their steps: resumed runs of earlier versions
+    repeat what came after their last checkpoint."""
     parts = []
     for file in files:
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
-        scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        try:
+            events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+            scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        except Exception as error:  # damage can raise any exception of protobuf and TensorBoard
+            raise UserError(f"{file} cannot be read ({type(error).__name__}: {first_line(error)}); move it "
+                            "away") from error
         if scalars:
             parts.append((min(series[0].wall_time for series in scalars.values()), str(file), scalars))
     merged = {}
     for _, _, scalars in sorted(parts, key=lambda part: part[:2]):
-        steps = [event.step for series in scalars.values() for event in series]
-        first, last = min(steps), max(steps)
         for tag, series in scalars.items():
+            first, last = (end(event.step for event in series) for end in (min, max))
             kept = {step: value for step, value in merged.get(tag, {}).items() if not first <= step <= last}
             merged[tag] = kept | {event.step: event.value for event in series}
     if not merged:

@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils import arrays
 from utils.errors import UserError
 
 COLOURS = {"left": (38, 122, 214), "right": (240, 120, 38), "centre": (104, 112, 128)}     # colour-blind safe
@@ -62,6 +63,8 @@ def check_joints(joints, skeleton):
     if bad.any():
         raise UserError(f"joints are not finite (NaN or infinite) in {bad.sum()} of {len(joints)} frames, "
                         f"first in frame {bad.argmax()}")
+    if np.abs(joints).max() > arrays.LARGEST:
+        raise UserError(f"joints hold values above {arrays.LARGEST:.0e}, so they are no motion")
     return joints
 
 

@@ -6,7 +6,9 @@ import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-state = SimpleNamespace(only_check=False)  # --check: the command writes nothing and stops once all is loaded
+# only_check: of --check; the command writes nothing and stops once all is loaded. interrupted: what is said
+# on Ctrl-C. at_end: functions () that ``run`` calls last, however a command ends.
+state = SimpleNamespace(only_check=False, interrupted="interrupted", at_end=[])
 
 
 class UserError(ValueError):
@@ -77,15 +79,22 @@ def only_check():
     return state.only_check
 
 
+def one_line(text, most=1000):
+    """A text as one line of at most about ``most`` characters, whatever a damaged file has put into it."""
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text) - most:,} more characters)"
+
+
 def run(main):
     """Call ``main()``. A UserError, or an OSError about a file (no permission, disk full), becomes one
     line and exit code 2, Ctrl-C 130; any other exception is a bug and keeps its traceback."""
+    state.interrupted = "interrupted"
     try:
         with checking(False):
             main()
         processes.leave()
     except KeyboardInterrupt:
-        say("interrupted")
+        say(state.interrupted)
         processes.leave()
         sys.exit(130)
     except Exception as error:
@@ -96,5 +105,8 @@ def run(main):
             raise
         if processes.claim("error"):
             text = f"{error.filename}: {error.strerror}" if about_a_file else error
-            print(f"error: {text}", file=sys.stderr)
+            print(f"error: {one_line(text)}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        for last in state.at_end:
+            last()

@@ -4,15 +4,17 @@ reads.
 "prompt"; "fps": frames per second; "skeleton": see ``skeleton_files.get_skeleton``; "codes": see
 ``models.pipeline.codes_of``; "edited": [[start, stop]], the frames that edit.py made; "source": the clip that
 it edited; "kept": what it kept of the body there; "parts": [[start, stop, prompt]] of a chain; "start_pose",
-"trajectory": files that sample.py was given; "run", "dataset", "seed", "repeat": how the clip was made.
+"trajectory": files that sample.py was given; "run", "dataset", "seed", "repeat": how the clip was made;
+"request": a digest of all that sample.py was asked for, by which a run that was killed goes on.
 """
 import json
-import math
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.files import read_json, write_text
+
+MOST_FPS = 1e4
 
 
 def write_facts(path, facts):
@@ -53,8 +55,9 @@ def _codes(codes):
 _CHECKS = {
     "prompt": lambda prompt: isinstance(prompt, str),
     "skeleton": lambda skeleton: isinstance(skeleton, (str, dict)),
-    "fps": lambda fps: type(fps) in (int, float) and math.isfinite(fps) and fps > 0,
-    "edited": lambda pairs: all(type(end) is int for pair in pairs for end in pair)
+    "fps": lambda fps: type(fps) in (int, float) and 0 < fps < MOST_FPS,
+    "edited": lambda pairs: isinstance(pairs,
+                                       list) and all(type(end) is int for pair in pairs for end in pair)
     and all(0 <= start < stop for start, stop in pairs),
     "codes": _codes,
 }

@@ -110,6 +110,13 @@ def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, mile
     add("--precision", choices=["fp32", "tf32", "bf16", "auto"], default="fp32",
         help="of matrix products; auto = bf16 where the hardware has it, else fp32 (quantizers: always fp32)")
     add("--is_continue", action="store_true", help="resume the run from its latest.tar")
+    add("--save_minutes", type=non_negative_float, default=10.0,
+        help="minutes between two saves, which is the most that a crash loses; 0 = save after every step")
+    add("--keep_last", type=positive_int, default=2,
+        help="saved states to keep: latest.tar and the ones before it, previous_1.tar ...")
+    add("--on_nan", choices=["stop", "skip", "rollback"], default="stop",
+        help="when a loss or gradient is not finite: stop; skip the step (the optimizer does not see it); or "
+             "roll back to the last saved state and go on with other random numbers, 3 times at most")
     add_workers(parser)
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import unicodedata
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
@@ -230,6 +231,9 @@ def render_many(jobs, workers=1):
         try:
             for future in tqdm(as_completed(futures), total=len(futures), desc="videos"):
                 future.result()
+        except BrokenProcessPool as error:
+            raise UserError("a process that draws videos was killed, perhaps since memory ran out; the clips "
+                            "are there: --no_video leaves out their videos") from error
         finally:
             for future in futures:
                 future.cancel()

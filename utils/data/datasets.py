@@ -3,7 +3,6 @@
 A data set is a folder in HumanML3D's layout: new_joint_vecs/, texts/, train.txt, val.txt, test.txt, Mean.npy
 and Std.npy. Shapes: T frames, D essential features (67 for 22 joints), B clips.
 """
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.arrays import load_array
-from utils.data.packing import open_packed, read_text
-from utils.errors import MissingFile, UserError, say
+from utils.data.packing import open_packed, read_captions_file
+from utils.errors import MissingFile, UserError, one_line, say
+from utils.files import plain_id, read_json, read_text
 from utils.lengths import MAX_LENGTH
 from utils.text_condition import stack_conditions
 from utils.training import distributed
@@ -38,13 +38,17 @@ class TextClip(NamedTuple):
 
 
 def read_split(spec, split):
-    """The ids of a split, in file order."""
+    """The ids of a split, in file order. UserError without any, and for ids that lead out of the folder."""
     path = Path(spec.root) / f"{split}.txt"
     if not path.is_file():
         raise MissingFile(f"{path} is missing: it lists the ids of the split '{split}', one per line")
-    ids = path.read_text(encoding="utf-8-sig").split()
+    ids = read_text(path).split()
     if not ids:
         raise UserError(f"{path} is empty")
+    for name in ids:
+        if not plain_id(name):
+            raise UserError(f"{path}: '{name[:60]}' cannot be the id of a clip: an id names files within the "
+                            "data set's folders")
     return ids
 
 
@@ -69,12 +73,13 @@ def read_labels(spec):
     path = Path(spec.root) / "labels.json"
     if not path.is_file():
         return None
-    try:
-        return {name: list(map(str, label["actions"]))
-                for name, label in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} is not JSON of the form {{ID: {{"actions": [NAME, ...]}}}} '
-                        f'({type(error).__name__}: {error})') from error
+    labels = read_json(path)
+    for name, label in labels.items():
+        actions = label.get("actions") if isinstance(label, dict) else None
+        if not isinstance(actions, list) or not all(isinstance(action, (str, int)) for action in actions):
+            raise UserError(f'{path} is not of the form {{ID: {{"actions": [NAME, ...]}}}}, first at the id '
+                            f"'{name[:60]}'")
+    return {name: list(map(str, label["actions"])) for name, label in labels.items()}
 
 
 def statistics_of(checkpoint):
@@ -123,16 +128,19 @@ class MotionStore:
 def report_skipped(skipped, what, most=5):
     """Say on stderr which clips are left out, and why."""
     if skipped:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:most])
+        shown = "; ".join(one_line(f"{name}: {reason}", 150) for name, reason in list(skipped.items())[:most])
         more = f"; and {len(skipped) - most} more" if len(skipped) > most else ""
-        say(f"warning: {len(skipped)} clips of {what} are left out: {shown}{more}")
+        say(one_line(f"warning: {len(skipped)} clips of {what} are left out: {shown}{more}"))
 
 
 def parse_caption(line):
-    """``caption#word/POS ...#start#end`` -> Caption, (start, end) in seconds; missing or nan tags are 0."""
+    """``caption#word/POS ...#start#end`` -> Caption, (start, end) in seconds; missing or nan tags are 0.
+    ValueError for tags that are no numbers, or infinite."""
     parts = line.strip().split("#")
     tokens = tuple(parts[1].split()) if len(parts) > 1 else ()
     tags = [float(field or 0) for field in (parts[2:4] + ["0", "0"])[:2]]
+    if np.isinf(tags).any():
+        raise ValueError("it has infinite times")
     return Caption(parts[0].strip(), tokens), tuple(0.0 if np.isnan(value) else value for value in tags)
 
 
@@ -148,7 +156,7 @@ def parse_captions(text):
 
 def read_captions(path):
     """[(Caption, (start, end))] of a text file, and None; or an empty list and the reason."""
-    text, reason = read_text(path)
+    text, reason = read_captions_file(path)
     return ([], reason) if reason else parse_captions(text)
 
 
@@ -180,7 +188,7 @@ def _clips_of(clip, length, captions, spec):
             whole.append(caption)
             continue
         first, last = int(start * TAG_RATE), min(int(end * TAG_RATE), length)
-        if spec.min_frames <= last - first <= spec.max_frames:
+        if first >= 0 and spec.min_frames <= last - first <= spec.max_frames:
             segments.append(TextClip(clip, first, last, (caption,)))
     return segments + ([TextClip(clip, 0, length, tuple(whole))] if whole else [])
 
@@ -230,6 +238,9 @@ class WindowDataset(Dataset):
         clip = int(np.searchsorted(self.ends, index, side="right"))
         return clip, int(index - self.ends[clip] + self.counts[clip])
 
+    def clip_id(self, index):
+        return self.store.ids[self.locate(index)[0]]
+
     def __getitem__(self, key):
         clip, start = self.locate(key[0])
         return torch.from_numpy(self.store.normalised(clip, start, start + self.window))
@@ -252,6 +263,9 @@ class TextMotionDataset(Dataset):
 
     def __len__(self):
         return len(self.entries)
+
+    def clip_id(self, index):
+        return self.store.ids[self.entries[index].clip]
 
     def draw(self, index, seed):
         """(caption row, first frame, length in frames) of a draw."""
@@ -313,8 +327,9 @@ class SeededBatches(Sampler):
     def __len__(self):
         return self.size // self.batch_size - self.start
 
-    def __iter__(self):
-        rng = np.random.default_rng([self.seed, self.epoch])
+    def batches(self, epoch):
+        """[(index, ...)] of all batches of an epoch, of all processes, and the seed of each sample."""
+        rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.size)
         seeds = rng.integers(2**62, size=self.size)
         if self.lengths is not None:
@@ -325,6 +340,16 @@ class SeededBatches(Sampler):
                    for i in range(0, self.size - self.batch_size + 1, self.batch_size)]
         if self.lengths is not None:
             rng.shuffle(batches)
+        return batches, seeds
+
+    def clips(self, dataset, epoch, batch):
+        """Ids of the clips in a batch, of all processes; those that it has several times once."""
+        rows = self.batches(epoch)[0][batch]
+        name = getattr(dataset, "clip_id", lambda row: f"sample {row}")
+        return list(dict.fromkeys(map(name, rows)))
+
+    def __iter__(self):
+        batches, seeds = self.batches(self.epoch)
         for batch in batches[self.start :]:
             yield [(int(index), int(seeds[index])) for index in batch[self.rows]]
 

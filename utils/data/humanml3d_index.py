@@ -6,11 +6,13 @@ and the beginnings of some subsets are dropped, where the body stands in a calib
 the mirror image of 000000.
 """
 import csv
+import io
 from functools import cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from utils.errors import MissingFile, UserError
+from utils.files import UnreadableText, read_text
 
 COLUMNS = ("source_path", "start_frame", "end_frame", "new_name")
 FPS = 20
@@ -44,16 +46,16 @@ def read_index(path):
         raise MissingFile(f"--index: no file {path}; HumanML3D's repository has it as index.csv")
     cuts = {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            lacking = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-            if lacking:
-                raise UserError(f"--index: {path} has no column {lacking[0]}; HumanML3D's index.csv has "
-                                f"{', '.join(COLUMNS)}")
-            for row in rows:
-                cuts |= _cuts_of(row, f"--index: {path}, line {rows.line_num}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--index: {path} is not a CSV file in UTF-8 ({error})") from error
+        rows = csv.DictReader(io.StringIO(read_text(path)))
+        lacking = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+        if lacking:
+            raise UserError(f"--index: {path} has no column {lacking[0]}; HumanML3D's index.csv has "
+                            f"{', '.join(COLUMNS)}")
+        for row in rows:
+            cuts |= _cuts_of(row, f"--index: {path}, line {rows.line_num}")
+    except (UnreadableText, csv.Error) as error:
+        why = getattr(error, "why", error)
+        raise UserError(f"--index: {path} is not a CSV file in UTF-8 ({why})") from error
     return cuts
 
 

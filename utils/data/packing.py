@@ -1,14 +1,15 @@
 """The packed clip file: all clips of a split in one file, memory-mapped and shared by processes and workers.
 
-``<data set>/packed/<split>_<columns>.bin``: the float32 rows (columns) of all clips; an index (JSON); the
-size of the index in bytes (8, little endian); MAGIC. The index also has the captions, why clips are left out,
-and size and modification time of all source files: if these have changed, or the file is damaged, it is
-rebuilt. It is written atomically, so concurrent readers and writers never see half a file. Shapes: T frames,
-D columns.
+``<data set>/packed/<split>_<columns>.bin``: the float32 rows (columns) of all clips; an index (JSON); its
+checksum (CRC-32) and its size in bytes (8 each, little endian); MAGIC. The index also has the captions, why
+clips are left out, and size and modification time of all source files: if these have changed, or the index
+is damaged, the file is rebuilt. It is written atomically, so concurrent readers and writers never see half a
+file. Shapes: T frames, D columns.
 """
 import json
 import os
 import tempfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,9 @@ from tqdm import tqdm
 
 from utils.arrays import UnreadableArray, load_array
 from utils.errors import UserError, is_first, only_check, say
-from utils.files import UnwritableFile, atomic_write
+from utils.files import UnreadableText, UnwritableFile, atomic_write, read_text
 
-MAGIC = b"CLIPS 1\n"
+MAGIC = b"CLIPS 2\n"
 CHUNK = 512  # clips in memory while the file is written
 checked = {}  # path of a packed file -> its sources, and what --check read in its place in this process
 
@@ -109,32 +110,38 @@ def write_packed(file, root, sources, columns, num_workers, what):
                 progress.update()
     index = {"sources": sources, "columns": columns} | dict(zip(("lengths", "reasons", "texts"), zip(*rows)))
     content = json.dumps(index).encode()
-    file.write(content + len(content).to_bytes(8, "little") + MAGIC)
+    numbers = (zlib.crc32(content), len(content))
+    file.write(content + b"".join(number.to_bytes(8, "little") for number in numbers) + MAGIC)
     return index
 
 
 def read_clip(root, columns, name):
     return (*read_features(root / "new_joint_vecs" / f"{name}.npy", columns),
-            read_text(root / "texts" / f"{name}.txt"))
+            read_captions_file(root / "texts" / f"{name}.txt"))
 
 
 def read_packed(path, sources, columns):
     """The Packed clips of a file; None if it is missing, damaged, or made from other sources."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         with open(path, "rb") as file:
             return map_packed(file, sources, columns)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
 def map_packed(file, sources, columns):
     """The Packed clips of an open file. ValueError if it is damaged or made from other sources."""
-    end = file.seek(-len(MAGIC) - 8, os.SEEK_END)
-    size = int.from_bytes(file.read(8), "little")
+    end = file.seek(-len(MAGIC) - 16, os.SEEK_END)
+    checksum, size = (int.from_bytes(file.read(8), "little") for _ in range(2))
     if file.read() != MAGIC or size > end:
         raise ValueError("not a file of clips")
     file.seek(end - size)
-    index = json.loads(file.read(size))
+    content = file.read(size)
+    if zlib.crc32(content) != checksum:
+        raise ValueError("a damaged index")
+    index = json.loads(content)
     rows = sum(index["lengths"])
     if index["sources"] != sources or index["columns"] != columns or 4 * rows * columns != end - size:
         raise ValueError("made from other files")
@@ -156,11 +163,9 @@ def read_features(path, dim):
     return (features, None) if np.isfinite(features).all() else (None, "holds NaN or infinite values")
 
 
-def read_text(path):
+def read_captions_file(path):
     """A text file's content, and None; or None and why the file is unusable."""
     try:
-        return path.read_text(encoding="utf-8-sig"), None
-    except FileNotFoundError:
-        return None, "has no text file"
-    except (UnicodeDecodeError, OSError) as error:
-        return None, f"has a text file that cannot be read ({error})"
+        return read_text(path), None
+    except UnreadableText as error:
+        return None, "has no text file" if error.missing else f"has a text file that {error.reason}"

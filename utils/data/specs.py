@@ -98,22 +98,49 @@ def get_spec(name, dataset_dir="./datasets"):
     return spec_from_description(read_json(path) | {"name": name}, root, path)
 
 
+def _number(value):
+    return type(value) in (int, float) and 0 < value < 1e4
+
+
+def _count(value):
+    return type(value) is int and 0 < value < 1e7
+
+
+PROTOCOLS = ("essential", "standard", "trained")
+CHECKS = {  # of a description's values: (whether it can be used, in words)
+    "name": (lambda name: isinstance(name, str), "a name"),
+    "fps": (_number, "frames per second"), "cfg": (lambda value: value == 0 or _number(value), "a number"),
+    "min_frames": (_count, "a number of frames"), "max_frames": (_count, "a number of frames"),
+    "text_encoder": (lambda name: isinstance(name, str), "a name"),
+    "unit_length": (lambda value: type(value) is int and value == 4, "4, the frames of a token"),
+    "distinct_retrieval": (lambda value: type(value) is bool, "true or false"),
+    "protocol": (lambda value: value in PROTOCOLS, f"one of {', '.join(PROTOCOLS)}"),
+    "metres_per_unit": (_number, "a length in metres")}
+
+
 def spec_from_description(description, root="", path="the checkpoint"):
-    """A DatasetSpec from the dict in a dataset.json or a checkpoint; unknown keys are ignored."""
+    """A DatasetSpec from the dict in a dataset.json or a checkpoint; unknown keys are ignored. UserError for
+    missing ones and for values of no use."""
     fields = {key: description[key] for key in DatasetSpec.__dataclass_fields__ if key in description}
     missing = {"name", "skeleton", "fps", "min_frames", "max_frames", "text_encoder"} - set(fields)
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
+    for key, (usable, words) in CHECKS.items():
+        if key in fields and not usable(fields[key]):
+            raise UserError(f"{path}: its {key} must be {words}, not {str(fields[key])[:60]!r}")
+    if fields["min_frames"] > fields["max_frames"]:
+        raise UserError(f"{path}: its min_frames {fields['min_frames']} are more than its max_frames "
+                        f"{fields['max_frames']}")
     get_skeleton(fields["skeleton"], path)
     return DatasetSpec(**(fields | {"root": str(root)}))
 
 
-def spec_of_checkpoint(checkpoint, dataset_name):
+def spec_of_checkpoint(checkpoint, dataset_name, path="the checkpoint"):
     """The DatasetSpec in a checkpoint; for released files, which have none, that of the known data set."""
     if "dataset" in checkpoint:
-        return spec_from_description(checkpoint["dataset"])
+        return spec_from_description(checkpoint["dataset"], path=path)
     if dataset_name not in KNOWN:
-        raise UserError(f"the checkpoint does not describe its data set, and '{dataset_name}' is not one of "
+        raise UserError(f"{path} does not describe its data set, and '{dataset_name}' is not one of "
                         f"{', '.join(KNOWN)}")
     known = {key: value for key, value in KNOWN[dataset_name].items() if key != "folder"}
     return DatasetSpec(name=dataset_name, root="", **known)

@@ -1,7 +1,10 @@
 """Writing a data set: its folders and its feature statistics. Shapes: D standard features."""
+import os
 import shutil
 
 import numpy as np
+
+from utils.errors import UserError
 
 
 def average_std(std, skeleton):
@@ -13,11 +16,10 @@ def average_std(std, skeleton):
 
 
 def make_data_folder(folder):
-    """Make a data set's empty folders, over those of a killed run. FileExistsError if it is something
-    else."""
+    """Make a data set's empty folders, over those of a killed run. UserError if it is something else."""
     subfolders = [folder / name for name in ("new_joint_vecs", "texts")]
-    if folder.exists() and not any(path.is_dir() for path in subfolders):
-        raise FileExistsError(f"{folder} exists and is not an unfinished data set; move it away")
+    if os.path.lexists(folder) and not any(path.is_dir() for path in subfolders):
+        raise UserError(f"{folder} exists and is not an unfinished data set; move it away")
     shutil.rmtree(folder, ignore_errors=True)
     for path in subfolders:
         path.mkdir(parents=True)

@@ -15,6 +15,7 @@ from utils.data.writing import make_data_folder, write_statistics
 from utils.demo.actions import ACTIONS
 from utils.demo.captions import caption_line, captions_of
 from utils.demo.performer import Performer
+from utils.errors import UserError
 from utils.motion.features import joints_to_features
 from utils.motion.skeletons import SKELETONS
 
@@ -114,15 +115,15 @@ def write_clip(folder, name, actions, rng):
 
 
 def build_demo(root, num_clips=2000, seed=0, more=0):
-    """Write the data set to the folder ``root``; FileExistsError when it exists. It takes this name when it
+    """Write the data set to the folder ``root``; UserError when that exists. It takes this name when it
     is complete, so an interrupted build leaves nothing half made. 1,000 clips take about 17 seconds.
 
     ``more`` clips, most of them two actions in a row, are added to the training split: a sentence about two
     actions is only understood by a model that has seen many of them. They do not change the other clips.
     """
     root = Path(root)
-    if root.exists():
-        raise FileExistsError(f"{root} exists already; remove it to build the data set again")
+    if os.path.lexists(root):  # a link to nothing exists too
+        raise UserError(f"{root} exists already; remove it to build the data set again")
     folder = root.with_name(root.name + ".partial")
     make_data_folder(folder)
     rng = np.random.default_rng(seed)

@@ -19,6 +19,7 @@ from utils.arrays import upload
 from utils.errors import UserError
 from utils.files import read_checkpoint
 from utils.training import distributed
+from utils.weights import check_finite
 
 MAX_FRAMES = 196  # the released movement encoders were trained on clips zero-padded to this length
 CLIP_TOKENS, CLIP_VOCABULARY = 77, 49408
@@ -323,10 +324,11 @@ class TrainedEvaluator(UnitEvaluator):
 
 def build(make, state, path):
     """The network ``make(state)`` with exactly the weights of ``state``. Raises UserError."""
+    check_finite(state, path)
     try:
         network = make(state)
         network.load_state_dict(state, strict=True)
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} does not fit its network ({reason})") from error
     return network

@@ -2,7 +2,6 @@
 
 Shapes: N clips, T frames, D features.
 """
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import torch
 
 from utils.data import datasets
 from utils.errors import UserError
+from utils.files import read_json
 from utils.training.settings import code_version, machine, peak_memory_mb
 
 
@@ -107,13 +107,13 @@ def read_result(path):
     """What makes a result comparable, and {metric: (mean, interval)}, nan for null. UserError for another
     file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         identity = {name: content[name] for name in ("protocol", "kind", "dataset", "split", "clips")}
         identity["evaluators"] = sorted(content["evaluators"]["files"].values())
         generated = {name: tuple(math.nan if value[key] is None else float(value[key])
                                  for key in ("mean", "interval"))
                      for name, value in content["scores"]["generated"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no result of evaluation_MARDM.py, or of evaluation_AE.py by a released "
                         f"protocol ({type(error).__name__}: {error})") from error
     return identity, generated

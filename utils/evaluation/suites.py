@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.arrays import load_array
+from utils.data.specs import PROTOCOLS
 from utils.errors import MissingFile, UserError
 from utils.evaluation import evaluators
 from utils.evaluation.evaluators import embed_all
@@ -21,7 +22,6 @@ from utils.evaluation.word_vectors import FILES, WordVectorizer
 from utils.files import RunFolder, file_hash, read_checkpoint
 from utils.motion.features import features_to_standard
 
-PROTOCOLS = ("essential", "standard", "trained")
 TAIL = 4  # frames after a clip's end that reach the published evaluator's last token (it sees 3)
 SOURCE = {"essential": "the README of MARDM says where to download it",
           "standard": "it is in the downloads of HumanML3D's text-to-motion code (Guo et al.) and of MoMask"}

@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.arrays import load_array
 from utils.errors import MissingFile, UserError
+from utils.files import first_line
 
 MAX_WORDS = 20
 FILES = ("our_vab_data.npy", "our_vab_words.pkl", "our_vab_idx.pkl")
@@ -45,7 +46,8 @@ def load_plain_pickle(path):
         with open(path, "rb") as file:
             return PlainUnpickler(file).load()
     except Exception as error:  # a flipped byte may end in any exception
-        raise UserError(f"{path} is not a plain list or dict of words ({error}); {SOURCE}") from error
+        why = first_line(error)
+        raise UserError(f"{path} is not a plain list or dict of words ({why}); {SOURCE}") from error
 
 
 class WordVectorizer:
@@ -58,8 +60,9 @@ class WordVectorizer:
             raise MissingFile(f"no {', '.join(missing)} in {folder}; {SOURCE}")
         self.vectors = read_vectors(folder / FILES[0])
         words, rows = load_plain_pickle(folder / FILES[1]), load_plain_pickle(folder / FILES[2])
-        if not isinstance(words, list) or not isinstance(rows, dict):
-            raise UserError(f"{folder}: {FILES[1]} must be a list and {FILES[2]} a dict; {SOURCE}")
+        if not isinstance(rows, dict) or not isinstance(words, list) or not all(
+                isinstance(word, str) for word in words):
+            raise UserError(f"{folder}: {FILES[1]} must be a list of words and {FILES[2]} a dict; {SOURCE}")
         self.rows = {word: rows[word] for word in words if word in rows}
         absent = [word for word in ("unk", "sos", "eos") if word not in self.rows]
         if absent or not all(isinstance(row, int) and 0 <= row < len(self.vectors)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from utils.arrays import load_arrays
+from utils.arrays import LARGEST, first_absurd, load_arrays
 from utils.errors import UnreadableFile
 from utils.motion.body_models import FAMILIES, LAYOUT
 from utils.motion.resampling import at_times, sample_times, slerp
@@ -54,7 +54,7 @@ def read_amass(path):
         raise UnreadableFile(path, f"has {len(poses)} frames of poses and {len(trans)} of trans")
     betas, rate = need("betas"), need("mocap_framerate", "mocap_frame_rate")
     if betas.dtype.kind not in "fiu" or betas.size != max(betas.shape, default=0) or (
-            not np.isfinite(betas).all()):
+            not (np.abs(betas) < LARGEST).all()):
         raise UnreadableFile(path, f"has betas of shape {betas.shape} and type {betas.dtype}, not the finite "
                                    "numbers of one body")
     if rate.dtype.kind not in "fiu" or rate.size != 1 or not RATES[0] <= rate.item() <= RATES[1]:
@@ -95,9 +95,10 @@ def _numbers(path, name, array, columns):
         wanted = " or ".join(map(str, sorted(columns)))
         raise UnreadableFile(path, f"has {name} of shape {array.shape} and type {array.dtype}, expected "
                                    f"numbers (frames, {wanted})")
-    bad = ~np.isfinite(array).all(1)
-    if bad.any():
-        raise UnreadableFile(path, f"holds NaN or infinite values in {name}, first in frame {bad.argmax()}")
+    bad = first_absurd(array)
+    if bad is not None:
+        raise UnreadableFile(path, f"holds NaN, infinite values or values above {LARGEST:.0e} in {name}, "
+                                   f"first in frame {bad}")
     return array.astype(np.float64)
 
 

@@ -11,11 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from utils.arrays import LARGEST, first_absurd
 from utils.errors import UnreadableFile
+from utils.files import check_no_pipe
 from utils.motion.resampling import at_times, sample_times, slerp
 
 MOST_BYTES = 2 ** 28
 MOST_NODES = 2000
+LONGEST_NAME = 200
 CHANNEL = re.compile(r"([XYZ])(position|rotation)", re.IGNORECASE)
 
 
@@ -54,6 +57,7 @@ def read_bvh(path):
     """The Bvh in a file. BvhError where it is missing, damaged, too large, without frames or root positions,
     or of several people."""
     try:
+        check_no_pipe(path)
         if path.stat().st_size > MOST_BYTES:
             raise BvhError(path, f"has more than {MOST_BYTES >> 20} MB; cut the recording into clips")
         data = path.read_bytes()
@@ -121,7 +125,9 @@ def _parts(text):
     """The lines of the hierarchy, braces on lines of their own, and the text of the motion."""
     if not text.lstrip().upper().startswith("HIERARCHY"):
         raise _Fault("is not a BVH file: it does not begin with HIERARCHY")
-    mark = re.search(r"^\s*MOTION\s*$", text, re.MULTILINE | re.IGNORECASE)
+    if "\0" in text:
+        raise _Fault("holds NUL bytes, so it is damaged")
+    mark = re.search(r"^[ \t]*MOTION[ \t]*\r?$", text, re.MULTILINE | re.IGNORECASE)
     if not mark:
         raise _Fault("has no MOTION, so it is cut off or holds a skeleton alone")
     lines = re.sub(r"([{}])", r"\n\1\n", text[: mark.start()]).splitlines()
@@ -161,6 +167,8 @@ def _new_node(key, name, nodes, above):
         raise _Fault(f"has two roots, '{nodes[0].name}' and '{name}'; keep one person per file")
     if len(nodes) == MOST_NODES:
         raise _Fault(f"has more than {MOST_NODES} joints")
+    if len(name) > LONGEST_NAME:
+        raise _Fault(f"has a joint with a name of {len(name)} characters")
     parent = above[-1] if above else -1
     if key == "END":
         name = f"{nodes[parent].name}_End"
@@ -190,7 +198,7 @@ def _offset(text, node):
         values = [float(word) for word in text.split()]
     except ValueError:
         values = []
-    if len(values) != 3 or not np.isfinite(values).all():
+    if len(values) != 3 or not (np.abs(values) < LARGEST).all():
         raise _Fault(f"has 'OFFSET {text[:40]}' of '{node.name}', not three numbers")
     return values
 
@@ -214,7 +222,8 @@ def _motion(text, nodes):
     try:
         count, seconds = int(head[1]), float(head[2])
     except ValueError:
-        raise _Fault(f"has 'Frames: {head[1]}', 'Frame Time: {head[2]}', which are not numbers") from None
+        raise _Fault(f"has 'Frames: {head[1][:40]}', 'Frame Time: {head[2][:40]}', which are not numbers of "
+                     "use") from None
     if count < 1:
         raise _Fault("has 0 frames")
     if not 1e-4 <= seconds <= 10:
@@ -231,8 +240,8 @@ def _motion(text, nodes):
         raise _Fault(f"is {'cut off' if less else 'longer than it says'}: {count} frames of {channels} "
                      f"channels are {count * channels} numbers, it holds {len(values)}")
     values = values.reshape(count, channels)
-    bad = ~np.isfinite(values).all(1)
-    if bad.any():
-        raise _Fault(f"holds NaN or infinite values, first in frame {bad.argmax()}")
+    bad = first_absurd(values)
+    if bad is not None:
+        raise _Fault(f"holds NaN, infinite values or values above {LARGEST:.0e}, first in frame {bad}")
     rate = 1 / seconds
     return values, float(round(rate)) if rate > 1 and abs(rate / round(rate) - 1) < 1e-4 else rate  # 0.033333

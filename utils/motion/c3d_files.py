@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.errors import UnreadableFile, UserError
-from utils.files import first_line
+from utils.files import check_no_pipe, first_line
 
 METRES = {"m": 1.0, "dm": 0.1, "cm": 0.01, "mm": 0.001, "in": 0.0254}  # of POINT:UNITS
 RATES = (1, 2000)  # frames per second
@@ -45,6 +45,7 @@ def read_c3d(path, wanted):
     import c3d
 
     try:
+        check_no_pipe(path)
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ends of files, checked below, and files without analog channels
             reader = c3d.Reader(file)

@@ -13,10 +13,10 @@ in the facing frame, which has its origin below the pelvis and +Z where the body
 import numpy as np
 import torch
 
+from utils.arrays import LARGEST
 from utils.errors import UserError
 
 SMOOTHING = 20  # frames: sigma of the Gaussian over the facing direction
-LARGEST = 1e7  # coordinates beyond this (10 km in millimetres) are no motion
 TINY = 1e-12  # vectors shorter than this have no direction
 OPPOSITE = 3e-4  # radians: closer to opposite, half a turn is more accurate than a rotation found in float32
 

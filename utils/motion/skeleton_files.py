@@ -18,12 +18,11 @@ and optionally, with what it is otherwise:
 
 The first joint is the pelvis, and every other one comes after its parent. Lengths are in metres.
 """
-import math
 from pathlib import Path
 
 import numpy as np
 
-from utils.arrays import load_array
+from utils.arrays import LARGEST, load_array
 from utils.errors import MissingFile, UserError
 from utils.facts import read_facts
 from utils.files import read_checkpoint, read_json
@@ -62,7 +61,9 @@ def read_description(name):
         content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} describes no data set")
-    return content.get("skeleton", content)
+    described = content.get("skeleton", content)
+    get_skeleton(described, name)  # a mistake is one of this file, not of the clips that it is for
+    return described
 
 
 def read_skeleton(name):
@@ -284,18 +285,18 @@ def _feet(described, side, find, where):
 
 def _numbers(values, count, what):
     if not isinstance(values, (list, tuple)) or len(values) != count or not all(map(_is_number, values)):
-        raise UserError(f"{what} must be {count} finite numbers, got {values}")
+        raise UserError(f"{what} must be {count} finite numbers below {LARGEST:.0e}, got {str(values)[:60]}")
     return tuple(map(float, values))
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _number(described, key, default, where):
     value = described.get(key, default)
-    if not _is_number(value) or value <= 0:
-        raise UserError(f'{where}: "{key}" must be a number above 0, got {value}')
+    if not _is_number(value) or value < 1 / LARGEST:
+        raise UserError(f'{where}: "{key}" must be a number above 0, got {str(value)[:60]}')
     return float(value)
 
 

@@ -11,6 +11,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 
 from utils.errors import MissingFile, UserError
+from utils.files import UnreadableText, read_text
 from utils.motion.features import LARGEST, features_to_joints, recover_root, rotate_y
 from utils.motion.feet import CONTACT_HEIGHT, CONTACT_SPEED, SLIDING_SPEED
 
@@ -79,11 +80,13 @@ def read_table(path):
     if not Path(path).is_file():
         raise MissingFile(f"--trajectory: no file {path}")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(path)
         reader = csv.DictReader(text.splitlines())
         table = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{where} is not a .csv file in UTF-8") from error
+    except UnreadableText as error:
+        raise UserError(f"{where} is not a .csv file in UTF-8 ({error.why})") from error
+    except csv.Error as error:
+        raise UserError(f"{where} is not a .csv file ({error})") from error
     columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
     time = next((name for name in ("seconds", "frame") if name in columns), None)
     missing = [name for name in ("x", "z") if name not in columns]

@@ -71,6 +71,12 @@ def join(device):
     return device
 
 
+def is_lost(error):
+    """Whether an exception comes from another process of the group, which has ended."""
+    return size() > 1 and (isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "by peer" in str(error)))
+
+
 def rank():
     return errors.processes.rank
 
@@ -96,11 +102,24 @@ def barrier():
 
 def any_of(flag):
     """Whether ``flag`` is true in any process."""
+    return bool(highest(int(flag)))
+
+
+def highest(number):
+    """The largest of all processes' whole numbers."""
     if size() == 1:
-        return flag
-    found = torch.tensor(int(flag))
+        return number
+    found = torch.tensor(number)
     dist.all_reduce(found, dist.ReduceOp.MAX)
-    return bool(found)
+    return int(found)
+
+
+def sum_of(counts):
+    """A new tensor: the sum of all processes' tensors."""
+    total = counts.clone()
+    if size() > 1:
+        dist.all_reduce(total)
+    return total
 
 
 def mean_of(values):

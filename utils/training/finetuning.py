@@ -5,7 +5,7 @@ since its weights mean nothing else. Its name and hash are kept under ``finetune
 run is known to be the same.
 """
 from utils.errors import UserError
-from utils.files import RunFolder, file_hash, read_checkpoint
+from utils.files import RunFolder, file_hash, read_newest
 from utils.weights import complete
 
 # Settings of a model that shape its training, not its weights.
@@ -19,8 +19,7 @@ class Parent:
     keeps of it. UserError where there is none, or it lacks the weights ``key``."""
 
     def __init__(self, text, key, args, dataset):
-        self.path = RunFolder.find(text, args.checkpoints_dir, dataset)
-        self.content = read_checkpoint(self.path)
+        self.content, self.path = read_newest(RunFolder.find(text, args.checkpoints_dir, dataset))
         self.state = self.content.get(f"ema_{key}", self.content.get(key))
         if self.state is None:
             raise UserError(f"{self.path} holds no {WHAT[key]} (keys: {', '.join(map(str, self.content))})")

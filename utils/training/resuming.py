@@ -5,14 +5,16 @@ import time
 import torch
 
 from utils.errors import UserError, is_first
-from utils.files import write_checkpoint
+from utils.files import UnwritableFile
+from utils.training import distributed
 from utils.training.settings import code_version
+from utils.training.watching import Watch
 
 # Flags that a resumed run must keep, as they define a batch; and flags whose changes are not even logged.
 FIXED_FLAGS = {"whole_batch": "--batch_size (of all processes)", "window_size": "--window_size",
                "max_motion_length": "--max_motion_length"}
 FREE_FLAGS = {"is_continue", "epoch", "max_iter", "batch_size", "num_workers", "log_every", "eval_every",
-              "device", "compile", "dataset_dir", "checkpoints_dir"}
+              "device", "compile", "dataset_dir", "checkpoints_dir", "save_minutes", "keep_last"}
 FIXED_CONTENT = {"model_name": "--model", "model_kwargs": "size or kind of model",
                  "trained_on": "autoencoder", "decoder_of": "autoencoder to begin with",
                  "finetuned_from": "run to begin with",
@@ -37,13 +39,25 @@ class ResumableRun:
         "evaluator"); its average's is "ema_<key>". model, optimizer: of torch. settings: TrainerSettings.
         ema: optional EMA of the model. describe: dict of plain values and tensors from which the model of a
         checkpoint can be rebuilt.
+
+    Attributes that scripts may set: ``codes``, a CodeUse; ``record``, a RunRecord.
     """
+
+    codes = record = events = None
 
     def __init__(self, folder, key, model, optimizer, settings, describe, ema=None):
         self.folder, self.key, self.model, self.optimizer = folder, key, model, optimizer
         self.settings, self.describe, self.ema = settings, describe, ema
         self.epoch = self.batch = self.total_it = 0
+        self.attempt = self.skipped = 0  # of --on_nan rollback, skip
+        self.sums, self.count = {}, 0  # of the steps since the last log entry: float64 on the device, steps
         self.best = {"metric": settings.metric, "value": math.inf, "epoch": -1}
+        # whether there is a file to return to; lengths of the event files in the state that was restored
+        self.has_state, self.curves = False, None
+        device = next(model.parameters()).device
+        # --on_nan skip must know of a step before it changes anything; a CPU is never behind
+        self.at_once = device.type == "cpu" or settings.on_nan == "skip"
+        self.watch = Watch(delay=0 if self.at_once else 1)
         self.saved_at = time.monotonic()
 
     def state(self, weights_only=False):
@@ -57,26 +71,56 @@ class ResumableRun:
                       "seed": self.settings.seed}
         return state
 
-    def diverged(self, what):
-        """The UserError of a run whose loss or weights are not finite."""
-        saved = self.folder.latest
-        last = f"the last good state is {saved}" if saved.is_file() else "nothing has been saved yet"
-        return UserError(f"{what} at step {self.total_it}; {last}. Try a smaller --lr or a longer "
-                         "--warm_up_iter")
+    def last_good(self):
+        """Words for the state to which the run can go back."""
+        states = self.folder.states()
+        return f"the last good state is {states[0]}" if states else "nothing has been saved yet"
+
+    def shared(self):
+        """What a checkpoint keeps of all processes: sums of the values to log, and counts of codes. To be
+        called by all together."""
+        names, sums = list(self.sums), [value.double() for value in self.sums.values()]
+        rows = distributed.all_gather(torch.stack(sums)[None]).cpu() if sums else None
+        return {"log": {"names": names, "sums": rows, "count": self.count},
+                **({"codes": self.codes.state()} if self.codes else {})}
 
     def save(self):
-        """Write the state to latest.tar. UserError, keeping the old file, if a weight is not finite."""
+        """Write the state to latest.tar, in all processes together. UserError, keeping the old files, if a
+        weight is not finite or the disk is full."""
         if not all(bool(value.isfinite().all()) for value in self.model.parameters()):
-            raise self.diverged("the weights are no longer finite")
-        if is_first():
-            write_checkpoint(self.folder.latest, self.state())
+            raise UserError(f"the weights are no longer finite at step {self.total_it}; {self.last_good()}. "
+                            "Try a smaller --lr or a longer --warm_up_iter")
+        self.write(self.shared())
+        self.has_state = True
         self.saved_at = time.monotonic()
+
+    def write(self, shared):
+        """Write latest.tar, in the first process."""
+        if not is_first():
+            return
+        content = self.state() | shared | {"watch": self.watch.state(), "attempt": self.attempt,
+                                           "skipped": self.skipped}
+        if self.events is not None:
+            content["curves"] = self.events.lengths()
+        try:
+            self.folder.save_latest(content, self.settings.keep_last)
+        except UnwritableFile as error:
+            raise UnwritableFile(f"{error}; {self.last_good()}, and --is_continue goes on from it") from error
+        if self.record is not None:
+            self.record.note(self.total_it)
 
     def resume(self, checkpoint):
         """Continue from the dict of a latest.tar. UserError if its seed, model, data or batches differ."""
         if self.key not in checkpoint or "optimizer" not in checkpoint:
             raise UserError(f"{self.folder.latest} has no training state of '{self.key}' to resume")
         self._check_same_run(checkpoint)
+        self.restore(checkpoint)
+        source = self.folder.read_from
+        self.folder.log(f"resumed at epoch {self.epoch}, step {self.total_it}"
+                        + (f", from {source.name}" if source != self.folder.latest else ""))
+
+    def restore(self, checkpoint):
+        """Take over the state in the dict of a latest.tar."""
         try:
             self.model.load_state_dict(checkpoint[self.key])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -88,7 +132,18 @@ class ResumableRun:
             self.ema.steps = checkpoint["ema_steps"]
         self.epoch, self.batch, self.total_it = checkpoint["ep"], checkpoint["batch"], checkpoint["total_it"]
         self.best = checkpoint["best"]
-        self.folder.log(f"resumed at epoch {self.epoch}, step {self.total_it}")
+        # the rest is not in checkpoints of earlier versions
+        self.has_state, self.curves = True, checkpoint.get("curves")
+        self.attempt, self.skipped = checkpoint.get("attempt", 0), checkpoint.get("skipped", 0)
+        self.watch.load(checkpoint.get("watch", {}))
+        log = checkpoint.get("log", {"names": [], "sums": None, "count": 0})
+        self.sums, self.count = {}, log["count"]
+        if log["names"]:
+            rows = log["sums"]  # (processes, names); another number of processes shares their mean
+            row = rows[distributed.rank()] if len(rows) == distributed.size() else rows.mean(0)
+            self.sums = dict(zip(log["names"], row.to(next(self.model.parameters()).device)))
+        if self.codes and "codes" in checkpoint:
+            self.codes.load(checkpoint["codes"])
 
     def _check_same_run(self, checkpoint):
         """UserError unless ``checkpoint`` is of this run; changes of other flags are logged."""

@@ -13,6 +13,7 @@ import torch
 
 from utils.errors import UserError
 from utils.training import distributed
+from utils.training.stopping import before_training
 
 
 def seed_everything(seed):
@@ -22,9 +23,10 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-def step_seed(seed, step):
-    """The seed of a training step, so that its random numbers do not depend on the steps before."""
-    return (seed * 1_000_003 + step * 7_919 + 17) % 2**63
+def step_seed(seed, step, attempt=0):
+    """The seed of a training step, so that its random numbers do not depend on the steps before. ``attempt``:
+    how often the run went back (--on_nan rollback)."""
+    return (seed * 1_000_003 + step * 7_919 + 17 + attempt * 982_451_653_000_003) % 2**63
 
 
 def learning_rate(step, base, warm_up=0, milestones=(), decay=0.1):
@@ -77,6 +79,12 @@ def pick_device(name="auto", precision="fp32"):
 def start(name="auto", precision="fp32"):
     """``pick_device``; under torchrun also joins the process group (utils/training/distributed.py)."""
     return distributed.join(pick_device(name, precision))
+
+
+def start_training(name="auto"):
+    """``start``, for the scripts that train."""
+    before_training()
+    return start(name)
 
 
 def resolve_precision(precision, device):
