@@ -33,7 +33,7 @@ from tqdm import tqdm
 from models.TextEncoder import TEXT_ENCODERS
 from utils.data.datasets import TAG_RATE, read_captions
 from utils.data.sources import Source, check_source, kind_of, unit_of, up_axis_of
-from utils.data.specs import KNOWN
+from utils.data.specs import KNOWN, DatasetSpec
 from utils.data.writing import make_data_folder, write_statistics
 from utils.errors import MissingFile, UserError, one_line, run
 from utils.files import UnreadableText, plain_id, read_json, read_text
@@ -41,7 +41,7 @@ from utils.motion.features import MotionError, joints_to_features
 from utils.motion.skeleton_files import describe as describe_skeleton
 from utils.motion.skeleton_files import get_skeleton, has_axes, read_description, source_of, with_axes
 from utils.motion.skeletons import SKELETONS
-from utils.options import make_parser, non_negative_int, positive_float, positive_int
+from utils.options import make_parser, non_negative_float, non_negative_int, positive_float, positive_int
 from utils.report import write_json
 
 SPLITS = ("train", "val", "test")
@@ -101,6 +101,8 @@ def parse_args():
              "where the skeleton has a standard body, as t2m)")
     add("--text_encoder", choices=list(TEXT_ENCODERS), default="minilm",
         help="text encoder for models of this data set")
+    add("--cfg", type=non_negative_float, default=DatasetSpec.cfg,
+        help="guidance scale with which generators of this data set sample unless told otherwise")
     add("--workers", type=non_negative_int, default=min(4, os.cpu_count() or 1),
         help="processes; 0 = the main process. The result is the same for any number")
     add("--overwrite", action="store_true", help="replace a data set that is already at --out")
@@ -343,7 +345,7 @@ def describe(args, usable):
     return {
         "name": args.out.name, "skeleton": describe_skeleton(args.skeleton), "fps": args.fps,
         "min_frames": args.min_frames, "max_frames": args.max_frames, "text_encoder": args.text_encoder,
-        "unit_length": 4, "distinct_retrieval": repeated_fraction(sum(usable.values(), [])) > REPEATED,
+        "cfg": args.cfg, "unit_length": 4, "distinct_retrieval": repeated_fraction(sum(usable.values(), [])) > REPEATED,
         "retarget": args.retarget, "num_clips": {split: len(members) for split, members in usable.items()},
         "feature_dim": args.skeleton.feature_dim,
     }

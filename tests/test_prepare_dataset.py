@@ -115,7 +115,7 @@ def test_whole_data_set(source, tmp_path, monkeypatch, capsys):
     assert (out / "manifest.csv").read_text() == (source / "manifest.csv").read_text()
     about = json.loads((out / "dataset.json").read_text())
     assert about == {"name": "mine", "skeleton": "t2m", "fps": 20.0, "min_frames": 40, "max_frames": 199,
-                     "text_encoder": "minilm", "unit_length": 4, "distinct_retrieval": True,
+                     "text_encoder": "minilm", "cfg": 4.5, "unit_length": 4, "distinct_retrieval": True,
                      "retarget": "target", "num_clips": {"train": 3, "val": 1, "test": 1}, "feature_dim": 263}
 
 
@@ -188,10 +188,10 @@ def test_folders_of_others_beside_the_data_set_stay(source, tmp_path, monkeypatc
 
 
 def test_flags_reach_the_data_set(source, tmp_path, monkeypatch):
-    flags = "--fps 30 --min_frames 10 --max_frames 300 --retarget none --text_encoder clip".split()
+    flags = "--fps 30 --min_frames 10 --max_frames 300 --retarget none --text_encoder clip --cfg 2".split()
     assert prepare(monkeypatch, source, tmp_path / "mine", *flags) == 0
     spec = get_spec("mine", tmp_path)
-    assert (spec.fps, spec.min_frames, spec.max_frames, spec.text_encoder) == (30.0, 10, 300, "clip")
+    assert (spec.fps, spec.min_frames, spec.max_frames, spec.text_encoder, spec.cfg) == (30.0, 10, 300, "clip", 2.0)
     features = np.load(tmp_path / "mine" / "new_joint_vecs" / "turn.npy")
     assert np.array_equal(features, joints_to_features(np.load(source / "joints" / "turn.npy"), T2M))
     assert not json.loads((tmp_path / "mine" / "report.json").read_text())["not_used_for_text_to_motion"]
