@@ -19,6 +19,7 @@ from utils.training.finetuning import Parent
 from utils.weights import join, split
 
 SIZE = 40e6  # bytes of pretrained/, at most
+HEAD_AND_WRISTS = [15, 20, 21]  # of HumanML3D; left before right
 
 
 @pytest.fixture
@@ -33,7 +34,6 @@ def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sample, "load_text_encoder", lambda name: FakeEncoder(fake_features))
     return tmp_path
-
 
 
 def export(*flags, name="mardm"):
@@ -158,3 +158,22 @@ def test_without_a_name_the_pretrained_weights_are_used(work, monkeypatch, capsy
         sample.parse_args(["--checkpoints_dir", "checkpoints"])
     named = sample.parse_args(["--name", "mine"])
     assert (named.dataset_name, named.checkpoints_dir) == ("t2m", "./checkpoints")
+
+
+@pytest.mark.parametrize("dataset, licence", [("demo", "MIT"), ("realmotion", "CC BY-NC 4.0")])
+def test_the_weights_that_come_with_the_code_do_as_they_are_told(dataset, licence, tmp_path, monkeypatch,
+                                                                 capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("sample", "--dataset_name", dataset, "--text_prompt", "a person waves with the right hand",
+                "--motion_length", 80, "--time_steps", 6, "--no_video") == 0
+    assert licence in capsys.readouterr().err
+    joints = np.load(next((tmp_path / f"generation/pretrained_{dataset}").glob("*.npy")))
+    assert joints.shape == (80, 22, 3)
+    head, left_wrist, right_wrist = joints[:, HEAD_AND_WRISTS, 1].max(0)
+    assert right_wrist > left_wrist + 0.3 and right_wrist > head - 0.3
+
+
+def test_the_weights_that_come_with_the_code_are_small():
+    files = [path for path in clips.PRETRAINED.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".md"}
+    assert sum(path.stat().st_size for path in files) <= SIZE
