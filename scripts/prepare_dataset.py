@@ -345,7 +345,8 @@ def describe(args, usable):
     return {
         "name": args.out.name, "skeleton": describe_skeleton(args.skeleton), "fps": args.fps,
         "min_frames": args.min_frames, "max_frames": args.max_frames, "text_encoder": args.text_encoder,
-        "cfg": args.cfg, "unit_length": 4, "distinct_retrieval": repeated_fraction(sum(usable.values(), [])) > REPEATED,
+        "cfg": args.cfg, "unit_length": 4,
+        "distinct_retrieval": repeated_fraction(sum(usable.values(), [])) > REPEATED,
         "retarget": args.retarget, "num_clips": {split: len(members) for split, members in usable.items()},
         "feature_dim": args.skeleton.feature_dim,
     }
