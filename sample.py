@@ -119,6 +119,8 @@ def check_chain(args):
         raise UserError("pass --part_lengths or --motion_length, not both")
     if args.stream is not None and args.repeat_times > 1:
         raise UserError("--stream writes one motion; leave out --repeat_times")
+    if args.stream is not None and (args.export or args.view):
+        raise UserError("--stream writes no clip that --export or --view could take; leave them out")
     if args.stream is not None and args.clean_feet:
         raise UserError("--clean_feet needs the whole clip; leave out --stream")
 

@@ -22,7 +22,7 @@ import edit
 import sample
 from models.chaining import count_windows
 from utils import options
-from utils.clips import PRETRAINED
+from utils.clips import DATASET, PRETRAINED
 from utils.data.specs import spec_of_checkpoint
 from utils.errors import MissingFile, UserError, only_check, run, say
 from utils.files import RunFolder, read_checkpoint
@@ -50,7 +50,8 @@ def find_generators(checkpoints_dir):
     """([Trained] of the generators in checkpoints/<dataset>/<name>/ and in pretrained/, [why a run was left
     out])."""
     found, left_out = [], []
-    for folder in (*sorted(Path(checkpoints_dir).glob("*/*/model")), *sorted(PRETRAINED.glob("*/*/model"))):
+    pretrained = sorted(PRETRAINED.glob("*/*/model"), key=lambda path: path.parts[-3] != DATASET)
+    for folder in (*sorted(Path(checkpoints_dir).glob("*/*/model")), *pretrained):
         runs, dataset, name = str(folder.parents[2]), *folder.parts[-3:-1]
         path = RunFolder(runs, dataset, name).checkpoint()
         try:
@@ -89,8 +90,9 @@ class Studio:
         """The generators there are, and what a page begins with."""
         found, left_out = find_generators(self.args.checkpoints_dir)
         self.found = {(trained.dataset, trained.name): trained for trained in found}
-        first = (self.args.dataset_name, self.args.name)
-        wanted = [*self.found].index(first) if first in self.found else 0
+        fits = [trained.dataset == self.args.dataset_name and self.args.name in (None, trained.name)
+                for trained in self.found.values()]
+        wanted = fits.index(True) if any(fits) else 0
         return {"models": [trained.about() for trained in found], "wanted": wanted, "left_out": left_out,
                 "advice": "" if found else TRAIN, "seed": self.args.seed, "guidance": self.args.cfg,
                 "longest": MOST_SECONDS}

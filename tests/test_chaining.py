@@ -235,6 +235,8 @@ def test_other_generators(work, dataset, flags, length):
     (["--chain", "--part_lengths", 3], "3 frames is outside 4..10000000"),
     (["--chain", "--part_lengths", 40, "--motion_length", 40], "not both"),
     (["--chain", "--stream", "-", "--repeat_times", 2], "leave out --repeat_times"),
+    (["--chain", "--stream", "-", "--export", "bvh"], "leave them out"),
+    (["--chain", "--stream", "-", "--view"], "leave them out"),
     (["--chain", "--stream", "-", "--clean_feet"], "needs the whole clip"),
     (["--chain", "--stream", "absent/frames"], "absent/frames: No such file"),
     (["--chain", "--context", 49], "must be a whole number in 1..48"),

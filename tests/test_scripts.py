@@ -588,6 +588,20 @@ def test_prompts_of_a_file_that_windows_wrote(tmp_path):
     assert read_prompts(None, str(tmp_path / "prompts.txt")) == [("a person walks", 0), ("a man bows", 80)]
 
 
+@pytest.mark.parametrize("prompts, said", [
+    (["he waves", "он машет"], "not in Latin letters"),
+    (["walks", "with", "both", "legs"], "quotation marks"),
+    (["he waves#60"], "in --text_path only"), (["er läuft", "a man sits", "waves"], ""),
+    (["walks", "sits"], ""),
+])
+def test_prompts_that_hardly_mean_what_they_say(prompts, said, capsys):
+    from utils.clips import read_prompts
+
+    assert read_prompts(prompts, None) == [(prompt, 0) for prompt in prompts]
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == bool(said)
+
+
 def test_a_corrupt_file_in_the_data_set_is_named(work, tmp_path, monkeypatch, capsys):
     build_demo(tmp_path / "datasets" / "demo", num_clips=60)
     monkeypatch.chdir(tmp_path)

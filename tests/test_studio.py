@@ -58,6 +58,25 @@ def desk(runs, tmp_path, monkeypatch):
     made.queue.close()
 
 
+@pytest.mark.parametrize("flags, first", [
+    ([], "body22"), (["--dataset_name", "labels"], "labels"),
+    (["--dataset_name", "labels", "--name", "mardm"], "labels"),
+    (["--dataset_name", "labels", "--name", "other"], "body22"),
+])
+def test_the_generator_that_is_named_comes_first(runs, tmp_path, monkeypatch, flags, first):
+    enter(runs, tmp_path, monkeypatch)
+    made = studio.Studio(studio.parse_args(flags), tmp_path / "session")
+    about = made.models()
+    made.queue.close()
+    assert about["models"][about["wanted"]]["dataset"] == first
+
+
+def test_of_the_weights_that_come_with_the_code_those_of_people_come_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(studio, "PRETRAINED", ROOT / "pretrained")
+    found, _ = studio.find_generators(tmp_path)
+    assert [trained.dataset for trained in found] == ["realmotion", "demo"]
+
+
 def ask(dataset="body22", **wanted):
     return {"dataset": dataset, "model": "mardm", "rows": [ROW], "seed": 7, "guidance": "", "variants": 1,
             "clean_feet": False, **wanted}

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -12,13 +13,14 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.arrays import load_array, one_hot
-from utils.errors import MissingFile, UserError
+from utils.errors import MissingFile, UserError, say
 from utils.facts import read_facts, write_facts
 from utils.files import RunFolder, UnreadableText, atomic_write, digest, file_hash, read_checkpoint, read_text
 from utils.lengths import MAX_LENGTH, SHORTEST
 from utils.options import CHECKPOINTS
 from utils.visualize import render_many
 
+DATASET = "realmotion"  # whose pretrained weights are used where none is named
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # weights that come with the code
 CLIPS_PER_PROCESS = 4  # at least, when several processes draw videos: each takes seconds to start
 
@@ -71,8 +73,28 @@ def read_prompts(text_prompt, text_path, motion_length=0, longest=MAX_LENGTH):
             raise UserError(f"{place}: the prompt is empty; describe a motion, for example 'a person walks "
                             "forward'")
         if frames:
-            check_length(frames, place, longest)
+            check_length(frames, place if text_path else "--motion_length", longest)
+    prompts = [prompt for _, prompt, _ in rows]
+    hint_at_mistakes(prompts, text_path is None)
     return [(prompt, frames) for _, prompt, frames in rows]
+
+
+def hint_at_mistakes(prompts, typed):
+    """Say what prompts hardly mean as they are written; ``typed``: on the command line."""
+    foreign = [prompt for prompt in prompts if not all(map(is_latin, prompt))]
+    if foreign:
+        say(f"warning: '{foreign[0][:40]}' is not in Latin letters, and the text encoders know English: the "
+            "motion will have nothing to do with it")
+    if typed and len(prompts) > 2 and not any(" " in prompt for prompt in prompts):
+        say(f"note: {len(prompts)} prompts of one word each; several words of one prompt go in quotation "
+            "marks")
+    if typed and any(re.search(r"#\d+$", prompt) for prompt in prompts):
+        say("note: '#' and a length are read in --text_path only; --motion_length sets it here")
+
+
+def is_latin(letter):
+    """Whether a character is a Latin letter, or none at all."""
+    return not letter.isalpha() or unicodedata.name(letter, "").startswith("LATIN")
 
 
 def read_lines(path):
@@ -107,7 +129,8 @@ def parse_line(line, default, place, longest):
 def check_length(frames, place, longest=MAX_LENGTH):
     """UserError unless a clip, or a part of a chain, can have so many frames."""
     if not SHORTEST <= frames <= longest:
-        raise UserError(f"{place}: a length of {frames} frames is outside {SHORTEST}..{longest}")
+        raise UserError(f"{place}: a length of {frames} frames is outside {SHORTEST}..{longest}"
+                        + "; --chain makes longer motions" * (frames > longest))
 
 
 def choose_run(args):
@@ -119,7 +142,7 @@ def choose_run(args):
     if args.checkpoints_dir != CHECKPOINTS:
         raise UserError("--checkpoints_dir: pass --name too, the run to use there")
     args.name, args.checkpoints_dir = PRETRAINED.name, str(PRETRAINED)
-    args.dataset_name = args.dataset_name or "realmotion"
+    args.dataset_name = args.dataset_name or DATASET
     if not RunFolder(args.checkpoints_dir, args.dataset_name, args.name).weights.is_file():
         there = ", ".join(sorted(path.name for path in PRETRAINED.glob("*/"))) or "none"
         raise MissingFile(f"no pretrained weights for the data set '{args.dataset_name}' (there are: "
@@ -243,6 +266,8 @@ def write_clips(clips, spec, folder, no_video):
     # one worker per two cores: each draws on one while its ffmpeg encodes on another
     if drawings and not no_video:
         render_many(drawings, workers=min((os.cpu_count() or 2) // 2, len(drawings) // CLIPS_PER_PROCESS))
+        for drawing in drawings:
+            tqdm.write(str(drawing["path"]))
     return paths
 
 

@@ -182,7 +182,8 @@ def add_sampler(parser, time_steps=18):
     add = parser.add_argument
     add("--time_steps", type=positive_int, default=time_steps, help="unmasking iterations")
     add("--cfg", type=non_negative_float, default=None,
-        help="guidance scale; 1 = none; default: the data set's (t2m 4.5, kit 2.5, demo 2)")
+        help="guidance scale; 1 = none; default: the data set's (t2m 4.5, kit 2.5, demo 2; the weights that "
+             "come with the code: 2.5)")
     add("--temperature", type=non_negative_float, default=1.0,
         help="factor of the initial noise (SiT head) or of every step's noise (DDPM head)")
     add("--cfg_schedule", choices=["constant", "linear"], default="constant",

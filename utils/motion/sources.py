@@ -23,6 +23,8 @@ def read_source(path, spec, flag="--source_motion", longest=MAX_LENGTH):
     skeleton, unit = spec.layout, spec.metres_per_unit
     if not Path(path).is_file():
         raise MissingFile(f"{flag}: no file {path}")
+    if Path(path).suffix.lower() != ".npy":
+        raise UserError(f"{flag}: {path} is no .npy file; sample.py writes one beside every clip")
     try:
         source = load_array(path)
     except UserError as error:
@@ -51,7 +53,8 @@ def check_source(source, place, skeleton, longest):
                         f"({skeleton.name}) needs joints (frames, {skeleton.num_joints}, 3) or features "
                         f"(frames, {skeleton.essential_dim} or {skeleton.feature_dim})")
     if not SHORTEST <= len(source) <= longest:
-        raise UserError(f"{place} has {len(source)} frames, outside {SHORTEST}..{longest}")
+        raise UserError(f"{place} has {len(source)} frames, outside {SHORTEST}..{longest}"
+                        + "; studio.py edits longer ones" * (len(source) > longest))
     if source.dtype.kind not in "fiu" or not (np.abs(source) < LARGEST).all():
         raise UserError(f"{place} holds NaN, infinite values, values above {LARGEST:.0e}, or "
                         "no numbers")
