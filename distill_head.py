@@ -11,11 +11,10 @@ The transformer stays as it is; the new head learns to jump along the paths of t
 from functools import partial
 
 import torch
-from einops import rearrange
 
 from models.DiffMLPs import SiTHead
 from models.DistilledHead import DistilledHead, teacher_path
-from models.generation import guidance_branches, padding_mask_of
+from models.generation import at_places, guidance_branches, padding_mask_of
 from models.loading import check_same_autoencoder, load_autoencoder, load_generator, weights_hash
 from models.MARDM import MARDM_models
 from models.SiT1D import SiT1DHead
@@ -82,8 +81,7 @@ def make_loss(teacher, ae, cfg, args, device):
         branches = guidance_branches(teacher, teacher.corrupt(latents, mask), cond, padding, cfg, None)
         places = mask.flatten().nonzero()[:, 0]
         places = places[torch.randint(len(places), (args.tokens,), device=device)]
-        z, z_uncond = (None if branch is None else rearrange(branch, "b l z -> (b l) z")[places].float()
-                       for branch in branches)
+        z, z_uncond = (at_places(branch, places) for branch in branches)
         noise = torch.randn(args.tokens, targets.shape[2], device=device)
         return teacher_path(teacher.DiffMLPs, z, z_uncond, noise, cfg, args.teacher_steps), z
 

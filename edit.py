@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from models.AE import UNIT
+from models.generation import check_fills_in
 from sample import CHUNK, clean, facts_of, load, make_parser, plan, write
 from utils import options
 from utils.clips import choose_run
@@ -129,6 +130,7 @@ def clean_all_but(kept, joints, spec, name, edited):
 def edited_clips(args, source, edited, pipeline, checkpoint, spec):
     """An iterator over the clips that a command line asks for, as ``sample.write`` takes them. source: joints
     and features as ``read_source`` gives them; edited: (T,). UserError for a mistake, at the call."""
+    check_fills_in(pipeline.generator, "editing")
     kept = joints_named(args.keep_joints, spec.layout, "--keep_joints")
     jobs, condition, seeds, settings = plan(args, pipeline.generator, checkpoint, spec)
     joints, features = source

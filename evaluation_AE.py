@@ -22,11 +22,11 @@ from utils.evaluation.probes import check, knows, probe_report
 from utils.evaluation.protocols import TextClips, result_header, score_rows
 from utils.evaluation.reconstruction import (
     reconstruct,
-    reconstruct_with_tail,
     reconstruction_errors,
     reconstruction_fid,
+    reconstruction_scores,
 )
-from utils.evaluation.scoring import check_evaluation, evaluate
+from utils.evaluation.scoring import check_evaluation
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder
 from utils.report import format_table, write_results
@@ -60,17 +60,6 @@ def find_suite(args, spec, device):
         if is_first():
             print(f"no FID: {error}")
         return None
-
-
-def released_scores(suite, clips, ae, args, device):
-    """All scores of a released protocol, for the reconstructions of TextClips."""
-    def generate(_repeat, drawn):
-        pairs = reconstruct_with_tail(ae, drawn.real, clips.store.mean, clips.store.std, device)
-        return pairs if suite.published_tail else [clip for clip, _ in pairs]
-
-    scores = evaluate(suite, partial(clips.draw, args.seed), generate, args.repeats, args.seed)
-    scores.pop("clips")
-    return scores
 
 
 def probe_reconstructions(spec, store, pairs):
@@ -119,7 +108,8 @@ def main():
     pairs = reconstruct(ae, store, device)
     metrics, scores = reconstruction_errors(pairs, spec), None
     if clips is not None:
-        scores = released_scores(suite, clips, ae, args, device)
+        scores = reconstruction_scores(suite, ae, clips, partial(clips.draw, args.seed),
+                                       (args.repeats, args.seed))
         metrics[suite.tag("FID")] = scores["generated"][suite.tag("FID")]["mean"]
     elif suite:
         metrics["FID"] = reconstruction_fid(suite.matching, pairs)

@@ -1,6 +1,7 @@
 """Evaluate a trained generator on the test split: FID, R-precision, matching score, diversity, multimodality,
-CLIP-score, foot skating, acceleration, peak jerk, distance to the training clips, label accuracy, and, for
-22-joint skeletons, whether the clips do what fixed prompts say (semantic probes).
+CLIP-score, foot skating, acceleration, peak jerk, smoothness in turns and transitions, distance to the
+training clips, label accuracy, and, for 22-joint skeletons, whether the clips do what fixed prompts say
+(semantic probes).
 
     python evaluation_MARDM.py --name FSQ_MARDM --ae_name FSQ_AE_High --ae_model FSQ_AE_High \\
         --model FSQ-MARDM-SiT-XL --dataset_name t2m     # --protocol standard for 263 features
@@ -30,9 +31,10 @@ from utils.data.specs import get_spec, joints_in_metres
 from utils.errors import UserError, is_first, run, say
 from utils.evaluation import scoring
 from utils.evaluation.neighbours import label_accuracy, nearest_train
-from utils.evaluation.probes import RULES, check, knows, probe_report
+from utils.evaluation.probes import RULES, action_change, check, knows, probe_report
 from utils.evaluation.prompts import OUTSIDERS, PROMPTS
 from utils.evaluation.protocols import TextClips, result_header, score_rows
+from utils.evaluation.smoothness import MEASURES, smoothness
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder
 from utils.report import format_table, write_results
@@ -155,6 +157,19 @@ def training_clips(spec, workers, conditions):
         return None
 
 
+def measure_smoothness(motions, ids, spec):
+    """``smoothness`` of motions (T, D) made under, or real ones with, the labels of the clips ``ids``: where
+    they name two actions that the probes know, a motion that performs both has its change of action."""
+    joints = [joints_in_metres(motion, spec) for motion in motions]
+    labels = (read_labels(spec) or {}) if spec.layout.name == "t2m" else {}
+    changes = []
+    for clip, name in zip(joints, ids):
+        actions = labels.get(name, [])
+        change = action_change(actions, clip, spec.fps) if len(actions) == 2 and knows(actions) else None
+        changes.append([] if change is None else [change])
+    return smoothness(joints, spec.fps, spec.layout, changes)
+
+
 def clip_metrics(made, whole, clips, training, suite, device):
     """Metrics beside the evaluator's: {metric: {"generated", "real", ...}}, None for what cannot be measured.
 
@@ -163,7 +178,9 @@ def clip_metrics(made, whole, clips, training, suite, device):
     spec = clips.store.spec
     generated, real = (scoring.motion_quality(side, spec) for side in (made, whole.real))
     found = {key: {"generated": generated[key], "real": real[key]} for key in generated}
-    found |= {"nearest_train": None, "label_accuracy": None}
+    found |= {"nearest_train": None, "label_accuracy": None, "smoothness": {
+        side: measure_smoothness(motions, clips.ids, spec)
+        for side, motions in (("generated", made), ("real", whole.real))}}
     if training is not None:
         known, labels = training.whole(0).real, read_labels(spec)
         found["nearest_train"] = nearest_train(made, whole.real, known, spec, device)
@@ -178,6 +195,15 @@ CLIP_ROWS = {"foot_skating": ("foot skating m/s", 4), "acceleration": ("accelera
              "nearest_train": ("nearest training clip m", 4)}
 
 
+def smoothness_rows(found):
+    """Table rows of ``smoothness`` for both sides, of the segments that have stretches."""
+    return [(f"{name} {unit}, {segment} ({values['stretches']})", *(
+        "-" if value is None else f"{value:.{digits}f}"
+        for value in (values[name], found["real"][segment][name])))
+        for segment, values in found["generated"].items() if values["stretches"]
+        for name, (unit, digits) in MEASURES.items()]
+
+
 def make_table(results):
     seconds = results["seconds"]
     rows = [*score_rows(results["scores"]), ("seconds: generating", f"{seconds['generating']:.1f}", "-"),
@@ -185,6 +211,7 @@ def make_table(results):
             ("seconds per clip", f"{results['seconds_per_clip']:.4f}", "-")]
     rows += [(name, *(f"{results[key][side]:.{digits}f}" for side in ("generated", "real")))
              for key, (name, digits) in CLIP_ROWS.items() if results[key]]
+    rows += smoothness_rows(results["smoothness"])
     if nearest := results["nearest_train"]:
         rows.append(("nearer than 5% of real clips", f"{nearest['generated_below']:.3f}", "0.050"))
     if probes := results.get("probes"):

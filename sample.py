@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from models.AE import UNIT, AE_models
 from models.chaining import CONTEXT, WINDOW, Part, chain, continue_from
-from models.generation import check_settings
+from models.generation import check_fills_in, check_settings
 from models.guidance import generate_towards
 from models.LengthEstimator import LengthTable
 from models.loading import load_length_estimator, load_pipeline
@@ -279,6 +279,7 @@ class Chain(NamedTuple):
 
 def chains(args, pipeline, checkpoint, spec):
     """A Chain for each repeat that a command line asks for."""
+    check_fills_in(pipeline.generator, "--chain")
     jobs, condition, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length,
                                             LONGEST_PART)
     cond = condition(jobs)
@@ -410,6 +411,9 @@ def single_clips(args, pipeline, checkpoint, spec, folder=None):
     """An iterator over the clips that a command line asks for, as ``write`` takes them, made CHUNK by CHUNK.
     folder: chunks that an earlier run of the same request left there are read, not made. UserError for a
     mistake, at the call."""
+    for name in ("start_pose", "trajectory"):
+        if getattr(args, name) is not None:
+            check_fills_in(pipeline.generator, f"--{name}")
     pose, trajectory, longest = read_constraints(args, spec)
     jobs, condition, seeds, settings = plan(args, pipeline.generator, checkpoint, spec, args.motion_length,
                                             longest)

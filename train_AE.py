@@ -2,14 +2,18 @@
 
     python train_AE.py --name FSQ_AE_High --model FSQ_AE_High --dataset_name t2m --batch_size 256 --epoch 50
     python train_AE.py --name AE --model FSQ_AE_High --dataset_name demo --width 192    # laptop
+    python train_AE.py ... --need_evaluation     # keeps the model of the lowest FID, not of the lowest MPJPE
     python train_AE.py --name iFSQ --model FSQ_AE_Model --quantizer ifsq --fsq_levels 9 9 9 9 9 9 9 9
     python train_AE.py --name RVQ --model VQ_AE_Model --quantizer rvq --quantizer_settings num_layers=4
     python train_AE.py --name AE_tolerant --finetune_decoder AE --latent_noise 0.3 --dataset_name demo
     python train_AE.py --name AE_mine --finetune checkpoints/demo/demo_AE --dataset_name mine
 
 Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar, events.out.tfevents.*} and train.log.
+best.tar, also called net_best_fid.tar, is the model of the lowest MPJPE on the validation split; with
+--need_evaluation that of the lowest FID.
 """
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +21,21 @@ import torch.nn.functional as F
 from models.AE import FSQ_REACH, AE_models, has_grid
 from models.loading import autoencoder_settings, load_autoencoder, reach_of, target_hashes
 from models.quantizers import QUANTIZERS, settings_of
+from models.TextEncoder import cached_text_features
 from utils import options
 from utils.arrays import upload
 from utils.data.datasets import MotionStore, WindowDataset, make_loader, statistics_of
 from utils.data.specs import get_spec
 from utils.errors import UserError, run
-from utils.evaluation.reconstruction import heading_error, reconstruct, reconstruction_errors
+from utils.evaluation.protocols import TextClips
+from utils.evaluation.reconstruction import (
+    heading_error,
+    reconstruct,
+    reconstruction_errors,
+    reconstruction_scores,
+)
+from utils.evaluation.scoring import check_evaluation
+from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder
 from utils.options import fraction, non_negative_float, positive_float, positive_int
 from utils.training import distributed
@@ -45,6 +58,7 @@ def parse_args():
     options.add_training(parser, batch_size=256, epoch=50, lr=2e-4, weight_decay=0.0, warm_up_iter=2000,
                          milestones=[150_000, 250_000], log_every=10)
     options.add_large_models(parser)
+    add_suite(parser)
     add = parser.add_argument
     add("--model", choices=list(AE_models), default=None,
         help="autoencoder of the model zoo; default: AE_Model")
@@ -60,7 +74,9 @@ def parse_args():
     add("--direct", action="store_true", default=None,
         help="FSQ_AE_Model, VQ_AE_Model: no linear layers around the quantizer, whose input is the latent")
     add("--quantizer", choices=list(QUANTIZERS), default=None,
-        help="quantizer of FSQ_AE_Model (default: fsq) or VQ_AE_Model (default: vq)")
+        help="quantizer of FSQ_AE_Model (default: fsq) or VQ_AE_Model (default: vq). gumbel is "
+             "Gumbel-softmax VQ, which some documents call DiVeQ; diveq and sf_diveq are the DiVeQ of "
+             "arXiv 2509.26469, another method")
     add("--quantizer_settings", nargs="+", default=None, metavar="NAME=VALUE",
         help="its hyper-parameters: " + "; ".join(filter(None, map(settings_help, QUANTIZERS))))
     add("--width", type=positive_int, default=None,
@@ -78,6 +94,10 @@ def parse_args():
     add("--finetune_decoder", default=None, metavar="RUN",
         help="as --finetune, but train the decoder alone, so that generators that were trained on RUN go "
              "with the new one too")
+    add("--need_evaluation", action="store_true",
+        help="compute FID, R-precision, matching score and diversity of reconstructions on the validation "
+             "split (Val/FID ...), and keep the lowest FID as best.tar and net_best_fid.tar, in place of the "
+             "lowest MPJPE (Val/MPJPE)")
     add("--eval_every", type=positive_int, default=5, help="epochs between validations")
     args = parser.parse_args()
     given = [name for name in OF_MODEL if getattr(args, name) is not None]
@@ -144,7 +164,7 @@ def parse_settings(name, pairs):
         kind = type(known[key])
         try:
             settings[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-            if not math.isfinite(settings[key]):
+            if kind is not str and not math.isfinite(settings[key]):
                 raise ValueError
         except (ValueError, KeyError) as error:
             where = f"--quantizer_settings {pair}"
@@ -201,6 +221,38 @@ def make_loss(args, store, device, codes=None):
     return loss_fn
 
 
+def load_judges(args, spec, statistics, device):
+    """The EvaluatorSuite and the validation split's TextClips of --need_evaluation, None without it.
+    UserError, with the way out, where there is no evaluator or there are too few clips."""
+    if not args.need_evaluation:
+        return None, None
+    try:
+        suite = load_suite(args, spec, partial(cached_text_features, spec.text_encoder, folder=spec.root),
+                           device=device)
+        clips = TextClips(spec, "val", args.num_workers, suite.columns, statistics=statistics)
+        check_evaluation(suite, clips.captions, retrieval_groups(suite, clips), len(clips))
+    except UserError as error:
+        raise UserError(f"--need_evaluation: {error}; without this flag the lowest MPJPE is kept") from error
+    return suite, clips
+
+
+def retrieval_groups(suite, clips):
+    """Which validation clips share captions, where that matters to retrieval."""
+    return clips.groups if clips.store.spec.distinct_retrieval and not suite.released else None
+
+
+def make_score_check(model, suite, clips, seed):
+    """A function that scores the model's reconstructions: {"Val/FID", "Val/R1" ...}."""
+    drawn = clips.whole(seed)
+
+    def check():
+        scores = reconstruction_scores(suite, model, clips, lambda _repeat: drawn, (1, seed),
+                                       retrieval_groups(suite, clips))
+        return {f"Val/{key}": value["mean"] for key, value in scores["generated"].items()}
+
+    return check
+
+
 def main():
     args = parse_args()
     device = start_training(args.device)
@@ -215,27 +267,33 @@ def main():
         model, described, statistics = (model_to_finetune(args, spec) if finetunes
                                         else (*new_model(args, spec, began), None))
         model.to(device)
+        suite, clips = load_judges(args, spec, statistics, device)
         folder.prepare(args.is_continue)
         store, val_store = (MotionStore(spec, split, args.num_workers, statistics=statistics)
                             for split in ("train", "val"))
     loader = make_loader(WindowDataset(store, args.window_size), args.batch_size, args.seed, args.num_workers)
     describe = {"kind": "ae", **described, "dataset": spec.describe(),
                 "mean": torch.as_tensor(store.mean), "std": torch.as_tensor(store.std)}
-    trainer = make_trainer(args, folder, "ae", model, describe, metric="Val/MPJPE", root=spec.root)
+    metric = suite.tag("Val/FID") if suite else "Val/MPJPE"
+    trainer = make_trainer(args, folder, "ae", model, describe, metric, root=spec.root,
+                           parents={"evaluators": suite.describe()} if suite else {})
     if model.codebook_size and not args.finetune_decoder:
         trainer.codes = CodeUse(model.quantizer, device)
+    model.plan((min(args.max_iter or math.inf, args.epoch * len(loader))) * args.accumulate)
     if args.compile:
         model.compile()
     if args.is_continue:
         trainer.resume(began)
     if options.checked():
         return
+    folder.log(f"best.tar, which is net_best_fid.tar too, is the model of the lowest {metric}")
+    check = make_score_check(model, suite, clips, args.seed) if suite else dict
 
     def validate(epoch, last):
         if not last and (epoch + 1) % args.eval_every:
             return {}
         errors = reconstruction_errors(reconstruct(model, val_store, device), spec)
-        return {"Val/MPJPE": errors["MPJPE"], "Val/MPJPE_facing": errors["MPJPE_facing"]}
+        return {"Val/MPJPE": errors["MPJPE"], "Val/MPJPE_facing": errors["MPJPE_facing"], **check()}
 
     trainer.fit(loader, make_loss(args, store, device, trainer.codes), args.epoch, validate)
 

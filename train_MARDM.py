@@ -5,6 +5,7 @@
     python train_MARDM.py --name small --ae_name AE --ae_model FSQ_AE_High --model FSQ-MARDM-SiT-S \\
         --dataset_name demo --num_workers 0                                            # laptop
     python train_MARDM.py ... --cond_mode action    # or uncond
+    python train_MARDM.py ... --model FSQ-GPT-S     # tokens in order: the autoregressive control
 
 Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar, events.out.tfevents.*} and train.log.
 """
@@ -76,7 +77,7 @@ def parse_args():
     add("--cond_drop_prob", type=fraction, default=0.1, help="probability to drop a condition, for guidance")
     add("--dropout", type=fraction, default=0.2, help="dropout of the transformer")
     add("--count_from_end", action="store_true",
-        help="count positions from a clip's end for MARDM-* too; FSQ-MARDM-* and VQ-MARDM-* always do")
+        help="count positions from a clip's end for MARDM-* too; all others always do")
     add("--scale_targets", action="store_true",
         help="divide the targets by their standard deviation over all tokens and dimensions, to match the "
              "scale of the head's noise (the published models do not)")

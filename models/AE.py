@@ -130,6 +130,9 @@ class AE(nn.Module):
         self.encoder = Encoder(input_width, width, latent_dim, depth, dropout)
         self.decoder = Decoder(input_width, width, latent_dim, depth, dropout)
 
+    def plan(self, steps):
+        """Tell a quantizer that follows a schedule how many training steps there will be."""
+
     def forward(self, motion, latent_noise=0.0):
         """Normalised motion (B, T, D), T a multiple of 4 -> Reconstruction. ``latent_noise``: how much noise
         the decoder sees in training, in standard deviations of the targets."""
@@ -214,6 +217,10 @@ class QuantizedAE(AE):
         self.finite_targets = not getattr(quantizer, "soft", False)
         self.pre_quant = nn.Identity() if direct else nn.Linear(self.latent_dim, quantizer.dim)
         self.post_quant = nn.Identity() if direct else nn.Linear(quantizer.dim, self.latent_dim)
+
+    def plan(self, steps):
+        if hasattr(self.quantizer, "plan"):
+            self.quantizer.plan(steps)
 
     def quantize(self, motion, lengths=None):
         """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L) or, one per axis, (B, L, axes)."""
@@ -344,6 +351,13 @@ VQ_ROWS = {
     "VQ_AE_Gumbel_Nearest": dict(quantizer="gumbel", settings={"nearest": 16}),
     "VQ_AE_Gumbel_Soft": dict(quantizer="gumbel", settings={"soft": True}),
     "VQ_AE_Gumbel_Diverse": dict(quantizer="gumbel", settings={"diversity": 0.1}),
+    **{f"VQ_AE_Gumbel_{name}": dict(quantizer="gumbel", settings=settings | {"temperature": "anneal"})
+       for name, settings in (("Annealed", {}), ("Annealed_TopK", {"noise": False, "nearest": 16}),
+                              ("Annealed_Soft", {"soft": True}), ("Annealed_Diverse", {"diversity": 0.1}),
+                              ("Annealed_Reset", {"reset_every": 20}))},
+    "VQ_AE_Gumbel_Adaptive": dict(quantizer="gumbel", settings={"temperature": "adaptive"}),
+    "VQ_AE_Gumbel_Learned": dict(quantizer="gumbel", settings={"temperature": "learned"}),
+    "VQ_AE_PQ": dict(quantizer="pq", code_dim=48, settings={"groups": 6}),  # the rate of VQ_AE_RVQ
 }
 
 
@@ -362,6 +376,9 @@ AE_models = {
     "VQ_AE_Model": VQ_AE,  # free: --num_codes, --code_dim, --quantizer and its settings
     **{name: partial(VQ_AE, **row) for name, row in VQ_ROWS.items()},
 }
+
+
+fsq_ae = AE_models["FSQ_AE_Model"]  # the earlier fork's name
 
 
 def has_grid(name):

@@ -3,12 +3,16 @@
 A target is a point of the grid, one of up to K values in each of d dimensions. Shapes: N tokens, Z width of
 the transformer's output.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
 from models.DiffMLPs import DenoisingMLP, DiffHead
 from models.FSQ import Grid
 from utils.errors import UserError
+
+MOST_CODES = 2**17  # of one softmax: as large as the vocabularies of language models are
 
 
 class CategoricalHead(DiffHead):
@@ -26,7 +30,8 @@ class CategoricalHead(DiffHead):
                             "points")
         if target_scale != 1:
             raise UserError("--scale_targets: a categorical head predicts classes, which have no scale")
-        self.most = max(map(len, grid))
+        self.sizes = [len(values) for values in grid]
+        self.most = max(self.sizes)
         super().__init__(target_dim, cond_dim, width, depth, prediction, target_scale)
         table = torch.full((target_dim, self.most), torch.inf)
         for row, values in zip(table, grid):
@@ -91,6 +96,35 @@ class CategoricalHead(DiffHead):
     def values(self, digits):
         """Digits (N, d) -> points of the grid (N, d)."""
         return self.table.gather(1, digits.T).T
+
+
+class IndexHead(CategoricalHead):
+    """One softmax over all codes of the grid, as in ScaMo (Lu et al. 2025, arXiv 2412.14559): dimensions are
+    drawn together, in one call. UserError for a grid of more than MOST_CODES codes."""
+
+    def make_net(self, target_dim, cond_dim, width, depth):
+        codes = math.prod(self.sizes)
+        if codes > MOST_CODES:
+            raise UserError(f"one index per token: this grid of {target_dim} axes has {codes:,} codes, too "
+                            f"many for a softmax (at most {MOST_CODES:,}); take FSQ-GPT-S, -B or -L, which "
+                            "predict one axis after the other")
+        return DenoisingMLP(1, cond_dim, width, depth, codes)
+
+    def blank(self, count, like):
+        return like.new_ones(count, 1)
+
+    def cross_entropy(self, digits, z, t):
+        index = sum(digit * math.prod(self.sizes[:axis]) for axis, digit in enumerate(digits.unbind(-1)))
+        return F.cross_entropy(self.net(self.blank(len(z), z), t, z).float(), index)
+
+    def process_sampler(self, temperature, **_solver_settings):
+        def run(net, draw_noise):
+            draw = draw_noise()
+            index = self.pick(net(self.blank(len(draw), draw), 0.0), draw[:, 0], temperature)
+            return self.values(torch.stack([index // math.prod(self.sizes[:axis]) % size
+                                            for axis, size in enumerate(self.sizes)], -1))
+
+        return run, [0.0]
 
 
 class AutoregressiveHead(CategoricalHead):

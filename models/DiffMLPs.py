@@ -19,6 +19,12 @@ from utils.errors import UserError
 
 SOLVER, ODE_STEPS = "adams", 16  # chosen in docs/performance.md
 ALWAYS = (0.0, 1.0)  # from noise to data
+HEAD_SIZES = {  # of the zoo's generators (models/MARDM.py); XL is the published one
+    "S": dict(head_width=256, head_depth=3), "B": dict(head_width=768, head_depth=6),
+    "L": dict(head_width=1280, head_depth=12), "XL": dict(head_width=1792, head_depth=16),
+    "B-deep": dict(head_width=512, head_depth=2), "L-deep": dict(head_width=1024, head_depth=6),
+    "XL-deep": dict(head_width=1280, head_depth=8),
+}
 
 
 def modulate(x, shift, scale):
@@ -70,17 +76,17 @@ class FinalLayer(nn.Module):
 
 
 class DenoisingMLP(nn.Module):
-    """net(x (N, d), t (N,), c (N, Z)) -> (N, d)."""
+    """net(x (N, d), t (N,), c (N, Z)) -> (N, d), or (N, ``out_dim``)."""
 
     block = ResBlock
 
-    def __init__(self, target_dim, cond_dim, width, depth):
+    def __init__(self, target_dim, cond_dim, width, depth, out_dim=None):
         super().__init__()
         self.time_embed = TimeEmbedding(width)
         self.cond_embed = nn.Linear(cond_dim, width)
         self.input_proj = nn.Linear(target_dim, width)
         self.res_blocks = nn.ModuleList(self.block(width) for _ in range(depth))
-        self.final_layer = FinalLayer(width, target_dim)
+        self.final_layer = FinalLayer(width, out_dim or target_dim)
         self._init_weights()
 
     def embed_time(self, t):
@@ -272,3 +278,12 @@ class DDPMHead(DiffHead):
             return self.process.sample(net, draw_noise(), draw_noise, temperature)
 
         return run, range(self.process.num_steps - 1, -1, -1)
+
+
+def make_head(head, head_width, head_depth, target_channels, z_channels):
+    """A published head by its published arguments: d and Z."""
+    return head(target_channels, z_channels, head_width, head_depth)
+
+
+DiffMLPs_models = {f"{name}-{size}": partial(make_head, head, **sizes) for size, sizes in HEAD_SIZES.items()
+                   for name, head in (("SiT", SiTHead), ("DDPM", DDPMHead))}  # the published table's name

@@ -1,46 +1,138 @@
 """Gumbel-softmax vector quantization: soft weights over the codebook that sharpen during training (Jang et
 al. 2017, arXiv 1611.01144, with distances for logits). A blog post calls it DiVeQ; models/DiVeQ.py differs.
 
-Shapes: (..., d) vectors, K codes.
+Shapes: (..., d) vectors, N of them in a batch, K codes.
 """
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.FSQ import Quantized
-from models.VQ import VQ, nearest_codes, rows_at_a_time
+from models.VQ import VQ, all_gather, all_reduce_, broadcast_, jittered, nearest_codes, rows_at_a_time
 from utils.errors import UserError
+
+TEMPERATURES = ("decay", "anneal", "adaptive", "learned")
+ANNEALED = 0.8  # of the training's steps, after which an annealed temperature is at its end
+MEMORY, RATE = 0.99, 1.01  # of the adaptive temperature: of the codes' use, and its change per step
+
+
+@dataclass(frozen=True)
+class GumbelSettings:
+    """Hyper-parameters of GumbelVQ."""
+
+    noise: bool = True  # add the Gumbel noise
+    nearest: int = 0  # number of nearest codes that get a weight, 0 = all
+    soft: bool = False  # weighted sums (without noise) outside training too; ``snap`` is then the identity
+    diversity: float = 0.0  # weight of the loss 1 - entropy of the mean weights / log K
+    tau_start: float = 1.0  # the temperature begins here
+    tau_decay: float = 0.9999  # its factor per step, with "decay"
+    tau_end: float = 0.1  # its lower bound
+    # "decay": by tau_decay. "anneal": geometrically from tau_start to tau_end in the first ANNEALED of the
+    # training, however long that is. "adaptive": up while the perplexity of the codes' use is under
+    # ``wanted_use`` of K, down while it is above. "learned": a parameter.
+    temperature: str = "decay"
+    wanted_use: float = 0.5
+    reset_every: int = 0  # steps after which unused codes restart at the vectors quantized worst; 0 = never
+
+    def check(self, codes):
+        """UserError for settings that a codebook of so many ``codes`` cannot have."""
+        if not 0 <= self.nearest <= codes:
+            raise UserError(f"a codebook of {codes} codes cannot take the nearest {self.nearest}")
+        if min(self.tau_start, self.tau_end) <= 0 or not 0 < self.tau_decay <= 1 or self.diversity < 0:
+            raise UserError("gumbel: tau_start and tau_end are above 0, tau_decay in 0..1, diversity >= 0; "
+                            f"got {self.tau_start}, {self.tau_end}, {self.tau_decay} and {self.diversity}")
+        if self.temperature not in TEMPERATURES:
+            raise UserError(f"gumbel: temperature is one of {', '.join(TEMPERATURES)}; "
+                            f"got '{self.temperature}'")
+        if self.temperature != "decay" and self.tau_start <= self.tau_end:
+            raise UserError(f"gumbel: with temperature={self.temperature} tau_start must be above tau_end; "
+                            f"got {self.tau_start} and {self.tau_end}")
+        if not 0 < self.wanted_use <= 1 or self.reset_every < 0:
+            raise UserError("gumbel: wanted_use is a fraction above 0, reset_every 0 or more; "
+                            f"got {self.wanted_use} and {self.reset_every}")
 
 
 class GumbelVQ(VQ):
     """In training z_q = sum of w_i e_i with w = softmax((g_i - ||z - e_i||^2) / tau), g Gumbel noise;
-    otherwise the nearest code.
+    otherwise the nearest code. ``settings``: those of GumbelSettings."""
 
-    Args:
-        noise: add the Gumbel noise.
-        nearest: number of nearest codes that get a weight, 0 = all.
-        soft: weighted sums (without noise) outside training too. ``snap`` is then the identity.
-        diversity: weight of the loss 1 - entropy of the mean weights / log K.
-        tau_start, tau_decay, tau_end: first temperature, its factor per step, and its lower bound.
-    """
+    Settings = GumbelSettings
 
-    def __init__(self, codebook_size=512, dim=512, noise=True, nearest=0, soft=False, diversity=0.0,
-                 tau_start=1.0, tau_decay=0.9999, tau_end=0.1):
+    def __init__(self, codebook_size=512, dim=512, **settings):
         super().__init__(codebook_size, dim, beta=0.0)
-        if not 0 <= nearest <= self.codebook_size:
-            raise UserError(f"a codebook of {self.codebook_size} codes cannot take the nearest {nearest}")
-        if min(tau_start, tau_end) <= 0 or not 0 < tau_decay <= 1 or diversity < 0:
-            raise UserError("gumbel: tau_start and tau_end are above 0, tau_decay in 0..1, diversity >= 0; "
-                            f"got {tau_start}, {tau_end}, {tau_decay} and {diversity}")
-        self.noise, self.nearest, self.soft, self.diversity = noise, int(nearest), soft, diversity
-        self.tau_start, self.tau_decay, self.tau_end = tau_start, tau_decay, tau_end
+        self.settings = s = GumbelSettings(**settings)
+        s.check(self.codebook_size)
+        self.noise, self.nearest, self.soft, self.diversity = s.noise, int(s.nearest), s.soft, s.diversity
         self.register_buffer("steps", torch.tensor(0))
+        if s.temperature == "anneal":
+            self.register_buffer("horizon", torch.tensor(0))  # steps of the training; 0 = not known
+        if s.temperature == "adaptive":
+            self.register_buffer("adapted", torch.tensor(float(s.tau_start)))
+            self.register_buffer("shares", torch.full((self.codebook_size,), 1 / self.codebook_size))
+        if s.temperature == "learned":
+            self.log_tau = nn.Parameter(torch.tensor(math.log(s.tau_start - s.tau_end)))
+        if s.reset_every:
+            self.register_buffer("uses", torch.zeros(self.codebook_size, dtype=torch.long))
+
+    def plan(self, steps):
+        """Tell how many training steps there will be: an annealed temperature follows them. Without it, it
+        falls by tau_decay."""
+        if self.settings.temperature == "anneal":
+            self.horizon.fill_(steps)
 
     @property
     def tau(self):
-        return max(self.tau_end, self.tau_start * self.tau_decay ** int(self.steps))
+        """The temperature: a number, or a tensor () where it is adaptive or learned."""
+        s = self.settings
+        if s.temperature == "adaptive":
+            return self.adapted.clone()  # changed in place before the backward pass
+        if s.temperature == "learned":
+            return s.tau_end + self.log_tau.exp()
+        if s.temperature == "anneal" and (horizon := int(self.horizon)):
+            done = min(1.0, int(self.steps) / (ANNEALED * horizon))
+            return s.tau_start * (s.tau_end / s.tau_start) ** done
+        return max(s.tau_end, s.tau_start * s.tau_decay ** int(self.steps))
+
+    def before_step(self, vectors):
+        super().before_step(vectors)
+        every = self.settings.reset_every
+        if every and self.steps > 0 and self.steps % every == 0:
+            self.reset(all_gather(vectors))
+
+    @torch.no_grad()
+    def reset(self, vectors):
+        """Codes unused since the last call restart at those of the vectors (N, d) that are farthest from
+        their codes, the farthest first."""
+        unused = (self.uses == 0).nonzero()[:, 0]
+        self.uses.zero_()
+        if not len(unused) or not vectors.isfinite().all():
+            return
+        codes = F.embedding(nearest_codes(vectors, self.codebook), self.codebook)
+        worst = (vectors - codes).square().sum(1).topk(min(len(unused), len(vectors))).indices
+        self.codebook[unused[: len(worst)]] = jittered(vectors, worst)
+        broadcast_(self.codebook)
+
+    @torch.no_grad()
+    def after_search(self, z, indices, mask):
+        """Count the codes nearest to the vectors, where something follows from it."""
+        s = self.settings
+        if not s.reset_every and s.temperature != "adaptive":
+            return
+        chosen = (indices if mask is None else indices[mask]).reshape(-1)
+        uses = torch.zeros(self.codebook_size, dtype=torch.long, device=z.device)
+        uses.index_add_(0, chosen, torch.ones_like(chosen))
+        all_reduce_(uses)
+        if s.reset_every:
+            self.uses += uses
+        if s.temperature == "adaptive":
+            self.shares.lerp_(uses / uses.sum().clamp(min=1), 1 - MEMORY)
+            perplexity = (-(self.shares * self.shares.clamp(min=1e-12).log()).sum()).exp()
+            wide = perplexity < s.wanted_use * self.codebook_size
+            self.adapted.mul_(torch.where(wide, RATE, 1 / RATE)).clamp_(s.tau_end, s.tau_start)
 
     def quantize(self, z, mask):
         indices = self.get_indices(z)
@@ -55,6 +147,7 @@ class GumbelVQ(VQ):
         z_q = torch.cat([part for part, _ in parts]).reshape(z.shape)
         mean = torch.stack([total for _, total in parts]).sum(0) / valid.sum().clamp(min=1)
         if self.training:
+            self.after_search(z.detach(), indices, mask)
             self.steps += 1
         else:
             indices = self.get_indices(z_q)  # of the code nearest to the decoder's input

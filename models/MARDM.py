@@ -1,5 +1,6 @@
 """Stage two: the masked transformer with a per-token diffusion head (MARDM, Meng et al., CVPR 2025, arXiv
-2411.16575), over latents of a continuous autoencoder or codes of a quantized one ("denoising to the grid").
+2411.16575), over latents of a continuous autoencoder or codes of a quantized one ("denoising to the grid"),
+and its autoregressive control, the same transformer with tokens in order (GPT).
 
 Shapes: B clips, L tokens, C latent width of the autoencoder, d width of a target, Z width of the transformer.
 """
@@ -12,10 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.attention import Attention, Packing
-from models.DiffMLPs import modulate
-from models.generation import SamplerSettings, generate, padding_mask_of
-from models.heads import HEADS, HEADS_OF_ALL, HEADS_OF_GRIDS
+from models.attention import Attention, Cache, Packing
+from models.DiffMLPs import HEAD_SIZES, modulate
+from models.generation import (
+    SamplerSettings,
+    check_fills_in,
+    generate,
+    generate_in_order,
+    padding_mask_of,
+)
+from models.heads import HEADS, HEADS_IN_ORDER, HEADS_OF_ALL, HEADS_OF_GRIDS
 from utils.errors import UserError
 from utils.text_condition import drop
 
@@ -35,13 +42,15 @@ class PositionalEncoding(nn.Module):
         pe[:, 0, 0::2], pe[:, 0, 1::2] = torch.sin(position * rates), torch.cos(position * rates)
         self.register_buffer("pe", pe)
 
-    def forward(self, x, padding_mask=None):
+    def forward(self, x, padding_mask=None, first=0):
         """With a ``padding_mask`` (B, L; true = padding) positions from each clip's end are added too, their
-        channels in reverse order: a motion depends on what remains as much as on what came before."""
-        x = x + self.pe[: x.shape[1], 0]
+        channels in reverse order: a motion depends on what remains as much as on what came before.
+        ``first``: the place of x's first token in the clips, if x is a part of them."""
+        places = slice(first, first + x.shape[1])
+        x = x + self.pe[places, 0]
         if padding_mask is not None:
             left = (~padding_mask).flip(1).long().cumsum(1).flip(1) - 1  # tokens that follow; -1: padding
-            x = x + self.pe[left.clamp(min=0), 0].flip(-1)
+            x = x + self.pe[left[:, places].clamp(min=0), 0].flip(-1)
         return self.dropout(x)
 
 
@@ -69,13 +78,16 @@ class MARTransBlock(nn.Module):
         self.norm_words = nn.LayerNorm(width, eps=1e-6) if words else None
         self.attn_words = Attention(width, heads, dropout) if words else None
 
-    def forward(self, x, cond, padding_mask, packing, words=None, words_mask=None):
-        """x: tokens (B, L, Z) in the ``packing`` of padding_mask (B, L). cond (B, Z), words (B, W, Z)."""
+    def forward(self, x, condition, hidden, packing, cache=None):
+        """x: tokens (B, L, Z) in a ``packing``. condition: of ``MARDM.read_condition``. hidden (B, L), or
+        (B, L, L) for each token of x: the tokens that it does not attend to."""
+        cond, words, words_mask = condition
         modulations = packing.spread(self.adaLN_modulation(cond)).chunk(6, dim=-1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations
-        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a), padding_mask, packing=packing)
+        normed = modulate(self.norm1(x), shift_a, scale_a)
+        x = x + gate_a * self.attn(normed, hidden, packing=packing, cache=cache)
         if self.attn_words is not None:
-            x = x + self.attn_words(self.norm_words(x), ~words_mask, words, packing)
+            x = x + self.attn_words(self.norm_words(x), ~words_mask, words, packing, cache)
         return x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
 
 
@@ -108,8 +120,12 @@ class MARDMSettings:
     grid: tuple | None = None  # of a categorical head: the values of every dimension of the grid, ascending
     distilled_cfg: float | None = None  # of a distilled head: the guidance scale that it has learned
 
+
 class MARDM(nn.Module):
-    """Masked transformer + diffusion head. ``settings``: those of MARDMSettings."""
+    """Masked transformer + diffusion head. ``settings``: those of MARDMSettings. ``fills_in``: whether it can
+    generate tokens around given ones."""
+
+    fills_in = True
 
     def __init__(self, **settings):
         super().__init__()
@@ -155,6 +171,17 @@ class MARDM(nn.Module):
         unconditional), padding_mask (B, L; true = padding) -> (B, L, Z). ``force_mask`` drops the condition.
         ``mask`` (B, L) moves known tokens before masked ones inside ("hard pseudo reorder"); attention does
         not depend on the order, so only rounding changes."""
+        condition = self.read_condition(cond, latents, force_mask)
+        x = self.position_enc(self.input_process(latents), padding_mask if self.count_from_end else None)
+        if mask is not None:
+            order = mask.long().argsort(dim=1, stable=True)
+            x, padding_mask = _reorder(x, order), padding_mask.gather(1, order)
+        x = self.transform(x, condition, padding_mask, padding_mask)
+        return x if mask is None else _reorder(x, order.argsort(dim=1))
+
+    def read_condition(self, cond, latents, force_mask=False):
+        """What the blocks read of a condition: (B, Z), and words (B, W, Z) and their mask (B, W; true = a
+        word), or None. ``latents`` (B, ...); ``force_mask``: see ``forward``."""
         words = words_mask = None
         if self.text_cond == "tokens":
             cond = drop(cond, cond.mask.new_zeros(len(cond), 1)) if force_mask else cond
@@ -164,34 +191,37 @@ class MARDM(nn.Module):
             words_mask, cond = F.pad(cond.mask, (1, 0), value=True), cond.pooled
         elif force_mask or self.cond_mode == "uncond":
             cond = latents.new_zeros(len(latents), self.cond_dim)
-        cond = self.cond_emb(cond)
-        x = self.position_enc(self.input_process(latents), padding_mask if self.count_from_end else None)
-        if mask is not None:
-            order = mask.long().argsort(dim=1, stable=True)
-            x, padding_mask = _reorder(x, order), padding_mask.gather(1, order)
+        return self.cond_emb(cond), words, words_mask
+
+    def transform(self, x, condition, padding_mask, hidden, cache=None):
+        """x (B, L, Z) through all blocks, which leave out padding (B, L). hidden: see MARTransBlock."""
         packing = Packing(padding_mask)
         x = packing.pack(x)
         for block in self.MARTransformer:
-            x = block(x, cond, padding_mask, packing, words, words_mask)
-        x = packing.unpack(x)
-        return x if mask is None else _reorder(x, order.argsort(dim=1))
+            x = block(x, condition, hidden, packing, cache)
+        return packing.unpack(x)
 
     def loss(self, latents, targets, cond, lengths, rows=slice(None), generator=None):
-        """Mean head loss () over the masked tokens. latents (B, L, C), targets (B, L, d), cond (B, cond_dim),
-        lengths (B,) in tokens.
+        """Mean head loss () over the tokens to predict (``hide``). latents (B, L, C), targets (B, L, d), cond
+        (B, cond_dim), lengths (B,) in tokens.
 
         A process that holds some ``rows`` of a larger batch passes the larger batch's ``lengths``, its own
         rows of all else, and a ``generator`` in the same state as the other processes': everything is drawn
         for the whole batch. The mean of the processes' losses is then the loss of the whole batch, however
-        many masked tokens each has.
+        many such tokens each has.
         """
         padding = padding_mask_of(lengths, latents.shape[1])
-        mask = self.draw_mask(padding, generator)
-        latents = self.corrupt(latents, mask, rows, generator)
+        mask, latents = self.hide(latents, padding, rows, generator)
         cond = self.drop_cond(cond, len(mask), rows, generator)
         z = self(latents, cond, padding[rows])
         loss = self.DiffMLPs.masked_loss(targets, z, mask, rows, self.diffmlps_batch_mul, generator)
         return loss * (len(lengths) / len(latents))
+
+    def hide(self, latents, padding, rows=slice(None), generator=None):
+        """The tokens that training predicts, (B, L) bool of the whole batch, and what the transformer reads
+        in place of the latents (b, L, C) of ``rows``."""
+        mask = self.draw_mask(padding, generator)
+        return mask, self.corrupt(latents, mask, rows, generator)
 
     def drop_cond(self, cond, batch, rows=slice(None), generator=None):
         """The condition of ``rows`` of a batch; in training words are left out and conditions zeroed, with
@@ -234,6 +264,42 @@ class MARDM(nn.Module):
                         weight_cache)
 
 
+class GPT(MARDM):
+    """The autoregressive control: the same transformer and conditions, but tokens come in order, and each is
+    predicted from those before it, as in T2M-GPT (Zhang et al. 2023, arXiv 2301.06052) and, on FSQ codes,
+    ScaMo (arXiv 2412.14559). It knows a clip's length by the positions that count from the end. The head
+    predicts one dimension of the grid after the other ("CatAR"), or the code's index ("Index").
+
+    What it reads at a token's place is the latent of the token before; at the first, ``mask_latent``."""
+
+    fills_in = False
+
+    def forward(self, latents, cond, padding_mask, force_mask=False, cache=None):
+        """As MARDM's, with latents (B, L, C) of the tokens before each. With a Cache: of the next L tokens
+        only; padding_mask is that of whole clips in any case."""
+        cache = Cache() if cache is None else cache
+        here = slice(cache.tokens, cache.tokens + latents.shape[1])
+        if cache.condition is None:
+            cache.condition = self.read_condition(cond, latents, force_mask)
+        x = self.position_enc(self.input_process(latents), padding_mask if self.count_from_end else None,
+                              here.start)
+        later = torch.ones(1, latents.shape[1], here.stop, dtype=torch.bool, device=x.device)
+        cache.tokens = here.stop
+        return self.transform(x, cache.condition, padding_mask[:, here], later.triu(here.start + 1), cache)
+
+    def hide(self, latents, padding, rows=slice(None), generator=None):
+        """Every token of a clip is predicted, and the one before it is read."""
+        begin = self.mask_latent.to(latents.dtype).expand(len(latents), -1, -1)
+        return ~padding, torch.cat([begin, latents[:, :-1]], 1)
+
+    def generate(self, ae, cond, lengths, seeds, known=None, progress=None, weight_cache=None, **settings):
+        """As MARDM's, token by token; UserError for ``known`` ones."""
+        if known is not None:
+            check_fills_in(self, "keeping tokens")
+        return generate_in_order(self, ae, cond, lengths, seeds, SamplerSettings(**settings), progress,
+                                 weight_cache)
+
+
 def _reorder(x, order):
     return x.gather(1, order[..., None].expand_as(x))
 
@@ -241,24 +307,32 @@ def _reorder(x, order):
 # Width and number of layers of the transformer, then of the head. XL is the published model; a deep size has
 # as many parameters as its namesake, but more of them in the transformer.
 SIZES = {
-    "S": dict(width=256, ff=1024, layers=5, heads=8, head_width=256, head_depth=3),
-    "B": dict(width=512, ff=2048, layers=2, heads=8, head_width=768, head_depth=6),
-    "L": dict(width=768, ff=3072, layers=2, heads=12, head_width=1280, head_depth=12),
-    "XL": dict(width=1024, ff=4096, layers=1, heads=16, head_width=1792, head_depth=16),
-    "B-deep": dict(width=512, ff=2048, layers=5, heads=8, head_width=512, head_depth=2),
-    "L-deep": dict(width=768, ff=3072, layers=8, heads=12, head_width=1024, head_depth=6),
-    "XL-deep": dict(width=1024, ff=4096, layers=11, heads=16, head_width=1280, head_depth=8),
+    "S": dict(width=256, ff=1024, layers=5, heads=8, **HEAD_SIZES["S"]),
+    "B": dict(width=512, ff=2048, layers=2, heads=8, **HEAD_SIZES["B"]),
+    "L": dict(width=768, ff=3072, layers=2, heads=12, **HEAD_SIZES["L"]),
+    "XL": dict(width=1024, ff=4096, layers=1, heads=16, **HEAD_SIZES["XL"]),
+    "B-deep": dict(width=512, ff=2048, layers=5, heads=8, **HEAD_SIZES["B-deep"]),
+    "L-deep": dict(width=768, ff=3072, layers=8, heads=12, **HEAD_SIZES["L-deep"]),
+    "XL-deep": dict(width=1024, ff=4096, layers=11, heads=16, **HEAD_SIZES["XL-deep"]),
 }
 # families of generators, and the beginning of the names of the autoencoders that each is trained on
-FAMILIES = {"MARDM": "AE_Model", "FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE"}
+MASKED_FAMILIES = {"MARDM": "AE_Model", "FSQ-MARDM": "FSQ_AE", "VQ-MARDM": "VQ_AE"}
+FAMILIES = MASKED_FAMILIES | dict.fromkeys(HEADS_IN_ORDER, "FSQ_AE")
 
 MARDM_models = {
     f"{family}-{head}-{size}": partial(MARDM, head=head, count_from_end=family != "MARDM", **settings)
-    for family in FAMILIES for head in (*HEADS_OF_ALL, *(HEADS_OF_GRIDS if family == "FSQ-MARDM" else ()))
+    for family in MASKED_FAMILIES
+    for head in (*HEADS_OF_ALL, *(HEADS_OF_GRIDS if family == "FSQ-MARDM" else ()))
     for size, settings in SIZES.items()
 }
 MARDM_models |= {name.replace("VQ-", "VQ_", 1): build for name, build in MARDM_models.items()
                  if name.startswith("VQ-")}
+MARDM_models |= {f"{family}-{size}": partial(GPT, head=head, count_from_end=True, **SIZES[size])
+                 for family, head in HEADS_IN_ORDER.items() for size in ("S", "B", "L")}
+
+
+# the earlier fork's name: as the zoo's FSQ-MARDM-*; target_dim: dimensions of the grid
+FSQ_MARDM = partial(MARDM, count_from_end=True)
 
 
 def family_of(ae_name):

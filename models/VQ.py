@@ -306,6 +306,7 @@ class RVQ(nn.Module):
         self.layers = nn.ModuleList(EMAVQ(codebook_size, dim, beta, decay, reseed_every, dead_below)
                                     for _ in range(num_layers))
         self.use_layers, self.layer_dropout = use_layers or num_layers, layer_dropout
+        self.part = int(dim)  # numbers of z_q that belong to a layer
         self.dim, self.target_dim = int(dim), int(dim) * self.use_layers
         self.axis_sizes = (int(codebook_size),) * self.use_layers
         self.codebook_size = math.prod(self.axis_sizes)
@@ -342,7 +343,7 @@ class RVQ(nn.Module):
 
     def _by_layer(self, verb, x):
         """``verb`` of each layer on its part of x (..., layers x d)."""
-        return [getattr(layer, verb)(part) for layer, part in zip(self.layers, x.split(self.dim, -1))]
+        return [getattr(layer, verb)(part) for layer, part in zip(self.layers, x.split(self.part, -1))]
 
     def get_indices(self, z_q):
         return torch.stack(self._by_layer("get_indices", z_q), -1)
@@ -362,6 +363,30 @@ class RVQ(nn.Module):
 
     def neighbour(self, z_q, axis):
         """Codes with that of layer ``axis`` replaced with its nearest other code."""
-        parts = list(z_q.split(self.dim, -1))
+        parts = list(z_q.split(self.part, -1))
         parts[axis] = self.layers[axis].neighbour(parts[axis], 0)
         return torch.cat(parts, -1)
+
+
+class ProductVQ(RVQ):
+    """Product quantization (Jegou et al. 2011, IEEE TPAMI 33): z is cut into ``groups`` parts of equally many
+    dimensions, and each part has a codebook of its own, an EMAVQ. Indices are (..., groups)."""
+
+    def __init__(self, codebook_size=512, dim=512, beta=0.25, groups=4, decay=0.99, reseed_every=20,
+                 dead_below=0.1):
+        if groups < 1 or dim % groups:
+            raise UserError("pq cuts codes into groups of equally many dimensions; "
+                            f"{dim} dimensions are no multiple of groups={groups}")
+        super().__init__(codebook_size, dim // groups, beta, groups, 0, 0.0, decay, reseed_every, dead_below)
+        self.dim = self.target_dim = int(dim)
+
+    def forward(self, z, mask=None):
+        """z (..., d) -> Quantized(z_q (..., d), indices (..., groups), loss ())."""
+        if z.shape[-1] != self.dim:
+            raise UserError(f"VQ of {self.dim} dimensions got vectors of {z.shape[-1]}")
+        parts = zip(self.layers, z.float().split(self.part, -1))
+        z_q, indices, losses = zip(*(layer(part, mask) for layer, part in parts))
+        return Quantized(torch.cat(z_q, -1), torch.stack(indices, -1), torch.stack(losses).mean())
+
+    def codes_to_latent(self, z_q):
+        return z_q

@@ -1,4 +1,6 @@
 """Attention, of the transformer and of the head across frames, and the packing of tokens around it."""
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -33,10 +35,20 @@ class Packing:
         return x[:, None] if self.places is None else x.index_select(0, self.places // self.shape[1])
 
 
+@dataclass
+class Cache:
+    """What a transformer keeps of the ``tokens`` that it has read when it is called for the next ones:
+    ``known``, key and value of each Attention, and what the condition came to."""
+
+    tokens: int = 0
+    known: dict = field(default_factory=dict)
+    condition: tuple | None = None
+
+
 class Attention(nn.Module):
     """Multi-head attention of x (B, L, Z), or its tokens in a Packing, to itself or to ``source`` (B, W, Z).
     padding_mask (B, L or W; true = padding) is of what is attended to; (B, L, L or W) says it for each token
-    of x."""
+    of x. With a Cache, x attends to the tokens before it too, and the source of the first call stays."""
 
     def __init__(self, width, heads, dropout):
         super().__init__()
@@ -44,18 +56,28 @@ class Attention(nn.Module):
         self.key, self.query, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
         self.proj_dropout = nn.Dropout(dropout)
 
-    def forward(self, x, padding_mask, source=None, packing=None):
-        query, key, value = (self.query(x), self.key(x if source is None else source),
-                             self.value(x if source is None else source))
-        if packing is not None:
-            query = packing.unpack(query)
-            key, value = (packing.unpack(y) if source is None else y for y in (key, value))
-        query, key, value = (rearrange(y, "b l (heads c) -> b heads l c", heads=self.heads)
-                             for y in (query, key, value))
+    def forward(self, x, padding_mask, source=None, packing=None, cache=None):
+        query = self.split(self.query(x), packing)
+        key, value = self.key_and_value(x, source, packing, {} if cache is None else cache.known)
         allowed = ~(padding_mask[:, None] if padding_mask.ndim == 2 else padding_mask)[:, None]
         y = self.attend(query, key, value, allowed, self.dropout if self.training else 0.0)
         y = rearrange(y, "b heads l c -> b l (heads c)")
         return self.proj_dropout(self.proj(y if packing is None else packing.pack(y)))
+
+    def split(self, y, packing):
+        """(B, L, Z), or what a Packing made of it -> (B, heads, L, C)."""
+        y = y if packing is None else packing.unpack(y)
+        return rearrange(y, "b l (heads c) -> b heads l c", heads=self.heads)
+
+    def key_and_value(self, x, source, packing, known):
+        """Of what is attended to, each (B, heads, L or W, C); ``known``: see Cache."""
+        if source is not None:
+            if self not in known:
+                known[self] = self.split(self.key(source), None), self.split(self.value(source), None)
+            return known[self]
+        new = self.split(self.key(x), packing), self.split(self.value(x), packing)
+        known[self] = tuple(torch.cat(pair, 2) for pair in zip(known[self], new)) if self in known else new
+        return known[self]
 
     @staticmethod
     def attend(query, key, value, allowed, dropout):

@@ -1,5 +1,5 @@
-"""The generation loop of stage two: all tokens start masked, and each iteration unmasks some for good
-(MARDM).
+"""The generation loops of stage two. ``generate``: all tokens start masked, and each iteration unmasks some
+for good (MARDM). ``generate_in_order``: one token after the other (GPT).
 
 Which tokens are unmasked when is drawn on the CPU before the loop, from the clips' own random generators, so
 the loop never waits for an accelerator. Shapes: B clips, L tokens, N tokens of all clips that are sampled in
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange, repeat
 
+from models.attention import Cache
 from models.DiffMLPs import ALWAYS
 from utils.arrays import upload
 from utils.errors import UserError
@@ -22,7 +23,7 @@ class SamplerSettings:
     """How clips are generated. The "fast" ``sampler`` samples a token in the iteration that unmasks it.
     "reference" samples every masked token in each iteration and keeps those that are unmasked: the same
     distribution for 11 x the work. It also runs without models/fast_net.py and with one transformer call per
-    guidance branch."""
+    guidance branch, and, where tokens come in order, reads all tokens before anew for each."""
 
     time_steps: int = 18  # iterations of unmasking
     cfg: float = 4.5  # guidance scale, 1 = none
@@ -71,9 +72,27 @@ def check_settings(generator, settings):
     """UserError for keyword arguments of ``MARDM.generate`` that this generator cannot follow."""
     settings = SamplerSettings(**settings)
     settings.check()
+    if not generator.fills_in:
+        check_in_order(settings)
     head = generator.DiffMLPs
     check_head(head, settings)
     head.process_sampler(settings.temperature, solver=settings.solver, ode_steps=settings.ode_steps)
+
+
+def check_in_order(settings):
+    """UserError for SamplerSettings that mean nothing where tokens come in order, and are not the default."""
+    for name in ("time_steps", "cfg_schedule", "snap", "solver", "ode_steps", "hard_pseudo_reorder"):
+        if getattr(settings, name) != getattr(SamplerSettings, name):
+            raise UserError(f"--{name}: an autoregressive generator draws points of the grid one after the "
+                            "other, without iterations, solver or snapping; leave the flag out")
+
+
+def check_fills_in(generator, what):
+    """UserError for a generator that does not fill in tokens around given ones, which ``what`` needs."""
+    if not generator.fills_in:
+        raise UserError(f"{what} generates tokens before or after given ones, which an autoregressive "
+                        "generator (FSQ-GPT-*) cannot read: it draws every token from those that it drew "
+                        "before, from the first on; take a masked one (FSQ-MARDM-*)")
 
 
 def check_head(head, settings):
@@ -125,11 +144,21 @@ class UnmaskingPlan:
 
     def noise_source(self, counts, dim, device):
         """A function that draws (N, d), each clip's ``counts`` rows from its own generator."""
-        def draw():
-            rows = [torch.randn(n, dim, generator=g) for n, g in zip(counts, self.generators) if n]
-            return upload(torch.cat(rows), device)
+        return noise_source(self.generators, counts, dim, device)
 
-        return draw
+
+def noise_source(generators, counts, dim, device):
+    """A function that draws (N, d), each clip's ``counts`` rows from its own one of ``generators``."""
+    def draw():
+        rows = [torch.randn(n, dim, generator=g) for n, g in zip(counts, generators) if n]
+        return upload(torch.cat(rows), device)
+
+    return draw
+
+
+def generators_of(seeds):
+    """Each clip's own random generator, from ints."""
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
 @torch.no_grad()
@@ -154,13 +183,11 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
     fill, targets = ~padding, torch.zeros(*padding.shape, dim, device=device)
     if known is not None:
         targets, fill = torch.where(known[1][..., None], known[0], targets), fill & ~known[1].cpu()
-    plan = UnmaskingPlan(fill, [torch.Generator().manual_seed(int(seed)) for seed in seeds], settings)
+    plan = UnmaskingPlan(fill, generators_of(seeds), settings)
     padding = padding.to(device)
     low = settings.precision == "bf16"
     head = model.DiffMLPs
-    check_head(head, settings)
-    sample = head.sampler(settings.temperature, fast, torch.bfloat16 if low else None, weight_cache,
-                          settings.cfg_interval, solver=settings.solver, ode_steps=settings.ode_steps)
+    sample = sampler_of(head, settings, weight_cache)
     iterations = range(settings.time_steps)
     for i in iterations if progress is None else progress(iterations):
         sampled, masked = plan.sampled(i), upload(plan.masked(i), device)
@@ -173,8 +200,7 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             order = masked if settings.hard_pseudo_reorder else None
             branches = guidance_branches(model, latents, cond, padding, cfg, order, together=fast)
-        z, z_uncond = (None if branch is None else rearrange(branch, "b l z -> (b l) z")[places].float()
-                       for branch in branches)
+        z, z_uncond = (at_places(branch, places) for branch in branches)
         counts = sampled.sum(1).tolist()
         new = sample(z, z_uncond, plan.noise_source(counts, dim, device), cfg, counts)
         new = ae.snap(new) if settings.snap == "every" else new
@@ -184,18 +210,63 @@ def generate(model, ae, cond, lengths, seeds, settings, known=None, progress=Non
     return targets * ~padding[..., None]
 
 
-def guidance_branches(model, latents, cond, padding, cfg, order, together=True):
+def sampler_of(head, settings, weight_cache=None):
+    """The head's ``sampler`` by SamplerSettings. UserError for those that it cannot follow."""
+    check_head(head, settings)
+    return head.sampler(settings.temperature, settings.sampler == "fast",
+                        torch.bfloat16 if settings.precision == "bf16" else None, weight_cache,
+                        settings.cfg_interval, solver=settings.solver, ode_steps=settings.ode_steps)
+
+
+def at_places(branch, places):
+    """Rows (N, Z) float32 of a transformer's output (B, L, Z), by their places (N,) in the batch's B L
+    tokens; None stays None."""
+    return None if branch is None else rearrange(branch, "b l z -> (b l) z")[places].float()
+
+
+@torch.no_grad()
+def generate_in_order(model, ae, cond, lengths, seeds, settings, progress=None, weight_cache=None):
+    """As ``generate``, with a GPT: tokens are drawn one after the other, each given those before it."""
+    settings.check()
+    check_in_order(settings)
+    check_lengths(lengths)
+    cond = cond if model.text_cond == "tokens" else pooled(cond)
+    device, generators, lengths = model.mask_latent.device, generators_of(seeds), lengths.cpu()
+    padding = padding_mask_of(lengths, int(lengths.max())).to(device)
+    fast, low = settings.sampler == "fast", settings.precision == "bf16"
+    sample = sampler_of(model.DiffMLPs, settings, weight_cache)
+    targets = torch.zeros(*padding.shape, model.target_dim, device=device)
+    read, more = model.mask_latent.expand(len(padding), 1, -1), {"cache": Cache()} if fast else {}
+    iterations = range(padding.shape[1])
+    for i in iterations if progress is None else progress(iterations):
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            branches = guidance_branches(model, read, cond, padding, settings.cfg, together=fast, **more)
+        counts = (lengths > i).long()  # a clip that is complete draws nothing more
+        places = upload(counts.nonzero()[:, 0], device)
+        z, z_uncond = (at_places(None if branch is None else branch[:, -1:], places) for branch in branches)
+        noise = noise_source(generators, counts.tolist(), model.target_dim, device)
+        new = sample(z, z_uncond, noise, settings.cfg)
+        targets[:, i] = targets[:, i].index_copy(0, places, new)
+        latents = ae.embed_targets(targets[:, i : i + 1])
+        read = latents if fast else torch.cat([read, latents], 1)
+    return targets
+
+
+def guidance_branches(model, latents, cond, padding, cfg, order=None, together=True, **more):
     """Transformer output (B, L, Z) with the condition and, when guidance needs it, without (else None); one
-    call for both, or two. ``order``: see ``MARDM.forward``'s mask."""
+    call for both, or two. ``order``: see ``MARDM.forward``'s mask; ``more``: further arguments of the
+    model."""
+    more |= {} if order is None else {"mask": order}
     if model.cond_mode == "uncond":
-        return model(latents, None, padding, True, order), None
+        return model(latents, None, padding, True, **more), None
     if cfg == 1:
-        return model(latents, cond, padding, mask=order), None
+        return model(latents, cond, padding, **more), None
     if not together:
-        return model(latents, cond, padding, mask=order), model(latents, cond, padding, True, order)
+        return model(latents, cond, padding, **more), model(latents, cond, padding, True, **more)
 
     def twice(x):
-        return None if x is None else repeat(x, "b ... -> (two b) ...", two=2)
+        return repeat(x, "b ... -> (two b) ...", two=2) if torch.is_tensor(x) else x
 
     both = concatenate(cond, drop(cond, torch.zeros_like(padding[:, :1])))
-    return model(twice(latents), both, twice(padding), mask=twice(order)).chunk(2)
+    more = {name: twice(value) for name, value in more.items()}
+    return model(twice(latents), both, twice(padding), **more).chunk(2)

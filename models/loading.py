@@ -11,6 +11,7 @@ from torch.nn.modules.module import (
 )
 
 from models.AE import AE_models, has_grid
+from models.Conv2dFSQ import Conv2dFSQ
 from models.LengthEstimator import LengthEstimator
 from models.MARDM import SIZES, MARDM_models
 from models.pipeline import Pipeline
@@ -18,6 +19,7 @@ from utils.errors import UserError
 from utils.files import first_line, read_checkpoint
 from utils.weights import check_finite, complete
 
+FORK = ("pre_fsq.", "post_fsq.")  # names of weights that only the earlier FSQ fork has
 SLACK = 2**22  # numbers that a network may compute, beside as many as it has weights
 
 
@@ -141,10 +143,22 @@ def agreed_name(checkpoint, model_name, path, flag):
     return trained_as or model_name
 
 
+def refuse_fork(found, path):
+    """UserError for a checkpoint that is ``found`` to be the earlier FSQ fork's: its rounding had no half
+    step, so that 8 levels reached 7 values, and the file does not say which grid it was trained on."""
+    if found:
+        raise UserError(f"{path} is a checkpoint of the earlier FSQ fork (pre_fsq, post_fsq), whose rounding "
+                        "reached other grid points: read as this project's it would make other motion. Train "
+                        "both stages again (python train_AE.py --model FSQ_AE_High ..., then "
+                        "train_MARDM.py), or use that file with the fork's own code; "
+                        "docs/from-the-earlier-fork.md says more")
+
+
 def autoencoder_settings(checkpoint, path, model_name=None):
     """The name in the zoo and the arguments of a checkpoint's autoencoder. ``model_name``: AE_Model by
     default for released files; our files have their own, with which it must agree (else UserError)."""
     state = weights_in(checkpoint, "ae", "autoencoder", path)
+    refuse_fork(any(prefix in key for key in state for prefix in FORK), path)
     name = agreed_name(checkpoint, model_name, path, "--ae_model/--model") or "AE_Model"
     return name, checkpoint.get("model_kwargs") or sizes_of(autoencoder_sizes, state, path)
 
@@ -171,7 +185,10 @@ def load_generator(path, model_name=None):
                         "look the same); pass --model MARDM-SiT-XL or MARDM-DDPM-XL, as it was published")
     # released files may include a frozen CLIP under this prefix, which is not part of the model
     state = {name: value for name, value in weights.items() if not name.startswith("clip_model.")}
-    kwargs = checkpoint.get("model_kwargs") or sizes_of(generator_sizes, state, path)
+    kwargs = checkpoint.get("model_kwargs")
+    if not kwargs:
+        kwargs = sizes_of(generator_sizes, state, path)
+        refuse_fork(kwargs["target_dim"] != kwargs["ae_dim"], path)  # released ones predict the latents
     return load_state(build(MARDM_models, name, kwargs, state, path), state, path), checkpoint
 
 
@@ -208,6 +225,14 @@ def load_length_estimator(path):
     return load_state(model, state, path), checkpoint
 
 
+def load_behavior(path):
+    """The Conv2dFSQ of a checkpoint of train_behavior.py, in eval mode, and the checkpoint's dict."""
+    checkpoint = read_checkpoint(path)
+    state = weights_in(checkpoint, "behavior", "behaviour codes", path)
+    model = build({"Conv2dFSQ": Conv2dFSQ}, "Conv2dFSQ", checkpoint.get("model_kwargs") or {}, state, path)
+    return load_state(model, state, path), checkpoint
+
+
 def load_pipeline(generator_path, ae_path, model_name=None, ae_model=None, statistics=None, device="cpu"):
     """The Pipeline of a generator's and an autoencoder's checkpoint, and the generator's dict. UserError when
     the two do not belong together. ``statistics``: function that returns (mean, std), called only when
@@ -220,4 +245,5 @@ def load_pipeline(generator_path, ae_path, model_name=None, ae_model=None, stati
     hashes = weights_hash(generator), weights_hash(ae)  # before the weights are on a device
     pipeline = Pipeline(generator, ae, mean, std, device)
     pipeline.hashes = hashes
+    pipeline.text_encoder = (checkpoint.get("dataset") or {}).get("text_encoder", "clip")  # as published
     return pipeline, checkpoint

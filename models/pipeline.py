@@ -3,11 +3,13 @@
 Shapes: B clips, T frames (a multiple of 4), D features.
 """
 import hashlib
+from functools import cached_property
 
 import torch
 
 from models.AE import UNIT, valid_mask
 from models.LengthEstimator import sample_length
+from models.TextEncoder import load_text_encoder
 from utils.errors import UserError
 from utils.text_condition import pooled
 
@@ -55,9 +57,10 @@ def codes_of(ae, targets, lengths):
 class Pipeline:
     """``mean`` and ``std`` (D,) are those of the features that the autoencoder was trained on.
     ``iterations``: function that wraps the range of every generation's iterations, to follow it or to end it
-    by an error. ``hashes``: of the weights of generator and autoencoder, where they come from files."""
+    by an error. ``hashes``: of the weights of generator and autoencoder, where they come from files.
+    ``text_encoder``: name of the one that the generator was trained with, where it reads text."""
 
-    iterations = hashes = None
+    iterations = hashes = text_encoder = None
 
     def __init__(self, generator, ae, mean, std, device="cpu"):
         if (generator.ae_dim, generator.target_dim) != (ae.latent_dim, ae.target_dim):
@@ -91,6 +94,39 @@ class Pipeline:
             if progress is not None:
                 progress.update(len(rows))
         return out
+
+    @cached_property
+    def encoder(self):
+        """The text encoder. UserError for a generator that reads no text, or without its name."""
+        if self.generator.cond_mode != "text" or not self.text_encoder:
+            raise UserError('prompts need a generator with cond_mode "text" and the name of its text encoder '
+                            f'(Pipeline.text_encoder); here they are "{self.generator.cond_mode}" and '
+                            f"{self.text_encoder}")
+        return load_text_encoder(self.text_encoder)
+
+    def generate(self, conds, m_lens, timesteps=18, cond_scale=4.5, seed=3407, **settings):
+        """As MARDM's published ``generate``: latents (B, C, L) for ``ae.decode``, 0 after each clip's end.
+
+        conds: prompts (B strings), or conditions as ``sample`` takes them. m_lens: B ints, or (B,), in tokens
+        of 4 frames. settings: others of SamplerSettings. Clips of different prompts are those that sample.py
+        makes with the same ``seed``. UserError where there is not a length for each condition."""
+        lengths = torch.as_tensor(m_lens).tolist()
+        names = list(range(len(lengths)))
+        if conds is not None and len(conds) != len(lengths):
+            raise UserError("generate takes a length for each condition; got "
+                            f"{len(lengths)} and {len(conds)}")
+        if conds is not None and all(isinstance(cond, str) for cond in conds):
+            conds, names = self.encoder.encode_words(list(conds)), list(conds)
+        repeats = [names[:i].count(name) for i, name in enumerate(names)]
+        seeds = [clip_seed(seed, name, repeat) for name, repeat in zip(names, repeats)]
+        clips = self.sample(conds, [UNIT * length for length in lengths], seeds, time_steps=timesteps,
+                            cfg=cond_scale, decode=self.latents, **settings)
+        return torch.nn.utils.rnn.pad_sequence(clips, batch_first=True).transpose(1, 2)
+
+    def latents(self, targets, frames):
+        """Targets (B, L, d) and frames (B,) -> their latents, a list of (L_i, C)."""
+        latents = self.ae.embed_targets(targets)
+        return [clip[:count] for clip, count in zip(latents, (frames // UNIT).tolist())]
 
     @torch.no_grad()
     def decode(self, targets, frames):

@@ -12,7 +12,7 @@ from models.DiVeQ import DiVeQ, SFDiVeQ
 from models.FSQ import FSQ, IFSQ, LearnedFSQ, NoiseDropoutFSQ, ResidualFSQ, SymmetricFSQ
 from models.GumbelVQ import GumbelVQ
 from models.HybridFSQ import HybridFSQ
-from models.VQ import EMAVQ, RVQ, VQ, RotationVQ, SimVQ
+from models.VQ import EMAVQ, RVQ, VQ, ProductVQ, RotationVQ, SimVQ
 from utils.errors import UserError
 
 
@@ -29,7 +29,7 @@ QUANTIZERS = {
     "learned": Row("FSQ", LearnedFSQ), "hybrid": Row("FSQ", HybridFSQ),
     "vq": Row("VQ", VQ), "ema": Row("VQ", EMAVQ), "rvq": Row("VQ", RVQ), "simvq": Row("VQ", SimVQ),
     "rotation": Row("VQ", RotationVQ), "diveq": Row("VQ", DiVeQ), "sf_diveq": Row("VQ", SFDiVeQ),
-    "gumbel": Row("VQ", GumbelVQ),
+    "gumbel": Row("VQ", GumbelVQ), "pq": Row("VQ", ProductVQ),
 }
 SIZES = {"FSQ": ("levels",), "VQ": ("codebook_size", "dim")}  # passed by the family's autoencoder
 
@@ -37,7 +37,7 @@ SIZES = {"FSQ": ("levels",), "VQ": ("codebook_size", "dim")}  # passed by the fa
 def settings_of(name):
     """{hyper-parameter: default} of a quantizer, without the sizes."""
     row = QUANTIZERS[name]
-    parameters = inspect.signature(row.build).parameters.values()
+    parameters = inspect.signature(getattr(row.build, "Settings", row.build)).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in SIZES[row.family]}
 
 

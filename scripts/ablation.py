@@ -16,22 +16,22 @@ ablation.json, ablation.md and ablation.png into --output_dir. It needs the data
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from analyze_training import first_reach
 from models.AE import AE_models
 from models.loading import load_autoencoder
 from models.MARDM import SIZES, family_of
-from scripts.runs import Experiment, add_experiment, read_generation
+from scripts.runs import TAIL, Experiment, add_experiment, read_curves, read_generation
 from utils import options
-from utils.curves import STYLE, curve, plt, read_runs, save_figure
+from utils.curves import STYLE, plt, save_figure
 from utils.errors import UserError, run
+from utils.evaluation.smoothness import MEASURES, SEGMENTS
 from utils.evaluation.suites import load_suite, suite_flags
 from utils.files import RunFolder, read_checkpoint
 
 PREDICTIONS = ("velocity", "x")
-DROP = 80  # % of the steps, after which the learning rate drops and the losses show how steady training is
 COLUMNS = {  # column: (unit, digits)
     "target_dim": ("dimensions", 0), "FID": ("", 4), "R1": ("", 3), "R3": ("", 3), "matching": ("", 3),
     "diversity": ("", 2), "probes": ("fraction passed", 3), "foot_skating": ("m/s", 3),
+    **{f"{name}_{segment}": column for segment in SEGMENTS for name, column in MEASURES.items()},
     "steps_to_FID": ("steps to the threshold", 0),  # its unit names the threshold later: count_steps
     "loss_mean": ("last fifth", 3), "loss_noise": ("std / mean, last fifth", 3)}
 
@@ -70,7 +70,7 @@ class Ablation(Experiment):
              "ema_decay", "scale_targets", "precision", "eval_every", "repeats", "probe_repeats", "cfg")
     trained = ("diffmlps_batch_mul", "ema_decay", "scale_targets", "eval_every")
     evaluated, evaluation_flags = ("repeats", "probe_repeats", "cfg"), ("--protocol", "trained")
-    milestones = (DROP,)
+    milestones = (TAIL,)
 
     def autoencoder(self, row, seed):
         """RunFolder of the autoencoder of a generator. UserError if it has not been trained."""
@@ -111,25 +111,6 @@ class Ablation(Experiment):
                 raise UserError(f"{ae_row} has targets of {ae.target_dim} dimensions; a head of size "
                                 f"{args.size} is {width} wide and cannot predict the noise of more "
                                 "dimensions; pass a larger --size, or leave velocity out")
-
-    def count_steps(self, threshold):
-        """Note in every run after how many steps its validation FID reached the threshold, if it did."""
-        for metrics in (metrics for runs in self.table.runs.values() for metrics in runs.values()):
-            steps, values = (np.array(metrics["validation"][key]) for key in ("steps", "FID"))
-            metrics["steps_to_FID"] = first_reach(steps, values, threshold, upwards=False)
-        self.table.columns["steps_to_FID"] = (f"steps to a validation FID of {threshold:g}", 0)
-        self.table.save()
-
-
-def read_curves(folder):
-    """Validations of a run, and mean and relative noise of its loss after the learning rate's drop."""
-    name = folder.root.name
-    scalars = read_runs([folder.root])[name]
-    steps, fid = curve(scalars, "Val/FID", name)
-    at, losses = curve(scalars, "Train/loss", name)
-    tail = losses[at > DROP / 100 * at[-1]]
-    return {"validation": {"steps": steps.tolist(), "FID": fid.tolist()}, "loss_mean": float(tail.mean()),
-            "loss_noise": float(tail.std() / tail.mean()) if len(tail) > 1 else None}
 
 
 def draw(table, path):

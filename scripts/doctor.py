@@ -29,7 +29,7 @@ from models import TextEncoder, loading
 from models.MARDM import MARDM_models, check_pair
 from utils import options
 from utils.arrays import load_array
-from utils.data import datasets, specs
+from utils.data import datasets, inertial, specs
 from utils.errors import UserError, checking, run
 from utils.evaluation import evaluators, suites, word_vectors
 from utils.files import RunFolder, read_checkpoint
@@ -45,6 +45,7 @@ SOURCES = {"t2m": "follow the instructions at github.com/EricGuo5513/HumanML3D",
 KINDS = {"ae": ("autoencoder", loading.load_autoencoder), "ema_mardm": ("generator", loading.load_generator),
          "mardm": ("generator", loading.load_generator),
          "estimator": ("length_estimator", loading.load_length_estimator),
+         "behavior": ("behavior", loading.load_behavior),
          "evaluator": ("evaluator", partial(evaluators.TrainedEvaluator.load, text_features=None))}
 HEADS = ("MARDM-SiT-XL", "MARDM-DDPM-XL")  # what a released generator may be
 DIRS = {"dataset_dir": "./datasets", "checkpoints_dir": "./checkpoints", "glove_dir": "./glove"}
@@ -118,6 +119,17 @@ def check_dataset(spec, quick):
     yield check_statistics(spec, [clips[name] for name in splits["train"] if name in clips])
     yield from check_captions(spec, {split: {name: clips[name][0] for name in ids if name in clips}
                                      for split, ids in splits.items()})
+
+
+def check_recordings(folder):
+    """A set of inertial recordings (scripts.prepare_imu)."""
+    sensors, problem = attempt(inertial.Recorded, folder.name, folder)
+    if problem:
+        yield problem
+        return
+    for split in inertial.SPLITS:
+        data, problem = attempt(sensors.split, split)
+        yield problem or ok(f"{split}: {len(data)} windows of {len(sensors.spec.behaviors)} behaviours")
 
 
 def check_statistics(spec, clips):
@@ -267,6 +279,8 @@ def command_lines(name, labelled, runs, quick):
     protocols = [[], ["--protocol", "standard"]] if name in specs.KNOWN else [other_name("evaluator", own)]
     if own and name in specs.KNOWN:
         protocols.append(["--protocol", "trained", *other_name("evaluator", own)])
+    if codes := of_kind(runs, "behavior"):
+        yield "evaluation_behavior", ["--name", codes[0].name]
     yield from (("evaluation_AE", [*(["--name", aes[0].name] if aes else []), *flags]) for flags in protocols)
     for generator in of_kind(runs, "generator")[: 1 if quick else None] or [None]:
         who, what = [], ["--text_prompt", "a person walks"]
@@ -323,10 +337,15 @@ def ask(script, words):
 
 def examine(args):
     """{title: [Finding]}."""
-    sections, data, runs = {"environment": check_environment()}, {}, {}
+    sections, data, runs, recordings = {"environment": check_environment()}, {}, {}, set()
     for folder in sorted(path for path in args.dataset_dir.glob("[!._]*") if path.is_dir()):
         name = next((name for name, place in FOLDERS.items() if place == folder.name), folder.name)
         title = f"data set {folder}"
+        recorded, problem = attempt(inertial.is_recorded, folder)
+        if recorded:
+            sections[title] = check_recordings(folder)
+            recordings.add(folder.name)
+            continue
         if not (folder / "new_joint_vecs").is_dir() or folder.name in specs.KNOWN:
             sections[title] = [warning("this is not a data set: it needs new_joint_vecs/, and another name")]
             continue
@@ -341,7 +360,7 @@ def examine(args):
     sections |= {f"released evaluators of {name}": check_released(name, args) for name in specs.KNOWN}
     words, problem = attempt(word_vectors.WordVectorizer, args.glove_dir)
     sections["word vectors"] = [problem or ok(f"{len(words)} words in {args.glove_dir}")]
-    for name in sorted(set(data) | {name for name in runs if runs[name]}):
+    for name in sorted((set(data) | {name for name in runs if runs[name]}) - recordings):
         sections[f"commands on {name}"] = check_commands(name, data.get(name), runs.get(name, []), args)
     return {title: found for title, findings in sections.items() if (found := list(findings))}
 

@@ -1,4 +1,4 @@
-"""What quantizer_bench, ablation, study and demo share: calling the root scripts, and tables of metrics.
+"""What the benches, ablation, study and demo share: calling the root scripts, and tables of metrics.
 
 A table has rows, and each row one run per seed. It is one JSON file, written again after every run, so the
 same command resumes where it was stopped.
@@ -20,15 +20,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from analyze_training import first_reach
 from utils import options
+from utils.curves import curve, read_runs
 from utils.data.specs import get_spec
 from utils.errors import UserError
+from utils.evaluation.smoothness import flat
 from utils.files import RunFolder, file_hash, read_checkpoint, read_json
 from utils.report import markdown_table, write_json
 from utils.training.settings import code_version, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SCORES = ("FID", "R1", "R2", "R3", "matching", "diversity")
+TAIL = 80  # % of the steps; the losses of those after it show how steady a training is
 CLIP_METRICS = ("label_accuracy", "foot_skating", "acceleration", "peak_jerk", "nearest_train")
 
 
@@ -238,15 +242,20 @@ class RunTable:
 class Calls:
     """A RunTable whose runs call the root scripts, as a user would.
 
-    A subclass defines ``measure(row, seed)`` -> metrics, ``table`` (``open_table``), and kind, file, columns,
-    before: of the table. args: of ``add_calls``. UserError for a bad --name or data set.
+    A subclass defines ``measure(row, seed)`` -> metrics, ``table`` (``open_table``), kind, file, columns,
+    before: of the table, and, to use ``flags``, its settings. args: of ``add_calls``. UserError for a bad
+    --name or data set.
     """
 
     before = {}
 
     def __init__(self, args):
-        self.args, self.spec, self.runner = args, get_spec(args.dataset_name, args.dataset_dir), Runner()
+        self.args, self.spec, self.runner = args, self.open_data(args), Runner()
         RunFolder(args.checkpoints_dir, self.spec.name, args.name)  # refuses a bad --name at once
+
+    def open_data(self, args):
+        """The data set of all runs, which has a ``name``."""
+        return get_spec(args.dataset_name, args.dataset_dir)
 
     def open_table(self, settings, order):
         """The RunTable in --output_dir. UserError if it is of other settings."""
@@ -296,6 +305,16 @@ class Calls:
                             "then the same command resumes")
         return finished.seconds
 
+    def flags(self, *names):
+        """Command-line flags of these settings; None and False are left out."""
+        flags = []
+        for name in names:
+            value = self.settings[name]
+            if value is not None and value is not False:
+                values = value if isinstance(value, list) else [] if value is True else [value]
+                flags += [f"--{name}", *values]
+        return flags
+
 
 class Experiment(Calls):
     """Calls whose runs differ in little: all are trained with the same steps, batches and optimiser.
@@ -337,15 +356,15 @@ class Experiment(Calls):
                             "pick another --name")
         return metrics | {"seconds": seconds, "resumed": bool(resume)}  # seconds of the last start alone
 
-    def flags(self, *names):
-        """Command-line flags of these settings; None and False are left out."""
-        flags = []
-        for name in names:
-            value = self.settings[name]
-            if value is not None and value is not False:
-                values = value if isinstance(value, list) else [] if value is True else [value]
-                flags += [f"--{name}", *values]
-        return flags
+    def count_steps(self, threshold):
+        """Note in every run that was validated so after how many steps its FID reached the threshold, if it
+        did."""
+        for metrics in (metrics for runs in self.table.runs.values() for metrics in runs.values()):
+            if validation := metrics.get("validation"):
+                steps, values = (np.array(validation[key]) for key in ("steps", "FID"))
+                metrics["steps_to_FID"] = first_reach(steps, values, threshold, upwards=False)
+        self.table.columns["steps_to_FID"] = (f"steps to a validation FID of {threshold:g}", 0)
+        self.table.save()
 
     def began(self, checkpoint):
         """{setting: value} that a checkpoint's run was begun with."""
@@ -362,6 +381,21 @@ class Experiment(Calls):
                                 "--name, or remove that run")
 
 
+def read_curves(folder):
+    """Validations of a run (None without FID), and mean and relative noise of its last losses."""
+    name = folder.root.name
+    scalars = read_runs([folder.root])[name]
+    fid = next((tag for tag in scalars if tag.startswith("Val/FID")), None)
+    at, losses = curve(scalars, "Train/loss", name)
+    tail = losses[at > TAIL / 100 * at[-1]]
+    found = {"loss_mean": float(tail.mean()),
+             "loss_noise": float(tail.std() / tail.mean()) if len(tail) > 1 else None, "validation": None}
+    if fid is not None:
+        steps, values = curve(scalars, fid, name)
+        found["validation"] = {"steps": steps.tolist(), "FID": values.tolist()}
+    return found
+
+
 def newest_result(folder, stem):
     """Content of the newest <stem>.json or <stem>_<protocol>.json in a folder."""
     path = max(Path(folder).glob(f"{stem}*.json"), key=lambda file: file.stat().st_mtime)
@@ -375,7 +409,9 @@ def read_generation(folder):
                    for key, value in results["scores"][side].items()} for side in ("generated", "real"))
     for side, scores in (("generated", made), ("real", real)):
         scores |= {key: results[key][side] for key in CLIP_METRICS if results[key]}
+    real |= flat(results.get("smoothness", {}).get("real"))
     return {**{key: made.get(key) for key in (*SCORES, *CLIP_METRICS)}, "steps": results["steps"],
             "real": real, "probes": results["probes"]["rate"] if "probes" in results else None,
+            **flat(results.get("smoothness", {}).get("generated")),
             "outsiders": results.get("probes", {}).get("outsiders", {}).get("all", {}).get("share"),
             "seconds_per_clip": results["seconds_per_clip"], "clips": results["clips"]}

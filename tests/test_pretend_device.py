@@ -12,6 +12,7 @@ from conftest import FakeEncoder
 from pretend_device import Marked, PretendDevice, PretendDeviceError
 from test_evaluators import contrast_evaluator, matching_evaluator
 from test_generation import make_pair
+from test_gpt import make_pair as make_gpt
 from tiny import call, walk
 
 from models import generation
@@ -180,6 +181,20 @@ def test_the_generation_loop_never_waits(device, ae_name, head, settings):
     # the conditions, the padding and the solver's times, of which a head across frames keeps no table
     assert [wait.kind for wait in before_the_loop] == ["upload"] * (2 if head == "SiT1D" else 3)
     ae.decode_targets(targets, torch.tensor([20, 32]).to(HERE))
+
+
+@pytest.mark.parametrize("head", ["CatAR", "Index"])
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}])
+def test_tokens_in_order_never_wait(device, head, settings):
+    model, ae = (part.to(HERE) for part in make_gpt(head))
+    cond = torch.randn(2, 8).to(HERE)
+    lengths, here = torch.tensor([5, 8]), torch.tensor([5, 8]).to(HERE)
+    targets = model.generate(ae, cond, lengths, [1, 2], progress=device.each_without_waits, cfg=2.0,
+                             **settings)
+    assert targets.shape == (2, 8, 3) and str(targets.device) == HERE
+    with device.watch() as waits:
+        model.train().loss(ae.embed_targets(targets), targets, cond, here).backward()
+    assert [wait.kind for wait in waits] == ["read"]  # the places of the tokens, as in masked training
 
 
 def test_editing_reads_once_which_tokens_are_known(device):

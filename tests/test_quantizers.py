@@ -13,6 +13,7 @@ from utils.errors import UserError
 
 VARIANTS = {  # one of each quantizer, and those of its settings that change what it does
     **{name: (name, {}) for name in QUANTIZERS},
+    "pq": ("pq", {"groups": 3}),
     "ema_large": ("ema", {"reseed_every": 1}),
     "rvq_first": ("rvq", {"num_layers": 3, "use_layers": 1}),
     "residual_3": ("residual", {"stages": 3}),
@@ -20,6 +21,11 @@ VARIANTS = {  # one of each quantizer, and those of its settings that change wha
     "gumbel_nearest": ("gumbel", {"nearest": 4}),
     "gumbel_soft": ("gumbel", {"soft": True}),
     "gumbel_diverse": ("gumbel", {"diversity": 0.5}),
+    "gumbel_annealed": ("gumbel", {"temperature": "anneal"}),
+    "gumbel_top_k": ("gumbel", {"temperature": "anneal", "noise": False, "nearest": 4}),
+    "gumbel_adaptive": ("gumbel", {"temperature": "adaptive"}),
+    "gumbel_learned": ("gumbel", {"temperature": "learned"}),
+    "gumbel_reset": ("gumbel", {"reset_every": 5}),
 }
 
 
@@ -269,6 +275,103 @@ def test_gumbel_weights_and_temperature():
     assert torch.equal(quantizer.eval()(z).z_q, quantizer.snap(z))
 
 
+def gumbel(codes=8, **settings):
+    return make_quantizer("VQ", "gumbel", settings, codebook_size=codes, dim=2).train()
+
+
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_an_annealed_temperature_follows_the_length_of_the_training(steps):
+    """From tau_start to tau_end, geometrically, in the first 80% of the steps, and that is kept in
+    checkpoints."""
+    quantizer = gumbel(temperature="anneal", tau_start=2.0, tau_end=0.02)
+    quantizer.plan(steps)
+    taus = []
+    for share in (0, 0.2, 0.4, 0.8, 1.0):
+        quantizer.steps.fill_(int(share * steps))
+        taus.append(quantizer.tau)
+    assert taus == pytest.approx([2, 2 * 0.01**0.25, 0.2, 0.02, 0.02])
+    other = gumbel(temperature="anneal", tau_start=2.0, tau_end=0.02)
+    other.plan(steps * 7)  # a resumed run asked for more
+    other.load_state_dict(quantizer.state_dict())
+    assert other.tau == quantizer.tau and int(other.horizon) == steps
+
+
+def test_other_temperatures_do_not_ask_for_the_length():
+    quantizer = gumbel()
+    quantizer.plan(10)
+    quantizer.steps.fill_(1000)
+    assert quantizer.tau == pytest.approx(0.9999**1000)
+    # as files from before the other temperatures have it
+    assert set(quantizer.state_dict()) == {"codebook", "seeded", "steps"}
+    unplanned = gumbel(temperature="anneal")
+    unplanned.steps.fill_(1000)
+    assert unplanned.tau == quantizer.tau
+
+
+def test_an_adaptive_temperature_rises_while_few_codes_are_in_use():
+    one, many = gumbel(temperature="adaptive"), gumbel(temperature="adaptive")
+    points = torch.linspace(-8, 8, 8)[:, None].expand(8, 2)
+    for quantizer in (one, many):
+        quantizer.seeded.fill_(True)
+        with torch.no_grad():
+            quantizer.codebook.copy_(points)
+        quantizer.adapted.fill_(0.5)
+        quantizer.shares.copy_(torch.eye(8)[0])
+    one(points[:1].repeat(40, 1))
+    assert float(one.tau) == pytest.approx(0.505)
+    many.shares.fill_(1 / 8)
+    many(points.repeat(5, 1))
+    assert float(many.tau) == pytest.approx(0.5 / 1.01)
+    for _ in range(400):
+        many(points.repeat(5, 1))
+    assert float(many.tau) == pytest.approx(0.1)  # and not below its end
+    before = float(many.tau)
+    many.eval()(points)
+    assert float(many.tau) == before
+
+
+def test_a_learned_temperature_has_a_gradient_and_a_lower_bound():
+    torch.manual_seed(0)
+    quantizer = gumbel(temperature="learned")
+    assert float(quantizer.tau.detach()) == pytest.approx(1)
+    quantizer(torch.randn(30, 2)).z_q.square().sum().backward()
+    assert abs(float(quantizer.log_tau.grad)) > 1e-4
+    with torch.no_grad():
+        quantizer.log_tau.fill_(-50)
+    assert float(quantizer.tau.detach()) == pytest.approx(0.1)
+
+
+def test_unused_codes_restart_at_the_vectors_quantized_worst():
+    torch.manual_seed(0)
+    quantizer = gumbel(codes=4, reset_every=2)
+    quantizer.seeded.fill_(True)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.tensor([[0.0, 0], [1, 0], [90, 90], [-90, 90]]))
+    vectors = torch.tensor([[0.0, 0.1]] * 10 + [[1, 0.1]] * 10 + [[5.0, 0], [0, -7]])
+    for _ in range(3):
+        quantizer(vectors)
+    near = quantizer.codebook.detach()
+    assert torch.allclose(near[:2], torch.tensor([[0.0, 0], [1, 0]]))
+    assert (near[2] - vectors[21]).abs().max() < 0.1 and (near[3] - vectors[20]).abs().max() < 0.1
+
+
+def test_product_quantization_is_a_codebook_for_each_part():
+    torch.manual_seed(0)
+    quantizer = make_quantizer("VQ", "pq", {"groups": 2}, codebook_size=8, dim=6).train()
+    for _ in range(30):
+        quantizer(torch.randn(200, 6))
+    z = torch.randn(50, 6, requires_grad=True)
+    out = quantizer.eval()(z)
+    assert quantizer.codebook_size == 64 and quantizer.axis_sizes == (8, 8) and out.indices.shape == (50, 2)
+    for i, layer in enumerate(quantizer.layers):
+        part = z[:, 3 * i : 3 * i + 3].detach()
+        nearest = torch.cdist(part, layer.codebook).argmin(1)
+        assert torch.equal(out.indices[:, i], nearest)
+        assert torch.allclose(out.z_q[:, 3 * i : 3 * i + 3], layer.codebook[nearest])
+    out.z_q.sum().backward()
+    assert torch.equal(z.grad, torch.ones_like(z))
+
+
 def test_gumbel_diversity_is_zero_for_even_use_and_one_for_a_single_code():
     quantizer = make_quantizer("VQ", "gumbel", {"diversity": 2.0}, codebook_size=8, dim=2)
     assert float(quantizer.diversity_loss(torch.full((8,), 1 / 8))) == pytest.approx(0, abs=1e-6)
@@ -311,6 +414,12 @@ def test_rvq_trains_with_fewer_layers_at_times():
     ("VQ", "ema", {"decay": 1.5}, "0..1"),
     ("VQ", "gumbel", {"nearest": 99}, "nearest 99"),
     ("VQ", "gumbel", {"tau_end": 0.0}, "above 0"),
+    ("VQ", "gumbel", {"temperature": "warm"}, "decay, anneal, adaptive, learned; got 'warm'"),
+    ("VQ", "gumbel", {"temperature": "anneal", "tau_start": 0.1}, "tau_start must be above tau_end"),
+    ("VQ", "gumbel", {"wanted_use": 0.0}, "fraction above 0"),
+    ("VQ", "gumbel", {"reset_every": -1}, "0 or more"),
+    ("VQ", "pq", {"groups": 3}, "no multiple of groups=3"),
+    ("VQ", "pq", {"groups": 0}, "no multiple of groups=0"),
     ("VQ", "diveq", {"noise_variance": -1.0}, "0 or more"),
     ("VQ", "sf_diveq", {"segment_points": 0}, "1 point"),
 ])

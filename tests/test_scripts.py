@@ -12,18 +12,21 @@ from tiny import call
 
 from models import TextEncoder
 from models.loading import load_generator
+from utils.curves import read_runs
 from utils.data import specs
 from utils.demo import dataset
 from utils.demo.dataset import build_demo
 
-SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_length_estimator", "evaluation_AE",
+SCRIPTS = ["train_AE", "train_MARDM", "train_evaluator", "train_behavior", "evaluation_behavior",
+           "train_length_estimator", "evaluation_AE",
            "distill_head", "evaluation_MARDM", "sample", "edit", "plot_loss", "analyze_training",
-           "scripts.prepare_dataset",
+           "scripts.prepare_dataset", "scripts.prepare_imu", "scripts.behavior_bench",
            "scripts.doctor", "scripts.demo", "scripts.compare_evaluations", "scripts.analyze_codes",
            "scripts.quantizer_bench", "scripts.ablation", "scripts.study", "scripts.gallery",
+           "scripts.capacity", "scripts.compare_models",
            "scripts.view", "scripts.clean_feet", "scripts.export", "scripts.make_skeleton",
            "scripts.retarget", "scripts.export_weights", "scripts.soak_kills", "scripts.soak_inputs",
-           "scripts.lock", "benchmarks.drift", "benchmarks.run",
+           "scripts.lock", "scripts.choose_levels", "benchmarks.drift", "benchmarks.run",
            "benchmarks.solver_steps", "benchmarks.trajectories", "benchmarks.chains"]
 ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
@@ -392,6 +395,71 @@ def test_need_evaluation(work, capsys):
     assert best["metric"] == "Val/FID" and best["value"] > 0
 
 
+@pytest.fixture
+def many_to_validate(work):
+    """The test split for the validation split: enough clips for retrieval."""
+    val = work / "datasets/demo/val.txt"
+    before = val.read_text()
+    val.write_text((work / "datasets/demo/test.txt").read_text())
+    yield work
+    val.write_text(before)
+
+
+def content_of(work, name, file="net_best_fid.tar"):
+    return torch.load(work / f"checkpoints/demo/{name}/model/{file}", weights_only=True)
+
+
+def test_stage_one_without_enough_clips_for_retrieval(work, capsys):
+    said = same_with_check(capsys, "train_AE", ["--name", "few_clips", *AE, *TRAIN, *SHORT,
+                                                "--need_evaluation"])
+    assert "--need_evaluation: retrieval needs 32 clips" in said and "the lowest MPJPE is kept" in said
+    said = same_with_check(capsys, "train_AE", ["--name", "few_clips", *AE, *TRAIN, "--need_evaluation",
+                                                "--evaluator", "nobody"])
+    assert "no checkpoint at" in said and not (work / "checkpoints/demo/few_clips/model").is_dir()
+
+
+def test_the_best_fid_of_stage_one(many_to_validate):
+    """FID and the others are those of the reconstructions of the model; the best is chosen by it, also from
+    when on a run is validated so."""
+    from models.loading import load_autoencoder
+    from utils.data.specs import get_spec
+    from utils.evaluation.evaluators import TrainedEvaluator
+    from utils.evaluation.protocols import TextClips
+    from utils.evaluation.reconstruction import reconstruct, reconstruction_fid
+
+    work, flags = many_to_validate, ["--name", "judged", *AE, *TRAIN, *SHORT, "--eval_every", "1"]
+    assert call("train_AE", *flags) == 0
+    assert content_of(work, "judged")["best"]["metric"] == "Val/MPJPE"
+    flags += ["--is_continue", "--need_evaluation", "--epoch", "3", "--lr", "0.03", "--warm_up_iter", "0"]
+    assert call("train_AE", *flags) == 0
+    best, scalars = content_of(work, "judged"), read_runs(["checkpoints/demo/judged"])["judged"]
+    assert {"Val/R1", "Val/R3", "Val/matching", "Val/diversity", "Val/MPJPE"} <= set(scalars)
+    assert len(scalars["Val/FID"][0]) == 2 and len(scalars["Val/MPJPE"][0]) == 3
+    assert best["best"]["metric"] == "Val/FID"
+    assert best["best"]["value"] == pytest.approx(min(scalars["Val/FID"][1]), rel=1e-5)
+    log = (work / "checkpoints/demo/judged/train.log").read_text()
+    assert "is the model of the lowest Val/MPJPE" in log and "is the model of the lowest Val/FID" in log
+    assert "the best was that of Val/MPJPE; from now on it is that of Val/FID" in log
+    ae, _ = load_autoencoder("checkpoints/demo/judged/model/net_best_fid.tar")
+    evaluator = TrainedEvaluator.load("checkpoints/demo/evaluator/model/latest.tar", None)
+    clips = TextClips(get_spec("demo", "datasets"), "val")
+    assert best["best"]["value"] == pytest.approx(reconstruction_fid(evaluator, reconstruct(ae, clips.store)),
+                                                  rel=1e-3)
+
+
+def test_a_bench_with_fid_along_the_way(many_to_validate, capfd):
+    flags = ["scripts.quantizer_bench", *ON_DEMO, "--num_workers", "0", "--width", "16", "--batch_size",
+             "512", "--window_size", "40", "--steps", "30", "--seeds", "1", "--rows", "FSQ_AE_High", "--name",
+             "along", "--output_dir", "along"]
+    assert call(*flags, "--FID_every", "1", "--FID_threshold", "1000") == 0
+    run = json.loads((many_to_validate / "along/bench.json").read_text())["runs"]["FSQ_AE_High"]["3407"]
+    steps, values = run["validation"]["steps"], run["validation"]["FID"]
+    assert len(steps) == len(values) > 1 and run["steps_to_FID"] == steps[0] and run["loss_mean"] > 0
+    assert call(*flags, "--FID_every", "1", "--FID_threshold", str(values[-1])) == 0
+    assert "steps to a validation FID of" in (many_to_validate / "along/bench.md").read_text()
+    assert call(*flags) == 2 and "was made with FID_every 1, not None" in capfd.readouterr().err
+
+
 def test_a_run_goes_on_with_its_own_reach(work, capsys):
     flags = ["--name", "narrow", *AE, *TRAIN, *SHORT]
     assert call("train_AE", *flags, "--max_iter", "1", "--fsq_reach", "1") == 0
@@ -637,6 +705,37 @@ def test_other_heads_train_and_sample(work, head):
     assert call("sample", "--name", head, *ON_DEMO, "--text_prompt", "walk", "--motion_length", "40",
                 "--time_steps", "2", "--no_video") == 0
     assert list((work / f"generation/{head}_demo").glob("*.npy"))
+
+
+def test_an_autoregressive_generator(work, capsys):
+    """It trains, resumes, reads words, samples and is evaluated like the others; whatever keeps given tokens
+    is refused in one line."""
+    model = [*GENERATOR[:-1], "FSQ-GPT-S", "--layers", "1", "--head_width", "32", "--text_cond", "tokens"]
+    model += [*TRAIN, "--batch_size", "96", "--epoch"]
+    assert call("train_MARDM", "--name", "gpt", *model, "1") == 0
+    assert call("train_MARDM", "--name", "gpt", *model, "2", "--is_continue") == 0
+    assert call("train_MARDM", "--name", "gpt2", *model, "2") == 0
+    parts, whole = (torch.load(work / f"checkpoints/demo/{name}/model/latest.tar", weights_only=True)
+                    for name in ("gpt", "gpt2"))
+    assert all(torch.equal(value, whole["ema_mardm"][key]) for key, value in parts["ema_mardm"].items())
+    run = ["--name", "gpt", *ON_DEMO, "--cfg", "2"]
+    flags = [*run, "--text_prompt", "walk", "--no_video"]
+    assert call("sample", *flags, "--motion_length", "40") == 0
+    clip = next((work / "generation/gpt_demo").glob("*.npy"))
+    assert np.load(clip).shape == (40, 22, 3)
+    assert call("evaluation_MARDM", *run, "--num_workers", "0", "--repeats", "1") == 0
+    (work / "path.csv").write_text("seconds,x,z\n0,0,0\n2,0,2\n")
+    capsys.readouterr()
+    for script, more, what in [("sample", ["--chain", "--motion_length", "40"], "--chain"),
+                               ("sample", ["--start_pose", clip, "--motion_length", "40"], "--start_pose"),
+                               ("sample", ["--trajectory", "path.csv"], "--trajectory"),
+                               ("sample", ["--motion_length", "40", "--time_steps", "6"], "--time_steps"),
+                               ("edit", ["--source_motion", clip, "-msec", "8,20"], "editing")]:
+        assert call(script, *flags, *more) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1 and said[0].startswith(f"error: {what}") and "autoregressive" in said[0]
+    assert call("train_MARDM", "--name", "index", *GENERATOR[:-1], "FSQ-GPT-Index-S", *TRAIN, "--max_iter",
+                "1", "--diffmlps_batch_mul", "1") == 0
 
 
 def test_distilling_a_head(work, capsys):

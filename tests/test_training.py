@@ -118,7 +118,8 @@ def test_which_checkpoint_is_used(tmp_path):
     assert folder.checkpoint("latest") == folder.finest and folder.checkpoint() == folder.best
 
 
-@pytest.mark.parametrize("what, metric", [("autoencoder", "MPJPE"), ("generator", "FID, or loss if")])
+@pytest.mark.parametrize("what, metric", [("autoencoder", "FID, or MPJPE if"),
+                                          ("generator", "FID, or loss if")])
 def test_help_says_what_the_best_checkpoint_was_chosen_by(what, metric):
     parser = options.make_parser("")
     options.add_trained(parser, {}, what)

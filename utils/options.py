@@ -123,7 +123,7 @@ def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, mile
 def add_trained(parser, zoo, what):
     """Flags of scripts that analyse a trained model of the table ``zoo``, an "autoencoder" or "generator"."""
     parser.add_argument("--model", choices=list(zoo), default=None, help=f"{what}; default: as trained")
-    metric = "MPJPE" if what == "autoencoder" else "FID, or loss if trained without --need_evaluation"
+    metric = f"FID, or {'MPJPE' if what == 'autoencoder' else 'loss'} if trained without --need_evaluation"
     parser.add_argument("--which", choices=["best", "latest"], default="best",
                         help=f"best.tar (lowest validation {metric}) or latest.tar")
 

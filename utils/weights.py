@@ -7,7 +7,7 @@ import torch
 
 from utils.errors import UserError
 
-NETWORKS = ("ae", "mardm", "ema_mardm", "estimator")  # checkpoint keys of state dicts
+NETWORKS = ("ae", "mardm", "ema_mardm", "estimator", "behavior")  # checkpoint keys of state dicts
 RELEASED = ("movement_encoder", "motion_encoder", "text_encoder", "contrast_model", "evaluator")  # likewise
 SINUSOIDS = "position_enc.pe"  # in the state dicts of generators, but computed: left out here
 
@@ -78,6 +78,7 @@ ENTRIES = {
     "decoder_of": (lambda value: isinstance(value, dict) and _texts(value.get("hashes", [])),
                    "the name and hashes of an autoencoder"),
     "actions": (_texts, "a list of names"),
+    "sensors": (lambda value: isinstance(value, dict), "the description of sensors"),
     "length_counts": (lambda value: torch.is_tensor(value) and value.ndim == 2
                       and bool(torch.isfinite(value).all()), "a table of counts"),
 }

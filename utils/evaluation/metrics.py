@@ -4,6 +4,7 @@
 As there, diversity and multimodality draw from numpy's global state (``numpy.random.seed``).
 Shapes: N clips or sentences, E embedding, T frames, J joints.
 """
+import math
 from collections import Counter
 
 import numpy as np
@@ -143,6 +144,32 @@ def peak_jerk(joints, fps):
     """Largest norm (...) of any joint's jerk at any time, in m/s^3: the "peak jerk" of Barquero et al.,
     "FlowMDM" (CVPR 2024), which shows jumps that means hide. joints: (..., T, J, 3) in metres, T >= 4."""
     return np.linalg.norm(differences(joints, fps, 3), axis=-1).max((-1, -2))
+
+
+def mean_jerk(joints, fps):
+    """Mean norm (...) of the joints' jerks, in m/s^3. joints: (..., T, J, 3) in metres, T >= 4."""
+    return np.linalg.norm(differences(joints, fps, 3), axis=-1).mean((-1, -2))
+
+
+def spectral_arc_length(speed, fps, highest=10.0, least=0.05):
+    """Smoothness (...) of speed profiles (..., T): SPARC of Balasubramanian et al., "On the analysis of
+    movement smoothness" (Journal of NeuroEngineering and Rehabilitation 12:112, 2015). Minus the length of
+    the curve that the amplitude spectrum, 1 at frequency 0, draws up to the last frequency, at most
+    ``highest`` Hz, at which it is ``least`` or more; frequencies are scaled to end at 1. Nearer to 0 is
+    smoother; it depends neither on the scale of a movement nor, unlike jerk, on that of time, but on how many
+    sub-movements there are. nan where nothing moves. ValueError for fewer than 2 frames.
+    """
+    speed = np.asarray(speed, np.float64)
+    if speed.ndim < 1 or speed.shape[-1] < 2:
+        raise ValueError(f"speeds must be (..., T) with 2 frames or more, got {speed.shape}")
+    size = 2 ** (math.ceil(math.log2(speed.shape[-1])) + 4)  # padded 16-fold, as in the paper
+    amplitude = np.abs(np.fft.rfft(speed, size))
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0
+        amplitude = (amplitude / amplitude[..., :1])[..., : int(highest * size / fps) + 1]
+        bins = np.arange(amplitude.shape[-1])
+        last = np.where(amplitude >= least, bins, 0).max(-1, keepdims=True)
+        steps = np.sqrt((1 / last) ** 2 + np.diff(amplitude) ** 2)
+        return -np.where(bins[1:] <= last, steps, 0).sum(-1) + 0 * amplitude[..., 0]
 
 
 def differences(joints, fps, order):

@@ -339,9 +339,24 @@ def performs(actions, joints):
     """Whether prepared joints perform the first action in some beginning and the others in the rest."""
     if len(actions) == 1:
         return bool(RULES[actions[0]](measure(joints)))
-    last = len(joints) - SHORTEST_PART * (len(actions) - 1)
     return any(RULES[actions[0]](measure(joints[:split])) and performs(actions[1:], joints[split:])
-               for split in range(SHORTEST_PART, last + 1, SPLIT_STEP))
+               for split in splits(len(actions), len(joints)))
+
+
+def splits(actions, frames):
+    """The frames at which the first of so many actions may end."""
+    return range(SHORTEST_PART, frames - SHORTEST_PART * (actions - 1) + 1, SPLIT_STEP)
+
+
+def action_change(actions, joints, fps=20.0):
+    """The frame at which a motion (T, 22, 3) goes from the first action to the second: the middle of all
+    splits with which it performs the two; None where there is none. ValueError as for ``check``."""
+    if len(actions) != 2 or not knows(actions):
+        raise ValueError(f"a change is between two known actions, not {actions}")
+    prepared = prepare(joints, fps)
+    found = [split for split in splits(2, len(prepared)) if performs(actions[:1], prepared[:split])
+             and performs(actions[1:], prepared[split:])]
+    return round(float(np.median(found)) * fps / 20) if found else None
 
 
 def probe_report(results):

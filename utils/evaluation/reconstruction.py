@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from utils.errors import UserError
 from utils.evaluation.evaluators import embed_all, padded_batches, padding_mask
 from utils.evaluation.metrics import acceleration_error, calculate_mpjpe, of_one_length
-from utils.evaluation.scoring import fid_score
+from utils.evaluation.scoring import evaluate, fid_score
 from utils.motion.features import facing_joints, features_to_joints, recover_root
 from utils.training import distributed
 
@@ -67,6 +67,21 @@ def reconstruct_with_tail(ae, motions, mean, std, device="cpu", batch_size=32, f
         pairs[first : first + len(part)] = [
             (clip[:count], long_clip) for clip, long_clip, count in zip(alone, long_clips, lengths.tolist())]
     return distributed.gather_turns(pairs)
+
+
+def reconstruction_scores(suite, ae, clips, draw, rule, groups=None):
+    """Scores of ``scoring.evaluate`` of reconstructions, under the captions of their clips.
+
+    suite: EvaluatorSuite. clips: TextClips; draw, groups: of ``evaluate``; rule: its (repeats, seed)."""
+    device = next(ae.parameters()).device
+
+    def generate(_repeat, drawn):
+        pairs = reconstruct_with_tail(ae, drawn.real, clips.store.mean, clips.store.std, device)
+        return pairs if suite.published_tail else [clip for clip, _ in pairs]
+
+    scores = evaluate(suite, draw, generate, *rule, groups)
+    scores.pop("clips")
+    return scores
 
 
 def reconstruction_errors(pairs, spec):

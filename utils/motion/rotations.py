@@ -198,7 +198,7 @@ def orientations(joints, skeleton, rest):
         bodies[:, fork] = _best_rotation(rest[leaving], bones[:, leaving])
     spine = skeleton.spine
     start, chest = spine[0], spine[-1]
-    limbs = {limb[0]: limb for limb in _limbs(skeleton)}
+    limbs = {limb[0]: limb for limb in limbs_of(skeleton)}
     for joint in _outwards(skeleton):
         children, parent = skeleton.children[joint], skeleton.parents[joint]
         if joint in spine[1:-1]:
@@ -230,7 +230,7 @@ def _outwards(skeleton):
     return [0, *dict.fromkeys(child for _, child in skeleton.bones)]
 
 
-def _limbs(skeleton):
+def limbs_of(skeleton):
     """[(upper joint, hinge, end, joint beyond or None)]: hip, knee, ankle, foot; shoulder, elbow, wrist."""
     for number, joint in enumerate(skeleton.face_joints):
         limb = max((chain[chain.index(joint):] for chain in skeleton.chains if joint in chain), key=len)
@@ -294,7 +294,7 @@ def _turned_head(chest, directions, rest):
 
 def _turned_limb(parent, bones, rest, limb):
     """Orientations (T, 3, 3) of a limb's upper bone, from those of the body that it leaves. bones (T, J, 3):
-    directions; rest (J, 3); limb: its joints, of ``_limbs``."""
+    directions; rest (J, 3); limb: its joints, of ``limbs_of``."""
     _, hinge, end, beyond = limb
     upper, lower = bones[:, hinge], bones[:, end]
     # Bending turns the lower bone about this axis: forearms go ahead in the T-pose, shins go back.

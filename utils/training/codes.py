@@ -43,7 +43,9 @@ class CodeUse:
         found = {"Codes/used": float((counts > 0).sum()),
                  "Codes/perplexity": sum(perplexities) / len(perplexities)}
         tau = getattr(self.quantizer, "tau", None)
-        return found if tau is None else found | {"Codes/temperature": tau}
+        if tau is None:
+            return found
+        return found | {"Codes/temperature": tau.item() if torch.is_tensor(tau) else tau}
 
     def end_epoch(self):
         """({tag: number}, line for the log or None) of the epoch that ends; the line comes when the number of

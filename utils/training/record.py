@@ -27,7 +27,8 @@ from utils.report import write_json
 from utils.training import distributed
 from utils.training.settings import code_version, machine
 
-LISTS = ("train.txt", "val.txt", "test.txt", "Mean.npy", "Std.npy", "dataset.json", "labels.json")
+LISTS = ("train.txt", "val.txt", "test.txt", "Mean.npy", "Std.npy", "dataset.json", "labels.json",
+         "train.npz", "val.npz", "test.npz")  # the last three: sets of inertial recordings
 FOLDERS = ("new_joint_vecs", "texts")
 PARENTS = ("trained_on", "decoder_of", "finetuned_from", "teacher")  # keys of a checkpoint
 RUNNING = "running"

@@ -19,7 +19,7 @@ FIXED_CONTENT = {"model_name": "--model", "model_kwargs": "size or kind of model
                  "trained_on": "autoencoder", "decoder_of": "autoencoder to begin with",
                  "finetuned_from": "run to begin with",
                  "mean": "Mean.npy", "std": "Std.npy", "levels": "set of levels", "actions": "set of actions",
-                 "teacher": "teacher"}
+                 "teacher": "teacher", "sensors": "set of sensors, windows or behaviours"}
 
 
 def same_value(one, other):
@@ -115,6 +115,9 @@ class ResumableRun:
             raise UserError(f"{self.folder.latest} has no training state of '{self.key}' to resume")
         self._check_same_run(checkpoint)
         self.restore(checkpoint)
+        if self.best is not checkpoint["best"]:
+            self.folder.log(f"the best was that of {checkpoint['best']['metric']}; from now on it is that of "
+                            f"{self.settings.metric}")
         source = self.folder.read_from
         self.folder.log(f"resumed at epoch {self.epoch}, step {self.total_it}"
                         + (f", from {source.name}" if source != self.folder.latest else ""))
@@ -131,7 +134,8 @@ class ResumableRun:
             self.ema.model.load_state_dict(checkpoint[f"ema_{self.key}"])
             self.ema.steps = checkpoint["ema_steps"]
         self.epoch, self.batch, self.total_it = checkpoint["ep"], checkpoint["batch"], checkpoint["total_it"]
-        self.best = checkpoint["best"]
+        if checkpoint["best"]["metric"] == self.settings.metric:  # values of two metrics do not compare
+            self.best = checkpoint["best"]
         # the rest is not in checkpoints of earlier versions
         self.has_state, self.curves = True, checkpoint.get("curves")
         self.attempt, self.skipped = checkpoint.get("attempt", 0), checkpoint.get("skipped", 0)
