@@ -19,11 +19,11 @@ from scipy.stats import spearmanr
 from analyze_training import first_reach
 from models.AE import FSQ_LEVELS, FSQ_REACH
 from scripts.quantizer_bench import COLUMNS as BENCH
-from scripts.quantizer_bench import Bench, add_levels, level_rows, levels_of, model_flags, read_evaluation
+from scripts.quantizer_bench import Bench, add_network, level_rows, levels_of, model_flags, read_evaluation
 from scripts.runs import add_experiment
 from utils import options
 from utils.curves import STYLE, curve, plt, read_runs, save_figure
-from utils.errors import UserError, run
+from utils.errors import run
 from utils.report import format_table
 
 SETS = ((5, 3), (8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5))  # 15 to 15,360 codes
@@ -43,17 +43,13 @@ def parse_args():
     add = parser.add_argument
     add("--rows", nargs="+", choices=list(FSQ_LEVELS), metavar="ROW",
         help="sizes of the autoencoder zoo; default: all of them, none with --fsq_levels")
-    add_levels(parser)
+    add_network(parser)
     add("--reaches", type=options.positive_float, nargs="+", default=(1.0, FSQ_REACH),
         help="reaches of every grid; 1 is FSQ as published")
-    add("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
-    add("--window_size", type=options.positive_int, default=64, help="frames per window")
     add("--loss_threshold", type=options.positive_float,
         help="report the steps until the training loss is this low (can be changed later); default: the "
              "highest final loss of any run in the table, which all of them reach")
     args = parser.parse_args()
-    if args.window_size % 4:
-        raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
     nothing = args.rows is None and args.fsq_levels is None
     args.rows = (list(FSQ_LEVELS) if nothing else args.rows or []) + level_rows(SETS if nothing
                                                                                 else args.fsq_levels)

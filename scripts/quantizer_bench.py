@@ -52,9 +52,7 @@ def parse_args():
     add = parser.add_argument
     add("--rows", nargs="+", choices=list(AE_models), metavar="ROW",
         help="rows of the autoencoder zoo; default: all of them, none with --fsq_levels")
-    add_levels(parser)
-    add("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
-    add("--window_size", type=options.positive_int, default=64, help="frames per window")
+    add_network(parser)
     add("--aux_loss_root", type=options.non_negative_float, default=0.0,
         help="weight of the loss on heading and root path")
     add("--fsq_reach", type=options.positive_float, default=FSQ_REACH, help="of the FSQ rows (train_AE.py)")
@@ -63,19 +61,18 @@ def parse_args():
     add("--FID_threshold", type=options.positive_float, default=0.1,
         help="of --FID_every: report the steps until the validation FID is this low (can be changed later)")
     args = parser.parse_args()
-    if args.window_size % 4:
-        raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
     levels = level_rows(args.fsq_levels)
     args.rows = (ALL if args.rows is None and not levels else args.rows or []) + levels
     return args
 
 
-def add_levels(parser):
-    """The flag of free level sets: [[int]] or None."""
-    parser.add_argument("--fsq_levels", nargs="+", type=options.positive_int, action="append",
-                        metavar="LEVELS",
-                        help="a grid with these levels beside the rows of the zoo; give the flag once for "
-                             "each grid")
+def add_network(parser):
+    """The flags of free level sets, [[int]] or None, and of the sizes of all rows."""
+    add = parser.add_argument
+    add("--width", type=options.positive_int, default=512, help="channels of the convolutions and the latent")
+    add("--window_size", type=options.positive_int, default=64, help="frames per window")
+    add("--fsq_levels", nargs="+", type=options.positive_int, action="append", metavar="LEVELS",
+        help="a grid with these levels beside the rows of the zoo; give the flag once for each grid")
 
 
 def level_rows(sets):
@@ -111,6 +108,11 @@ class Bench(Experiment):
     trained = ("width", "window_size", "aux_loss_root")
     # the published milestones, 3/5 and 1 of 250,000 steps, in proportion; here the second leaves a twentieth
     milestones = (60, 95)
+
+    def __init__(self, args):
+        if args.window_size % 4:
+            raise UserError(f"--window_size {args.window_size} must be a multiple of 4")
+        super().__init__(args)
 
     def train_flags(self, row, seed):
         # without FID_every one validation, the last: there are as many epochs as the steps can need
