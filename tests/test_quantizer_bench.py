@@ -396,3 +396,9 @@ def test_numbers_of_codes_beyond_any_float_are_shown():
     rows = usage_rows({"codes_used": 12.0, "codebook_size": 17**300}, "on test")
     assert rows == [("codes_used", "12", "on test"),
                     ("codebook_size", f"2^{300 * math.log2(17):.1f}", "on test")]
+
+
+@pytest.mark.parametrize("script", ["quantizer_bench", "capacity"])
+def test_windows_are_whole_tokens(script, capsys):
+    assert call(f"scripts.{script}", "--window_size", "42") == 2
+    assert "--window_size 42 must be a multiple of 4" in capsys.readouterr().err
