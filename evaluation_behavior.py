@@ -88,16 +88,14 @@ def code_report(model, spec, data, train, found):
     codes, known = behavior.code_texts(found), behavior.code_texts(train["indices"])
     classifier = behavior.CodeClassifier(known, train["labels"], len(spec.behaviors))
     guessed = classifier.predict(codes)
-    rows = behavior.dictionary(known, train["labels"], spec.behaviors)
-    here = behavior.dictionary(codes, data.labels, spec.behaviors)
     usage = usage_statistics(codes.reshape(-1), model.quantizer.codebook_size)
     return {"accuracy_from_code": float((guessed == data.labels).mean()),
             "recall_from_code": behavior.recall(guessed, data.labels, spec.behaviors),
             "unseen_codes": classifier.unseen(codes), "usage": usage,
             "rates": behavior.rates(model.quantizer.codebook_size, model.tokens, spec, usage["entropy_bits"]),
-            "dictionary_of_train": behavior.dictionary_summary(rows, spec.behaviors) | {"rows": rows},
-            "dictionary": behavior.dictionary_summary(here, spec.behaviors) | {"rows": here},
-            "transitions": behavior.transitions(codes, data.recordings, data.starts, spec.hop)}
+            "dictionary_of_train": behavior.meanings(train["indices"], train["labels"], spec.behaviors),
+            "dictionary": behavior.meanings(found, data.labels, spec.behaviors),
+            "transitions": behavior.transitions(found, data.recordings, data.starts, spec.hop)}
 
 
 def reconstruction_report(decoded, windows):
@@ -168,14 +166,16 @@ def make_tables(results):
              f"behaviour has {results['most_frequent_behavior']:.4f}")]
     codes = results["codes"]
     if codes:
-        known, rate = codes["dictionary_of_train"], codes["rates"]
-        most = codes["dictionary"]["most_used"]
+        known, rate = codes["dictionary_of_train"]["summary"], codes["rates"]
+        most = codes["dictionary"]["entries"][0]
         rows += [("accuracy from the code alone", f"{codes['accuracy_from_code']:.4f}",
                   "by a table code -> behaviour of the training windows"),
                  ("unseen codes", f"{codes['unseen_codes']:.4f}", "share of windows' codes"),
                  *usage_rows(codes["usage"]),
-                 ("most used code", f"{most['share']:.4f}", f"code {most['code']}, {most['behavior']}"),
-                 ("purity", f"{known['purity']:.4f}", f"of {known['codes']} training codes, mean of windows"),
+                 ("most used code", f"{most['share']:.4f}", f"code {shown(most['code'])}, {most['label']}"),
+                 ("purity", f"{known['purity']:.4f}",
+                  f"of {known['codes_used']} training codes, mean of windows; {known['pure_codes']:.4f} of "
+                  "the codes stand for one behaviour"),
                  ("bits per window", f"{rate['bits_per_window']:.2f}",
                   f"entropy {rate['entropy_bits_per_window']:.2f}; {rate['bits_per_second']:.2f} bit/s"),
                  ("compression", f"{rate['compression_float32']:.0f}:1",
@@ -198,20 +198,26 @@ def make_tables(results):
 
 def code_tables(codes):
     known, moves = codes["dictionary_of_train"], codes["transitions"]
-    recalls = codes["recall_from_code"]
-    tables = [format_table([(name, count, "-" if recalls[name] is None else f"{recalls[name]:.3f}")
-                            for name, count in known["codes_per_behavior"].items()],
+    own = {name: row["own"] for name, row in known["behaviors"].items()}
+    tables = [format_table([(name, own.get(name, 0), "-" if recall is None else f"{recall:.3f}")
+                            for name, recall in codes["recall_from_code"].items()],
                            ("behaviour", "codes", "recall from code"), left=1),
-              format_table([(row["code"], row["behavior"], f"{row['purity']:.3f}", row["windows"])
-                            for row in known["rows"][:LISTED]],
+              format_table([(shown(row["code"]), row["label"], f"{row['purity']:.3f}", row["count"])
+                            for row in known["entries"][:LISTED]],
                            ("code", "behaviour", "purity", "training windows"), left=2)]
-    if not moves["pairs"]:
+    if not moves:
         return [*tables, "no two consecutive windows of one recording in this split: no transitions"]
-    head = (f"{moves['pairs']} pairs of consecutive windows: {moves['stays']:.3f} keep their code; the next "
-            f"code has {moves['entropy_bits']:.2f} bits, {moves['entropy_given_code_bits']:.2f} when the one "
-            "before is known")
+    head = (f"{moves['steps']} pairs of consecutive windows: {moves['stay']:.3f} keep their code; the next "
+            f"code has {moves['next_bits']:.2f} bits, {moves['entropy_bits']:.2f} when the one before is "
+            "known")
     return [*tables, head + "\n" + format_table(
-        [(row["from"], row["to"], row["pairs"]) for row in moves["top"][:LISTED]], ("from", "to", "pairs"))]
+        [(shown(row["from"]), shown(row["to"]), row["count"]) for row in moves["top"][:LISTED]],
+        ("from", "to", "pairs"))]
+
+
+def shown(code):
+    """A code, [int], as text."""
+    return "-".join(map(str, code))
 
 
 # A recording.

@@ -85,18 +85,20 @@ class Bench(Calls):
 def read_evaluation(results):
     """Metrics of evaluation_behavior.py; None for what a network without codes lacks."""
     codes, robust = results["codes"] or {}, results["robustness"]
-    used = codes.get("usage", {})
+    used, moves = codes.get("usage", {}), codes.get("transitions") or {}
+    known, here = (codes.get(key, {}) for key in ("dictionary_of_train", "dictionary"))
     return {"accuracy": results["accuracy"], "accuracy_from_code": codes.get("accuracy_from_code"),
             "codes_used": used.get("codes_used"), "perplexity": used.get("perplexity"),
-            "most_used_share": codes and codes["dictionary"]["most_used"]["share"] or None,
-            "purity": codes and codes["dictionary_of_train"]["purity"] or None,
+            "most_used_share": here["entries"][0]["share"] if here else None,
+            "purity": known["summary"]["purity"] if known else None,
             "unseen_codes": codes.get("unseen_codes"),
-            "stays": codes.get("transitions", {}).get("stays"), "rates": codes.get("rates"),
+            "stays": moves.get("stay"), "rates": codes.get("rates"),
             "variance_explained": results["reconstruction"]["variance_explained"],
             **{key: robust[name]["accuracy"] for key, name in DISTURBED.items()},
             **{f"{part}_ms": results["latency"][part]["median_ms"] for part in PARTS},
             "windows": results["windows"], "recall": results["recall"], "steps": results["steps"],
-            "codes_per_behavior": codes and codes["dictionary_of_train"]["codes_per_behavior"] or None}
+            "codes_per_behavior": {name: row["own"] for name, row in known["behaviors"].items()}
+            if known else None}
 
 
 def draw(table, path):

@@ -253,24 +253,31 @@ def test_several_codes_decide_together():
     assert known.predict(codes[:4]).tolist()[3] == 1 and known.predict(np.array([["1", "1"]])).tolist() == [0]
 
 
-def test_dictionary_with_purity():
-    rows = behavior.dictionary(CODES, LABELS, ["walk", "sit"])
-    assert [row["code"] for row in rows] == ["7", "2", "9"]
-    assert rows[0] == {"code": "7", "behavior": "walk", "purity": 2 / 3, "windows": 3,
-                       "shown": {"walk": 2, "sit": 1}}
-    summary = behavior.dictionary_summary(rows, ["walk", "sit", "lie"])
-    assert summary["purity"] == pytest.approx(5 / 6) and summary["pure_codes"] == pytest.approx(2 / 3)
-    assert summary["codes_per_behavior"] == {"walk": 2, "sit": 1, "lie": 0}
-    assert summary["most_used"] == {"code": "7", "behavior": "walk", "share": 0.5}
+def test_what_codes_of_windows_stand_for():
+    found = behavior.meanings(np.array([[7], [7], [7], [2], [2], [9]]), LABELS, ["walk", "sit", "lie"])
+    assert found["entries"][0] == {"code": [7], "count": 3, "share": 0.5, "label": "walk", "purity": 2 / 3,
+                                   "labels": {"walk": 2, "sit": 1}}
+    assert [row["code"] for row in found["entries"]] == [[7], [2], [9]]
+    assert found["summary"]["purity"] == pytest.approx(5 / 6)
+    assert found["summary"]["pure_codes"] == pytest.approx(2 / 3)
+    assert {name: row["own"] for name, row in found["behaviors"].items()} == {"walk": 2, "sit": 1}
+
+
+def test_several_codes_of_a_window_each_stand_for_themselves():
+    found = behavior.meanings(np.array([[[1, 2], [3, 4]], [[1, 2], [5, 6]]]), np.array([0, 1]), ["a", "b"])
+    assert found["entries"][0]["code"] == [1, 2] and found["entries"][0]["labels"] == {"a": 1, "b": 1}
+    assert found["summary"]["tokens"] == 4 and found["summary"]["codes_used"] == 3
 
 
 def test_transitions_stay_within_recordings():
-    codes = np.array([["a"], ["a"], ["b"], ["a"], ["b"]])
-    moves = behavior.transitions(codes, np.array([0, 0, 0, 1, 1]), np.array([0, 64, 128, 0, 192]), 64)
-    assert moves["pairs"] == 2 and moves["stays"] == 0.5  # the last two have a gap between them
-    assert moves["top"] == [{"from": "a", "to": "b", "pairs": 1}]
-    assert moves["entropy_bits"] == pytest.approx(1) and moves["entropy_given_code_bits"] == pytest.approx(1)
-    assert behavior.transitions(codes[:1], np.array([0]), np.array([0]), 64) == {"pairs": 0}
+    indices = np.array([[8], [5], [8], [5], [5]])  # out of order; of the second recording a window is missing
+    recordings, starts = np.array([0, 1, 0, 1, 0]), np.array([0, 192, 64, 0, 128])
+    moves = behavior.transitions(indices, recordings, starts, 64)
+    assert moves["steps"] == 2 and moves["stay"] == 0.5
+    assert moves["top"] == [{"from": [8], "to": [5], "count": 1, "probability": 0.5}]
+    assert moves["next_bits"] == pytest.approx(1) and moves["entropy_bits"] == pytest.approx(1)
+    assert behavior.transitions(indices[:1], recordings[:1], starts[:1], 64) is None
+    assert behavior.transitions(indices, recordings, starts, 32) is None
 
 
 def test_codes_of_several_axes_are_one_text():
@@ -359,11 +366,11 @@ def test_training_and_evaluation(work, capsys):
     results = json.loads((work / "checkpoints/mine/codes/eval/evaluation_behavior.json").read_text())
     codes, record = results["codes"], json.loads((work / "checkpoints/mine/codes/run.json").read_text())
     assert results["accuracy"] > 0.9 and codes["accuracy_from_code"] > 0.9 and "from the code alone" in out
-    assert codes["usage"]["codes_used"] == len(codes["dictionary"]["rows"]) < codes["usage"]["tokens"] == 33
-    assert sum(row["windows"] for row in codes["dictionary"]["rows"]) == results["windows"] == 33
-    assert sum(codes["dictionary_of_train"]["codes_per_behavior"].values()) == (
-        codes["dictionary_of_train"]["codes"])
-    assert codes["transitions"]["pairs"] == 30 and codes["rates"]["bits_per_window"] > 12
+    here, known = codes["dictionary"]["entries"], codes["dictionary_of_train"]
+    assert codes["usage"]["codes_used"] == len(here) < codes["usage"]["tokens"] == 33
+    assert sum(row["count"] for row in here) == results["windows"] == 33
+    assert sum(row["own"] for row in known["behaviors"].values()) == known["summary"]["codes_used"]
+    assert codes["transitions"]["steps"] == 30 and codes["rates"]["bits_per_window"] > 12
     assert set(results["latency"]) == {"encoder", "quantizer", "classifier", "decoder", "window_to_behavior"}
     assert results["robustness"]["gain 0.95"]["accuracy"] > 0.8
     assert all(0 <= row["same_code"] <= 1 for row in results["robustness"].values())
@@ -579,7 +586,7 @@ def test_behaviours_of_the_demo_set(demo, monkeypatch, capsys):
     results = json.loads((demo / "checkpoints/demo/codes/eval/evaluation_behavior.json").read_text())
     labels = json.loads((demo / "datasets/demo/labels.json").read_text())
     assert {*results["behaviors"]} <= {name for label in labels.values() for name in label["actions"]}
-    assert results["sensors"]["places"] == ["hip"] and results["codes"]["transitions"]["pairs"] > 0
+    assert results["sensors"]["places"] == ["hip"] and results["codes"]["transitions"]["steps"] > 0
     np.save(demo / "clip.npy", walk(SKELETONS["t2m"], 100))
     capsys.readouterr()
     assert call("evaluation_behavior", *flags[:4], "--device", "cpu", "--monitor", "clip.npy") == 0

@@ -1,14 +1,12 @@
 """What codes of inertial windows say about behaviour.
 
-Shapes: N windows, T samples, C channels, L codes per window, K behaviours. A code is a text: its index, or
-its indices of several axes with "-" between them.
+Shapes: N windows, T samples, C channels, L codes per window, K behaviours.
 """
 import math
-from collections import Counter
 
 import numpy as np
 
-from utils.evaluation.codebook import entropy_bits
+from utils.evaluation import dictionary
 from utils.motion.inertial import random_rotations, turn_sensor
 
 SMOOTHING = 0.01  # of counts, in the classifier that sees only codes
@@ -56,61 +54,26 @@ class CodeClassifier:
                               for code in column.tolist()]))
 
 
-def dictionary(codes, labels, behaviors):
-    """Code -> behaviour, as a list of dicts from the most frequent code on: "code", "behavior" (the one that
-    shows it most), "purity" (share of the code's windows that show it), "windows", and "shown" {behaviour:
-    windows}. codes (N, L): each counts for itself."""
-    found = {}
-    for row, label in zip(codes.tolist(), labels.tolist()):
-        for code in row:
-            found.setdefault(code, Counter())[behaviors[label]] += 1
-    rows = []
-    for code, shown in found.items():
-        (behavior, most), total = shown.most_common(1)[0], sum(shown.values())
-        rows.append({"code": code, "behavior": behavior, "purity": most / total, "windows": total,
-                     "shown": dict(shown.most_common())})
-    return sorted(rows, key=lambda row: (-row["windows"], row["code"]))
+def meanings(indices, labels, behaviors):
+    """What the codes of windows, indices (N, L) or (N, L, axes), stand for, each for itself: "summary",
+    "entries" and "behaviors" ({name: its signature}) of utils/evaluation/dictionary.py."""
+    tokens = np.asarray(indices)
+    codes, numbers = dictionary.number_codes(tokens.reshape(len(labels) * tokens.shape[1], -1))
+    names, table = dictionary.count_labels(numbers, np.asarray(behaviors)[labels].repeat(tokens.shape[1]))
+    return {"summary": dictionary.summary(table), "entries": dictionary.dictionary(codes, names, table),
+            "behaviors": {row["label"]: row for row in dictionary.signatures(codes, names, table)}}
 
 
-def dictionary_summary(rows, behaviors):
-    """"purity": mean over windows; "pure_codes": share of the codes that stand for one behaviour only;
-    "codes_per_behavior" {behaviour: codes of which it is the most frequent}; "most_used": the first row's
-    code, behaviour and share of all windows."""
-    total = sum(row["windows"] for row in rows)
-    owners = Counter(row["behavior"] for row in rows)
-    return {"codes": len(rows), "purity": sum(row["purity"] * row["windows"] for row in rows) / total,
-            "pure_codes": sum(row["purity"] == 1 for row in rows) / len(rows),
-            "codes_per_behavior": {name: owners[name] for name in behaviors},
-            "most_used": {"code": rows[0]["code"], "behavior": rows[0]["behavior"],
-                          "share": rows[0]["windows"] / total}}
-
-
-def transitions(codes, recordings, starts, hop, most=20):
-    """How codes follow each other in continuous recordings: pairs of a window and the one that begins ``hop``
-    samples later in the same recording.
-
-    Returns "pairs"; "stays", the share of pairs with one code; "entropy_bits" of the code that follows, and
-    "entropy_given_code_bits" when the code before it is known (both plug-in estimates: too low for few
-    pairs); and "top", the most frequent changes [{"from", "to", "pairs"}]. A window's codes count as one.
-    """
-    places = {(recording, start): row for row, (recording, start) in enumerate(zip(recordings.tolist(),
-                                                                                  starts.tolist()))}
-    whole = [" ".join(row) for row in codes.tolist()]
-    pairs = Counter((whole[row], whole[places[recording, start + hop]])
-                    for (recording, start), row in places.items() if (recording, start + hop) in places)
-    total = sum(pairs.values())
-    if not total:
-        return {"pairs": 0}
-    before, after = Counter(), Counter()
-    for (first, second), count in pairs.items():
-        before[first] += count
-        after[second] += count
-    joint, alone = entropy_bits(list(pairs.values())), entropy_bits(list(before.values()))
-    changes = Counter({pair: count for pair, count in pairs.items() if pair[0] != pair[1]})
-    return {"pairs": total, "stays": 1 - sum(changes.values()) / total,
-            "entropy_bits": entropy_bits(list(after.values())), "entropy_given_code_bits": joint - alone,
-            "top": [{"from": first, "to": second, "pairs": count}
-                    for (first, second), count in changes.most_common(most)]}
+def transitions(indices, recordings, starts, hop):
+    """``dictionary.transitions`` from windows to those that begin ``hop`` samples later in the same
+    recording, all codes of a window as one; None where no window has such a successor."""
+    order = np.lexsort((starts, recordings))
+    follows = (np.diff(recordings[order]) == 0) & (np.diff(starts[order]) == hop)
+    if not follows.any():
+        return None
+    stretches = np.cumsum(np.append(True, ~follows))
+    codes, numbers = dictionary.number_codes(np.asarray(indices)[order])
+    return dictionary.transitions(numbers, stretches, codes)
 
 
 def rates(codebook_size, tokens, spec, entropy):

@@ -58,9 +58,9 @@ def dictionary(codes, names, table):
 
 def summary(table):
     """How much codes say about labels, of counts (K, M): "purity" (of the average token's code), the same of
-    "repeated" codes (a code that occurs once is pure by necessity; nan if all do), "chance" (always the most
-    frequent label), "label_bits" (entropy of labels), "information_bits" (mutual information) and its share.
-    """
+    "repeated" codes (a code that occurs once is pure by necessity; nan if all do), the share of the codes
+    that are "pure", "chance" (always the most frequent label), "label_bits" (entropy of labels),
+    "information_bits" (mutual information) and its share."""
     table = np.asarray(table, np.float64)
     total, often = table.sum(), table[table.sum(1) > 1]
     labels, codes = entropy_bits(table.sum(0)), entropy_bits(table.sum(1))
@@ -69,6 +69,7 @@ def summary(table):
             "purity": float(table.max(1).sum() / total), "chance": float(table.sum(0).max() / total),
             "purity_repeated": float(often.max(1).sum() / often.sum()) if len(often) else float("nan"),
             "tokens_repeated": float(often.sum() / total), "label_bits": labels,
+            "pure_codes": float((table.max(1) == table.sum(1))[table.any(1)].mean()),
             "information_bits": information, "information_share": information / labels if labels else 1.0}
 
 
