@@ -75,8 +75,9 @@ def make_table(results):
     rows = [(key, f"{value:.4g}", UNITS.get(key, f"{results['protocol']} protocol"))
             for key, value in results["metrics"].items()]
     if results["probes"]:
-        rows.append(("semantic probes", f"{results['probes']['all']['share']:.3f}",
-                     "of labelled clips, reconstructed"))
+        counted = results["probes"]["all"]
+        rows.append(("semantic probes", f"{counted['share']:.3f}",
+                     f"of {counted['total']} clips with labels that they know, reconstructed"))
     if results["scores"]:
         rows += [(f"scores: {key}", made, f"real clips {real}")
                  for key, made, real in score_rows(results["scores"])]
