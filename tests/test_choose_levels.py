@@ -54,7 +54,7 @@ def test_without_a_wish_all_recommended_sets_are_listed(capsys):
                                             "FSQ_AE_Mega", "FSQ_AE_HighDim8"]
 
 
-@pytest.mark.parametrize("codes", [15, 240, 1000, 4096, 9000, 65536])
+@pytest.mark.parametrize("codes", [15, 37, 101, 240, 701, 1000, 4096, 9000, 65536])
 def test_the_search_finds_the_nearest_set(codes):
     """Against all sets of 2 to 4 dimensions with 3 to 8 levels, of which those of 4 different values, which
     it leaves out, may only be nearer."""
