@@ -16,7 +16,7 @@ from models.VQ import VQ, all_gather, all_reduce_, broadcast_, jittered, nearest
 from utils.errors import UserError
 
 TEMPERATURES = ("decay", "anneal", "adaptive", "learned")
-ANNEALED = 0.8  # of the training's steps, after which an annealed temperature is at its end
+ANNEALED = 0.8  # of the training's steps, after which an annealed temperature is at its end, and resets stop
 MEMORY, RATE = 0.99, 1.01  # of the adaptive temperature: of the codes' use, and its change per step
 
 
@@ -36,7 +36,9 @@ class GumbelSettings:
     # ``wanted_use`` of K, down while it is above. "learned": a parameter.
     temperature: str = "decay"
     wanted_use: float = 0.5
-    reset_every: int = 0  # steps after which unused codes restart at the vectors quantized worst; 0 = never
+    # Steps after which unused codes restart at the vectors quantized worst, in the first ANNEALED of the
+    # training: the decoder has to learn the last ones. 0 = never.
+    reset_every: int = 0
 
     def check(self, codes):
         """UserError for settings that a codebook of so many ``codes`` cannot have."""
@@ -68,7 +70,7 @@ class GumbelVQ(VQ):
         s.check(self.codebook_size)
         self.noise, self.nearest, self.soft, self.diversity = s.noise, int(s.nearest), s.soft, s.diversity
         self.register_buffer("steps", torch.tensor(0))
-        if s.temperature == "anneal":
+        if s.temperature == "anneal" or s.reset_every:
             self.register_buffer("horizon", torch.tensor(0))  # steps of the training; 0 = not known
         if s.temperature == "adaptive":
             self.register_buffer("adapted", torch.tensor(float(s.tau_start)))
@@ -79,10 +81,16 @@ class GumbelVQ(VQ):
             self.register_buffer("uses", torch.zeros(self.codebook_size, dtype=torch.long))
 
     def plan(self, steps):
-        """Tell how many training steps there will be: an annealed temperature follows them. Without it, it
-        falls by tau_decay."""
-        if self.settings.temperature == "anneal":
+        """Tell how many training steps there will be: an annealed temperature and resets follow them. Without
+        it, the temperature falls by tau_decay, and resets do not stop."""
+        if hasattr(self, "horizon"):
             self.horizon.fill_(steps)
+
+    def annealed(self):
+        """How far the training is on its way to the end of annealing and resets, 0 to 1; None if nobody has
+        told how many steps there will be."""
+        horizon = int(self.horizon)
+        return min(1.0, int(self.steps) / (ANNEALED * horizon)) if horizon else None
 
     @property
     def tau(self):
@@ -92,15 +100,14 @@ class GumbelVQ(VQ):
             return self.adapted.clone()  # changed in place before the backward pass
         if s.temperature == "learned":
             return s.tau_end + self.log_tau.exp()
-        if s.temperature == "anneal" and (horizon := int(self.horizon)):
-            done = min(1.0, int(self.steps) / (ANNEALED * horizon))
+        if s.temperature == "anneal" and (done := self.annealed()) is not None:
             return s.tau_start * (s.tau_end / s.tau_start) ** done
         return max(s.tau_end, s.tau_start * s.tau_decay ** int(self.steps))
 
     def before_step(self, vectors):
         super().before_step(vectors)
         every = self.settings.reset_every
-        if every and self.steps > 0 and self.steps % every == 0:
+        if every and self.steps > 0 and self.steps % every == 0 and self.annealed() != 1:
             self.reset(all_gather(vectors))
 
     @torch.no_grad()

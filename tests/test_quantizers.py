@@ -355,6 +355,16 @@ def test_unused_codes_restart_at_the_vectors_quantized_worst():
     assert (near[2] - vectors[21]).abs().max() < 0.1 and (near[3] - vectors[20]).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("planned, last", [(20, 14), (0, 18)])
+def test_resets_stop_when_a_fifth_of_the_training_is_left(monkeypatch, planned, last):
+    quantizer, seen = gumbel(reset_every=2), []
+    quantizer.plan(planned)  # 0: nobody has told
+    monkeypatch.setattr(quantizer, "reset", lambda _: seen.append(int(quantizer.steps)))
+    for _ in range(20):
+        quantizer(torch.randn(20, 2))
+    assert seen == [*range(2, last + 1, 2)]
+
+
 def test_product_quantization_is_a_codebook_for_each_part():
     torch.manual_seed(0)
     quantizer = make_quantizer("VQ", "pq", {"groups": 2}, codebook_size=8, dim=6).train()
