@@ -141,8 +141,8 @@ def main():
         return
     loss_fn = make_loss(teacher, ae, cfg, args, device)
 
-    def validate(epoch, last):
-        if not last and (epoch + 1) % args.eval_every:
+    def validate(epoch, now):
+        if not now and (epoch + 1) % args.eval_every:
             return {}
         return {"Val/loss": validation_loss(trainer.ema.model, loss_fn, val_loader)}
 

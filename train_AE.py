@@ -37,7 +37,7 @@ from utils.evaluation.reconstruction import (
 from utils.evaluation.scoring import check_evaluation
 from utils.evaluation.suites import add_suite, load_suite
 from utils.files import RunFolder
-from utils.options import fraction, non_negative_float, positive_float, positive_int
+from utils.options import fraction, non_negative_float, non_negative_int, positive_float, positive_int
 from utils.training import distributed
 from utils.training.codes import CodeUse
 from utils.training.finetuning import Parent, check_beginning
@@ -99,6 +99,8 @@ def parse_args():
              "split (Val/FID ...), and keep the lowest FID as best.tar and net_best_fid.tar, in place of the "
              "lowest MPJPE (Val/MPJPE)")
     add("--eval_every", type=positive_int, default=5, help="epochs between validations")
+    add("--eval_steps", type=non_negative_int, default=0,
+        help="also validate every so many steps, for data whose epochs are long; 0 = after epochs only")
     args = parser.parse_args()
     given = [name for name in OF_MODEL if getattr(args, name) is not None]
     parents = [flag for flag in BEGINNINGS if getattr(args, flag) is not None]
@@ -289,8 +291,8 @@ def main():
     folder.log(f"best.tar, which is net_best_fid.tar too, is the model of the lowest {metric}")
     check = make_score_check(model, suite, clips, args.seed) if suite else dict
 
-    def validate(epoch, last):
-        if not last and (epoch + 1) % args.eval_every:
+    def validate(epoch, now):
+        if not now and (epoch + 1) % args.eval_every:
             return {}
         errors = reconstruction_errors(reconstruct(model, val_store, device), spec)
         return {"Val/MPJPE": errors["MPJPE"], "Val/MPJPE_facing": errors["MPJPE_facing"], **check()}

@@ -260,8 +260,8 @@ def main():
     loss_fn = make_loss(ae, device)
     check = make_generation_check(suite, val_data, groups, ae, ema, args, device) if suite else dict
 
-    def validate(epoch, last):
-        if not last and (epoch + 1) % args.eval_every:
+    def validate(epoch, now):
+        if not now and (epoch + 1) % args.eval_every:
             return {}
         return {"Val/loss": validation_loss(ema.model, loss_fn, val_loader), **check()}
 

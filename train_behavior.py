@@ -124,8 +124,8 @@ def main():
         values["loss"] = values["behavior"] + args.recons_weight * values["recons"] + out.loss
         return values
 
-    def validate(epoch, last):
-        return {} if not last and (epoch + 1) % args.eval_every else validation(model, val_data, device)
+    def validate(epoch, now):
+        return {} if not now and (epoch + 1) % args.eval_every else validation(model, val_data, device)
 
     trainer.fit(loader, loss_fn, args.epoch, validate)
 

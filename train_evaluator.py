@@ -88,8 +88,8 @@ def main():
         loss = model.loss(motion, lengths, text, rows[:, None] == rows)
         return {"loss": loss}
 
-    def validate(epoch, last):
-        if not last and (epoch + 1) % args.eval_every:
+    def validate(epoch, now):
+        if not now and (epoch + 1) % args.eval_every:
             return {}
         frozen = copy.deepcopy(model)
         evaluator = TrainedEvaluator(frozen, data.store.mean, data.store.std, encode, device)

@@ -57,7 +57,7 @@ def parse_args():
         help="weight of the loss on heading and root path")
     add("--fsq_reach", type=options.positive_float, default=FSQ_REACH, help="of the FSQ rows (train_AE.py)")
     add("--FID_every", type=options.positive_int,
-        help="epochs between two validations with FID; default: none, but for the evaluation after training")
+        help="steps between two validations with FID; default: none, but for the evaluation after training")
     add("--FID_threshold", type=options.positive_float, default=0.1,
         help="of --FID_every: report the steps until the validation FID is this low (can be changed later)")
     args = parser.parse_args()
@@ -117,14 +117,14 @@ class Bench(Experiment):
     def train_flags(self, row, seed):
         # without FID_every one validation, the last: there are as many epochs as the steps can need
         every = self.settings["FID_every"]
-        judged = ["--need_evaluation", "--evaluator", self.args.evaluator] if every else []
-        return [*model_flags(row), "--eval_every", every or self.settings["steps"], *judged,
+        judged = ["--need_evaluation", "--evaluator", self.args.evaluator, "--eval_steps", every]
+        return [*model_flags(row), "--eval_every", self.settings["steps"], *(judged if every else []),
                 *(self.flags("fsq_reach") if has_grid(row) else [])]
 
     def began(self, checkpoint):
         began = super().began(checkpoint)
         return began | {"fsq_reach": reach_of(checkpoint) or self.settings["fsq_reach"],
-                        "FID_every": began.get("eval_every") if began.get("need_evaluation") else None}
+                        "FID_every": began.get("eval_steps") if began.get("need_evaluation") else None}
 
     def read(self, folder, seed):
         metrics = read_evaluation(folder.root / "eval") | read_curves(folder)

@@ -216,6 +216,25 @@ def test_a_signal_leaves_a_validation(whole, tmp_path):
     assert_same(train(tmp_path), whole)
 
 
+def test_validations_within_epochs_are_made_once_each_however_often_a_run_is_killed(tmp_path):
+    """Every 3 steps and after each of 5; crashes before, in and after such validations."""
+    straight = train(tmp_path, "straight", validate_every=3)
+    steps = [step for step, tag, _ in curves_of(straight) if tag == "Val/loss"]
+    assert steps == [3, 5, 6, 9, 10, 12, 15, 18, 20] and straight.best["epoch"] == 3
+
+    def crash(place, at, loss=None):
+        if at == place:
+            raise Crash
+        return loss
+
+    for step in (2, 3, 6, 9):
+        with pytest.raises(Crash):
+            train(tmp_path, "killed", at_step=partial(crash, step), validate_every=3)
+    with pytest.raises(Crash):  # in the first validation of the third epoch
+        train(tmp_path, "killed", at_validation=partial(crash, 2), validate_every=3)
+    assert_same(train(tmp_path, "killed", validate_every=3), straight)
+
+
 def test_a_signal_before_training(capsys):
     def main():
         start_training("cpu")

@@ -449,15 +449,15 @@ def test_the_best_fid_of_stage_one(many_to_validate):
 
 def test_a_bench_with_fid_along_the_way(many_to_validate, capfd):
     flags = ["scripts.quantizer_bench", *ON_DEMO, "--num_workers", "0", "--width", "16", "--batch_size",
-             "512", "--window_size", "40", "--steps", "30", "--seeds", "1", "--rows", "FSQ_AE_High", "--name",
+             "64", "--window_size", "40", "--steps", "9", "--seeds", "1", "--rows", "FSQ_AE_High", "--name",
              "along", "--output_dir", "along"]
-    assert call(*flags, "--FID_every", "1", "--FID_threshold", "1000") == 0
+    assert call(*flags, "--FID_every", "4", "--FID_threshold", "1000") == 0
     run = json.loads((many_to_validate / "along/bench.json").read_text())["runs"]["FSQ_AE_High"]["3407"]
     steps, values = run["validation"]["steps"], run["validation"]["FID"]
-    assert len(steps) == len(values) > 1 and run["steps_to_FID"] == steps[0] and run["loss_mean"] > 0
-    assert call(*flags, "--FID_every", "1", "--FID_threshold", str(values[-1])) == 0
+    assert steps == [4, 8, 9] and len(values) == 3 and run["steps_to_FID"] == 4 and run["loss_mean"] > 0
+    assert call(*flags, "--FID_every", "4", "--FID_threshold", str(values[-1])) == 0
     assert "steps to a validation FID of" in (many_to_validate / "along/bench.md").read_text()
-    assert call(*flags) == 2 and "was made with FID_every 1, not None" in capfd.readouterr().err
+    assert call(*flags) == 2 and "was made with FID_every 4, not None" in capfd.readouterr().err
 
 
 def test_a_run_goes_on_with_its_own_reach(work, capsys):

@@ -14,7 +14,8 @@ from utils.training.watching import Watch
 FIXED_FLAGS = {"whole_batch": "--batch_size (of all processes)", "window_size": "--window_size",
                "max_motion_length": "--max_motion_length"}
 FREE_FLAGS = {"is_continue", "epoch", "max_iter", "batch_size", "num_workers", "log_every", "eval_every",
-              "device", "compile", "dataset_dir", "checkpoints_dir", "save_minutes", "keep_last"}
+              "eval_steps", "device", "compile", "dataset_dir", "checkpoints_dir", "save_minutes",
+              "keep_last"}
 FIXED_CONTENT = {"model_name": "--model", "model_kwargs": "size or kind of model",
                  "trained_on": "autoencoder", "decoder_of": "autoencoder to begin with",
                  "finetuned_from": "run to begin with",

@@ -74,8 +74,9 @@ class TrainerSettings:
     limit but the epochs. clip_grad: norm to which gradients are clipped; 0 = no clipping. log_every: steps
     between log entries. accumulate: parts into which each batch is split; their gradients are added, weighted
     by number of samples. save_minutes: between two saves, which is most of what a crash loses. keep_last:
-    states that are kept. on_nan: what follows a loss or gradient that is not finite: "stop", "skip" (leave
-    out the step) or "rollback" (return to the last state, and go on with other random numbers).
+    states that are kept. validate_every: steps between validations within an epoch; 0 = none there. on_nan:
+    what follows a loss or gradient that is not finite: "stop", "skip" (leave out the step) or "rollback"
+    (return to the last state, and go on with other random numbers).
     """
 
     lr_at: Callable
@@ -88,6 +89,7 @@ class TrainerSettings:
     accumulate: int = 1
     save_minutes: float = 10.0
     keep_last: int = 2
+    validate_every: int = 0
     on_nan: str = "stop"
 
 
@@ -101,8 +103,9 @@ class Trainer(ResumableRun):
 
         ``loss_fn(model, batch)`` returns a dict of scalar tensors to log; "loss" is minimised. Under torchrun
         each process gets its rows of the batch, and gradients are averaged over the processes.
-        ``validate(epoch, last)`` is called in all processes after every epoch (from 0; ``last``: training
-        ends with it) and returns {tag: value}, or {} if it is not due. UserError where a loss, gradient or
+        ``validate(epoch, now)`` is called in all processes after every epoch (from 0), and at the steps of
+        ``settings.validate_every``, and returns {tag: value}, or {} if it is not due; ``now``: it is, since
+        training ends or because of the steps. UserError where a loss, gradient or
         weight is not finite (``settings.on_nan``), or a file cannot be written. SIGINT and SIGTERM finish the
         step, or leave the validation, save, and raise KeyboardInterrupt.
         """
@@ -162,7 +165,7 @@ class Trainer(ResumableRun):
     def _run(self, step_fn, validate):
         while self.total_it < self.max_iter:
             try:
-                self._run_epoch(step_fn)
+                self._run_epoch(step_fn, validate)
                 self._finish_epoch(validate, last=self.total_it == self.max_iter)
             except Diverged as fault:
                 self._return(fault)
@@ -182,10 +185,13 @@ class Trainer(ResumableRun):
         self._open_events()
         self.progress.n = self.total_it
 
-    def _run_epoch(self, step_fn):
+    def _run_epoch(self, step_fn, validate):
         self.loader.batch_sampler.epoch, self.loader.batch_sampler.start = self.epoch, self.batch
         self.model.train()
         for batch in self.loader:
+            if self.batch and self._steps_are_due():  # before a step, so that a run saved here does so too
+                self._judge(self._validate(validate, now=True), self.epoch)
+                self.model.train()
             values = self._step(batch, step_fn)
             self.batch += 1
             self.total_it += 1
@@ -294,7 +300,10 @@ class Trainer(ResumableRun):
     def _say_stopped(self):
         self.folder.log(f"stopped at step {self.total_it}; resume with --is_continue")
 
-    def _validate(self, validate, last):
+    def _steps_are_due(self):
+        return self.settings.validate_every > 0 and self.total_it % self.settings.validate_every == 0
+
+    def _validate(self, validate, now):
         """{tag: value} of a validation. A signal leaves it; the state is then that before it."""
         if not self.has_state:
             self.save()  # without a latest.tar, a best.tar would be the end of a killed run
@@ -303,7 +312,7 @@ class Trainer(ResumableRun):
         try:
             with self.stop.at_once():
                 # plain floats: numpy numbers in a checkpoint could not be loaded without running code
-                return {tag: float(value) for tag, value in validate(self.epoch, last).items()}
+                return {tag: float(value) for tag, value in validate(self.epoch, now).items()}
         except BaseException:  # with a signal, whatever followed from it in another process
             if not self.stop.name:
                 raise
@@ -311,23 +320,27 @@ class Trainer(ResumableRun):
             self._say_stopped()
             raise KeyboardInterrupt from None
 
-    def _finish_epoch(self, validate, last):
-        values = self._validate(validate, last) if validate is not None else {}
-        self.epoch, self.batch = self.epoch + 1, 0
+    def _judge(self, values, epoch):
+        """Write and log {tag: value} of a validation in an epoch (from 0), and keep the best model."""
         self._write(values)
+        if values:
+            shown = " ".join(f"{tag} {value:.4g}" for tag, value in values.items())
+            self.folder.log(f"epoch {epoch + 1} step {self.total_it}: {shown}")
+        if values.get(self.settings.metric, math.inf) < self.best["value"]:
+            self.best = {"metric": self.settings.metric, "value": values[self.settings.metric],
+                         "epoch": epoch}
+            if is_first():
+                self.folder.save_best(self.state(weights_only=True))
+
+    def _finish_epoch(self, validate, last):
+        values = self._validate(validate, last or self._steps_are_due()) if validate is not None else {}
+        self.epoch, self.batch = self.epoch + 1, 0
         if self.codes:
             tags, line = self.codes.end_epoch()
             self._write(tags)
             if line:
                 self.folder.log(f"epoch {self.epoch} step {self.total_it}: {line}")
-        if values:
-            shown = " ".join(f"{tag} {value:.4g}" for tag, value in values.items())
-            self.folder.log(f"epoch {self.epoch} step {self.total_it}: {shown}")
-        if values.get(self.settings.metric, math.inf) < self.best["value"]:
-            self.best = {"metric": self.settings.metric, "value": values[self.settings.metric],
-                         "epoch": self.epoch - 1}
-            if is_first():
-                self.folder.save_best(self.state(weights_only=True))
+        self._judge(values, self.epoch - 1)
         self._save_when_due(now=last)
 
 
@@ -343,7 +356,7 @@ def make_trainer(args, folder, key, model, describe, metric="Val/loss", ema=None
         seed=args.seed, metric=metric, precision=resolve_precision(args.precision, device),
         max_iter=args.max_iter, clip_grad=args.clip_grad, log_every=args.log_every,
         accumulate=getattr(args, "accumulate", 1), save_minutes=args.save_minutes, keep_last=args.keep_last,
-        on_nan=args.on_nan)
+        validate_every=getattr(args, "eval_steps", 0), on_nan=args.on_nan)
     flags = vars(args) | {"whole_batch": args.batch_size * distributed.size()}
     trainer = Trainer(folder, key, model, optimizer, settings, describe | {"args": flags}, ema)
     if root is not None:
