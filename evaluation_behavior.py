@@ -43,7 +43,7 @@ def parse_args():
     options.add_common(parser, name="behavior")
     add = parser.add_argument
     add("--which", choices=["best", "latest"], default="best",
-        help="best.tar (lowest validation loss) or latest.tar")
+        help="best.tar (lowest cross entropy of the behaviours on the validation split) or latest.tar")
     options.add_split(parser)
     add("--onnx", type=Path, default=None, metavar="FILE.onnx",
         help="also write the network as ONNX, from a raw window to probabilities and codes, and compare it "
@@ -99,10 +99,10 @@ def code_report(model, spec, data, train, found):
 
 
 def reconstruction_report(decoded, windows):
-    """Share of the variance of normalised windows (N, T, C) that the decoder gives back: of all, and of what
-    is left when each window's mean per channel is known."""
+    """Share of the variance of normalised windows (N, T, C) that the decoder gives back: of all, about the
+    mean of each channel, and of what is left when each window's mean per channel is known."""
     def explained(made, real):
-        return float(1 - ((made - real) ** 2).sum() / (real ** 2).sum())
+        return float(1 - ((made - real) ** 2).sum() / ((real - real.mean((0, 1))) ** 2).sum())
 
     def moving(x):
         return x - x.mean(1, keepdim=True)
@@ -181,7 +181,7 @@ def make_tables(results):
                  ("compression", f"{rate['compression_float32']:.0f}:1",
                   f"against {rate['window_bits_float32']} bits of float32"),
                  ("compression of the sensor", f"{rate['compression_sensor']:.0f}:1",
-                  f"against {rate['window_bits_sensor']} bits: six channels of 16 bits")]
+                  f"against {rate['window_bits_sensor']} bits: six channels per sensor, of 16 bits")]
     rows += [(key.replace("_", " "), f"{value:.4f}", "of the normalised signals, from the code")
              for key, value in results["reconstruction"].items()]
     rows += [(f"latency: {part}".replace("_", " "), f"{value['median_ms']:.3f} ms",

@@ -281,7 +281,8 @@ def main():
                            parents={"evaluators": suite.describe()} if suite else {})
     if model.codebook_size and not args.finetune_decoder:
         trainer.codes = CodeUse(model.quantizer, device)
-    model.plan((min(args.max_iter or math.inf, args.epoch * len(loader))) * args.accumulate)
+    if not args.finetune_decoder:
+        model.plan(min(args.max_iter or math.inf, args.epoch * len(loader)) * args.accumulate)
     if args.compile:
         model.compile()
     if args.is_continue:

@@ -9,6 +9,8 @@ put on the bones (--places), and a clip's behaviour is its label. Splits are the
 clips, never windows. Writes checkpoints/<dataset>/<name>/model/{latest.tar, best.tar}; evaluation_behavior.py
 reports.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -19,10 +21,11 @@ from utils import options
 from utils.arrays import upload
 from utils.data.datasets import make_loader
 from utils.data.inertial import RATE, WINDOW, SensorSpec, collate_windows, open_sensors
+from utils.data.recordings import LOWEST_RATE
 from utils.errors import UserError, run
 from utils.files import RunFolder
 from utils.motion.inertial import PLACES
-from utils.options import non_negative_float, number, positive_float, positive_int
+from utils.options import non_negative_float, number, positive_int
 from utils.training import distributed
 from utils.training.codes import CodeUse
 from utils.training.settings import seed_everything, start_training
@@ -49,16 +52,15 @@ def parse_args():
     add("--recons_weight", type=non_negative_float, default=0.1,
         help="weight of the loss on the signals that the decoder makes of the code")
     add("--rotate", type=number(float, 0, 180), default=0.0,
-        help="degrees by which the sensor is turned in training at most, for sensors that are worn anyhow")
+        help="degrees by which the sensor is turned in training at most, for sensors that are worn in any "
+             "orientation")
     add("--places", nargs="+", choices=list(PLACES), default=["right_wrist", "hip", "right_ankle"],
         help="virtual sensors: where")
-    add("--rate", type=positive_float, default=RATE, help="virtual sensors: samples per second")
-    add("--window", type=positive_int, default=WINDOW, help="virtual sensors: samples per window")
+    add("--rate", type=number(float, LOWEST_RATE), default=RATE, help="virtual sensors: samples per second")
+    add("--window", type=number(int, 2), default=WINDOW, help="virtual sensors: samples per window")
     add("--min_clips", type=positive_int, default=10,
         help="virtual sensors: labels that fewer training clips show are left out")
-    add("--label_separator", default="", metavar="TEXT",
-        help='virtual sensors: what follows it in a label is not part of the behaviour, as "," for '
-             '"walk, elderly"; default: all of it is')
+    options.add_label_separator(parser)
     add("--eval_every", type=positive_int, default=1, help="epochs between validations")
     args = parser.parse_args()
     if len({*args.places}) < len(args.places):
@@ -84,7 +86,7 @@ def validation(model, data, device):
     windows, labels = data.normalised(), torch.as_tensor(data.labels)
     outs = [model(upload(part, device)) for part in windows.split(AT_ONCE)]
     logits, decoded = (torch.cat([getattr(out, key).cpu() for out in outs]) for key in ("logits", "windows"))
-    return {"Val/loss": F.cross_entropy(logits, labels),
+    return {"Val/behavior": F.cross_entropy(logits, labels),
             "Val/accuracy": (logits.argmax(1) == labels).float().mean(),
             "Val/recons": F.smooth_l1_loss(decoded, windows)}
 
@@ -105,12 +107,13 @@ def main():
     describe = {"kind": "behavior", "model_name": "Conv2dFSQ", "model_kwargs": kwargs,
                 "dataset": sensors.described, "sensors": sensors.spec.describe(),
                 "mean": torch.as_tensor(data.mean), "std": torch.as_tensor(data.std)}
-    trainer = make_trainer(args, folder, "behavior", model, describe, root=sensors.root)
+    trainer = make_trainer(args, folder, "behavior", model, describe, "Val/behavior", root=sensors.root)
     if args.quantizer != "none":
         trainer.codes = CodeUse(model.quantizer, device)
+    loader = make_loader(data, args.batch_size, args.seed, args.num_workers, collate_fn=collate_windows)
+    model.plan(min(args.max_iter or math.inf, args.epoch * len(loader)))
     if args.is_continue:
         trainer.resume(began)
-    loader = make_loader(data, args.batch_size, args.seed, args.num_workers, collate_fn=collate_windows)
     if options.checked():
         return
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.quantizers import make_quantizer
+from models.quantizers import make_quantizer, plan
 from models.VQ import all_reduce_
 
 UNIT = 4  # frames per token: two down-samplings by two
@@ -219,8 +219,7 @@ class QuantizedAE(AE):
         self.post_quant = nn.Identity() if direct else nn.Linear(quantizer.dim, self.latent_dim)
 
     def plan(self, steps):
-        if hasattr(self.quantizer, "plan"):
-            self.quantizer.plan(steps)
+        plan(self.quantizer, steps)
 
     def quantize(self, motion, lengths=None):
         """Motion (B, T, D) -> Quantized with z_q (B, L, d), indices (B, L) or, one per axis, (B, L, axes)."""

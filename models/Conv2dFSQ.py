@@ -16,7 +16,7 @@ from torch import nn
 
 from models.AE import RunningNorm
 from models.FSQ import Quantized, check_levels
-from models.quantizers import QUANTIZERS, make_quantizer
+from models.quantizers import QUANTIZERS, make_quantizer, plan
 from utils.errors import UserError
 
 TRIAD = 3  # channels of one kind at one place
@@ -51,7 +51,7 @@ class Unquantized(nn.Module):
 
 def quantizer_of(name, levels, settings=None):
     """A quantizer by its name in models/quantizers.py, or "none". All have the grid's dimensions, and
-    codebooks its number of codes."""
+    codebooks its number of codes (in each layer, where there are several)."""
     levels = check_levels(levels)
     if name == "none":
         return Unquantized(len(levels))
@@ -114,6 +114,9 @@ class Conv2dFSQ(nn.Module):
             x = F.relu(layer(x))
         x = x.mean(3).unflatten(2, (self.tokens, -1)).mean(3)  # over triads, and each token's share of time
         return self.norm(self.pre_quant(x.transpose(1, 2)))
+
+    def plan(self, steps):
+        plan(self.quantizer, steps)
 
     def quantize(self, windows):
         """Windows (B, T, C) -> Quantized with z_q (B, L, d) and indices (B, L) or (B, L, axes)."""

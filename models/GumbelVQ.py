@@ -81,8 +81,9 @@ class GumbelVQ(VQ):
             self.register_buffer("uses", torch.zeros(self.codebook_size, dtype=torch.long))
 
     def plan(self, steps):
-        """Tell how many training steps there will be: an annealed temperature and resets follow them. Without
-        it, the temperature falls by tau_decay, and resets do not stop."""
+        """Tell how many training steps there will be, from now on: an annealed temperature and resets follow
+        them. Without it, the temperature falls by tau_decay, and resets do not stop."""
+        self.steps.zero_()
         if hasattr(self, "horizon"):
             self.horizon.fill_(steps)
 

@@ -41,6 +41,12 @@ def settings_of(name):
     return {p.name: p.default for p in parameters if p.name not in SIZES[row.family]}
 
 
+def plan(quantizer, steps):
+    """Tell a quantizer that follows a schedule how many training steps there will be."""
+    if hasattr(quantizer, "plan"):
+        quantizer.plan(steps)
+
+
 def make_quantizer(family, name, settings, **sizes):
     """A quantizer by name. UserError for an unknown name or setting, or one of the other family."""
     if name not in QUANTIZERS:

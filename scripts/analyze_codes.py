@@ -18,7 +18,7 @@ from models.AE import AE_models
 from models.loading import load_autoencoder, weights_hash
 from utils import options
 from utils.curves import STYLE, plt, save_figure
-from utils.data.datasets import MotionStore, read_labels, statistics_of
+from utils.data.datasets import MotionStore, read_labels, short_label, statistics_of
 from utils.data.specs import get_spec
 from utils.errors import UserError, run, say
 from utils.evaluation import code_figures, codebook, dictionary
@@ -38,9 +38,7 @@ def parse_args():
     options.add_trained(parser, AE_models, "autoencoder")
     options.add_split(parser)
     parser.add_argument("--samples", type=options.positive_int, default=256, help="tokens changed per axis")
-    parser.add_argument("--label_end", default=None, metavar="TEXT",
-                        help="cut labels at the first such text: with ',' 'walk, elderly' is 'walk'; "
-                             "default: labels as they are")
+    options.add_label_separator(parser)
     parser.add_argument("--entries", type=options.positive_int, default=200,
                         help="codes of the dictionary that the JSON lists, the most frequent ones")
     return parser.parse_args()
@@ -63,11 +61,11 @@ class Tokens:
         with torch.no_grad():
             self.vectors = ae.quantizer.decode_indices(codes)
 
-    def labels(self, known, end=None):
+    def labels(self, known, separator=""):
         """The label of each token, (N,) of str, "" where its clip has none or several. known: {id: [label]};
-        end: text at which labels are cut."""
-        known = {name: labels[0].split(end)[0].strip() if end else labels[0]
-                 for name, labels in known.items() if len(labels) == 1}
+        separator: as ``short_label`` has it."""
+        known = {name: short_label(labels[0], separator) for name, labels in known.items()
+                 if len(labels) == 1}
         return np.array([known.get(name, "") for name in self.names], object)[self.groups]
 
 
@@ -229,7 +227,7 @@ def main():
     store = MotionStore(spec, args.split, args.num_workers, statistics=statistics_of(checkpoint))
     ae = ae.to(device)
     tokens = Tokens(ae, store, device)
-    labels = tokens.labels(known or {}, args.label_end)
+    labels = tokens.labels(known or {}, args.label_separator)
     found, read = None, None
     if (labels != "").any():
         read, *found = read_dictionary(tokens, labels, args.seed, args.entries)
@@ -247,7 +245,7 @@ def main():
         "topology": codebook.topology(ae, store, device, args.samples, args.seed, tokens.vectors),
         "transitions": dictionary.transitions(tokens.numbers, tokens.groups, tokens.digits),
         "steps_in_code": codebook.steps_in_code(tokens.vectors[tokens.numbers], tokens.groups, args.seed),
-        "dictionary": read, "label_end": args.label_end, "checkpoint": path.name,
+        "dictionary": read, "label_separator": args.label_separator, "checkpoint": path.name,
         "weights": weights_hash(ae), "seed": args.seed, "code_version": code_version(), "machine": machine()}
     write_results(folder.root / "eval", "analyze_codes", results, make_table(results))
     draw_all(tokens, found, results, folder.root / "eval")

@@ -8,11 +8,12 @@ runs are checkpoints/<dataset>/<name>_<row>_<seed>. Started again it resumes, an
 table. Writes behavior_bench.json, .md and .png into --output_dir.
 """
 from models.quantizers import QUANTIZERS
-from scripts.runs import Calls, add_calls, newest_result
+from scripts.runs import Calls, add_calls, check_began, newest_result
 from utils import options
 from utils.curves import STYLE, plt, save_figure
 from utils.data.inertial import RATE, WINDOW, SensorSpec, open_sensors
 from utils.errors import run
+from utils.files import read_checkpoint
 from utils.motion.inertial import PLACES
 
 ROWS = ("fsq", "vq", "ema", "none")
@@ -47,7 +48,7 @@ def parse_args():
         help="values per dimension of the grid; codebooks have as many codes and dimensions")
     add("--places", nargs="+", choices=list(PLACES), default=["right_wrist", "hip", "right_ankle"],
         help="virtual sensors: where")
-    add("--label_separator", default="", help="virtual sensors: what follows it in a label is left out")
+    options.add_label_separator(parser)
     return parser.parse_args()
 
 
@@ -69,6 +70,9 @@ class Bench(Calls):
         """Metrics of a quantizer with one seed."""
         folder = self.folder(row, seed)
         name, resume = folder.root.name, ["--is_continue"] if folder.latest.is_file() else []
+        if resume:
+            check_began(folder.latest, read_checkpoint(folder.latest).get("args", {}),
+                        self.settings | {"quantizer": row})
         passed = self.flags(*(name for name in PASSED if self.settings[name] != ""))
         seconds = self.call(name, "train_behavior.py", "--name", name, "--seed", seed, "--quantizer", row,
                             *passed, *resume)
@@ -118,7 +122,7 @@ def draw(table, path):
             panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
             panel.legend(fontsize=8, ncols=3, loc="upper right")
         left.set_title("by the network, and from the code alone")
-        right.set_title("worse or otherwise worn sensors")
+        right.set_title("worse sensors, or mounted differently")
         save_figure(figure, path)
 
 

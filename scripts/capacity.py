@@ -5,7 +5,7 @@
     python -m scripts.capacity ... --rows FSQ_AE_Small FSQ_AE_High --fsq_levels 5 3 --reaches 4
 
 A row is a size of the autoencoder zoo, or the grid of an --fsq_levels, with a reach (train_AE.py); without
---rows and --fsq_levels all sizes of the zoo and five smaller grids, 15 to 390,625 codes. Each is trained by
+--rows and --fsq_levels all sizes of the zoo and five further grids, 15 to 390,625 codes. Each is trained by
 train_AE.py and evaluated, after its last step, by evaluation_AE.py; the runs are
 checkpoints/<dataset>/<name>_<row>_<reach>_<seed>. Started again it resumes, and more rows, reaches or seeds
 join the table. Writes capacity.json, capacity.md and capacity.png into --output_dir, and prints how the
@@ -20,14 +20,13 @@ from analyze_training import first_reach
 from models.AE import FSQ_LEVELS, FSQ_REACH
 from scripts.quantizer_bench import COLUMNS as BENCH
 from scripts.quantizer_bench import Bench, add_network, level_rows, levels_of, model_flags, read_evaluation
-from scripts.runs import add_experiment
+from scripts.runs import add_experiment, read_losses
 from utils import options
-from utils.curves import STYLE, curve, plt, read_runs, save_figure
+from utils.curves import STYLE, plt, save_figure
 from utils.errors import run
 from utils.report import format_table
 
 SETS = ((5, 3), (8, 6, 5), (8, 5, 5, 5), (7, 5, 5, 5, 5), (8, 8, 8, 6, 5))  # 15 to 15,360 codes
-TAIL = 20  # % of the steps, the last ones, whose mean loss is the final one
 COLUMNS = {"codes": ("size of the grid", 0), "target_dim": ("dimensions", 0), "bits": BENCH["bits"],
            **{key: BENCH[key] for key in ("MPJPE", "MPJPE_facing", "FID", "codes_used")},
            "codebook_usage": ("of the grid", 4), "axes_entropy_share": BENCH["axes_entropy_share"],
@@ -72,7 +71,9 @@ class Capacity(Bench):
         return checkpoint.get("args", {})
 
     def read(self, folder, seed):
-        return read_evaluation(folder.root / "eval") | read_losses(folder)
+        steps, losses, last = read_losses(folder)
+        return read_evaluation(folder.root / "eval") | {
+            "losses": {"steps": steps.tolist(), "values": losses.tolist()}, "final_loss": float(last.mean())}
 
     def sort(self):
         """Put the table's rows in order: by reach, and then by the number of codes, which is added to each
@@ -94,13 +95,6 @@ class Capacity(Bench):
         self.table.columns = self.table.columns | {
             "steps_to_loss": (f"steps to a training loss of {threshold:.4g}", 0)}
         self.table.save()
-
-
-def read_losses(folder):
-    """The training losses of a run, and the mean of its last ones."""
-    steps, values = curve(read_runs([folder.root])[folder.root.name], "Train/loss", folder.root.name)
-    tail = values[steps > (1 - TAIL / 100) * steps[-1]]
-    return {"losses": {"steps": steps.tolist(), "values": values.tolist()}, "final_loss": float(tail.mean())}
 
 
 def by_reach(rows):

@@ -5,11 +5,12 @@
     python -m scripts.compare_models --models A B --dataset_name demo --text_path prompts.txt --format gif
 
 Every generator of --models makes the clips that sample.py makes of these flags: the same prompts, lengths and
-noise seeds. (Targets of another width are other noise, but from the same seed.) The clips go where sample.py
-puts them, <output_dir>/<model>_<dataset>/, and a picture of each prompt and repeat, with a column for each
-model, to <output_dir>/<name>_<dataset>/, beside compare_models.json: foot skating, acceleration, jerk and
-spectral arc length of each model's clips, overall, where they turn, and around the change of action in
-prompts of two actions that the semantic probes know. After a kill the same command goes on where it stopped.
+noise seeds. (Targets of different widths get different noise, from the same seed.) The clips go where
+sample.py puts them, <output_dir>/<model>_<dataset>/, and a picture of each prompt and repeat, with a column
+for each model, to <output_dir>/<name>_<dataset>/, beside compare_models.json: foot skating, acceleration,
+jerk and spectral arc length of each model's clips, overall, where they turn, and around the change of action
+in prompts of two actions that the semantic probes know. After a kill the same command goes on where it
+stopped.
 """
 import argparse
 
@@ -53,6 +54,8 @@ def parse_args():
     if twice or not 2 <= len(args.models) <= MOST:
         raise UserError(f"--models: '{min(twice)}' is named twice" if twice else
                         f"--models: {len(args.models)} given; from 2 to {MOST} fit side by side")
+    if args.no_video:
+        raise UserError("--no_video: pictures are what this script makes; sample.py makes clips without them")
     given = [f"--{name}" for name in ("ae_name", "ae_model", "model") if getattr(args, name) is not None]
     if given:
         raise UserError(f"{given[0]}: each generator comes as it was trained; leave it out")
@@ -164,6 +167,9 @@ def main():
     print("\n".join(map(str, paths)), make_table(found), sep="\n\n")
     write_json(folder / "compare_models.json", {
         "kind": "comparison of generators", "dataset": args.dataset_name, "seed": args.seed, "models": found,
+        "settings": {key: value if isinstance(value, (int, float, list, type(None))) else str(value)
+                     for key, value in vars(args).items()},
+        "clips": [{"prompt": prompt, "frames": len(joints)} for _, joints, prompt in made[loaded[0][0]]],
         "weights": {name: pipeline.hashes for name, _, pipeline, *_ in loaded},
         "pictures": [path.name for path in paths], "machine": machine(), "code_version": code_version()})
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from utils import options
 from utils.arrays import first_absurd, load_arrays
 from utils.data.inertial import ARRAYS, KIND, RATE, SPLITS, WINDOW, SensorSpec, cut
-from utils.data.recordings import ACCELERATION, ANGULAR, Units, read_recording
+from utils.data.recordings import ACCELERATION, ANGULAR, LOWEST_RATE, Units, read_recording
 from utils.errors import MissingFile, UnreadableFile, UserError, run
 from utils.files import plain_id, read_text
 from utils.motion.inertial import CHANNELS
@@ -57,13 +57,14 @@ def parse_args():
     add("--out", type=Path, required=True, help="folder to make; its name becomes the data set's name")
     add("--behaviors", nargs="+", default=None, metavar="NAME",
         help="of an .npz file: names of the behaviours 0, 1 ...; default: their numbers")
-    add("--rate", type=options.positive_float, default=RATE,
+    add("--rate", type=options.number(float, LOWEST_RATE), default=RATE,
         help="samples per second: of the windows of an .npz file; to which CSV files are resampled")
-    add("--window", type=options.positive_int, default=WINDOW, help="of CSV files: samples per window")
+    add("--window", type=options.number(int, 2), default=None,
+        help=f"of CSV files: samples per window; default: {WINDOW}")
     add("--recorded_at", type=options.positive_float, default=None,
         help="samples per second of CSV files without a column time; default: --rate")
-    add("--acceleration_unit", choices=list(ACCELERATION), default="g", help="of CSV files")
-    add("--angular_unit", choices=list(ANGULAR), default="rad/s", help="of CSV files")
+    add("--acceleration_unit", choices=list(ACCELERATION), default=None, help="of CSV files; default: g")
+    add("--angular_unit", choices=list(ANGULAR), default=None, help="of CSV files; default: rad/s")
     add("--val_subjects", nargs="+", default=None, metavar="NAME",
         help=f"people to validate on; default: {VAL:.0%}% of those for training, drawn by --seed")
     add("--test_subjects", nargs="+", default=None, metavar="NAME",
@@ -130,6 +131,9 @@ def hold_out(args, part, subjects):
     """Rows of the training windows, and rows of those that validate."""
     count = len(part.labels)
     if subjects is not None:
+        if args.most_per_person is not None:
+            raise UserError(f"--most_per_person: {args.source} says whose its windows are (subjects_train); "
+                            "leave it out")
         if subjects.shape != (count,):
             raise UserError(f"{args.source}: subjects_train has shape {subjects.shape}, not ({count},)")
         subjects = subjects.astype(str)
@@ -142,6 +146,8 @@ def hold_out(args, part, subjects):
             raise UserError("--val_subjects names everybody; somebody must be left to train on")
         val = np.isin(subjects, sorted(chosen))
         return np.flatnonzero(~val), np.flatnonzero(val)
+    if args.val_subjects is not None:
+        raise UserError(f"--val_subjects: {args.source} does not say whose its windows are (subjects_train)")
     if args.most_per_person is None:
         raise UserError(f"{args.source} does not say whose its windows are (subjects_train); where it has "
                         "one person after another, pass --most_per_person N")
@@ -161,15 +167,20 @@ def read_folder(args):
     if len(people) < FEWEST_PEOPLE:
         raise UserError(f"{args.source}/recordings.csv has recordings of {len(people)} people; "
                         f"{FEWEST_PEOPLE} are needed, one each for train, val and test")
-    test = draw_people(people, TEST, args.test_subjects, args.seed, "--test_subjects")
+    if both := sorted({*(args.val_subjects or ())} & {*(args.test_subjects or ())}):
+        raise UserError(f"'{both[0]}' is in --val_subjects and in --test_subjects; nobody may be in two "
+                        "splits")
+    taken = () if args.test_subjects else args.val_subjects or ()
+    free = [name for name in people if name not in taken]
+    test = draw_people(free, TEST, args.test_subjects, args.seed, "--test_subjects") if free else set()
     others = [name for name in people if name not in test]
     val = draw_people(others, VAL, args.val_subjects, args.seed, "--val_subjects") if others else set()
     if not {*others} - val:
         raise UserError("--val_subjects and --test_subjects name everybody; somebody must be left to train "
                         "on")
-    spec, units = SensorSpec((), args.rate, args.window, ()), Units(args.acceleration_unit, args.angular_unit)
+    spec = SensorSpec((), args.rate, args.window or WINDOW, ())
+    units = Units(args.acceleration_unit or "g", args.angular_unit or "rad/s")
     found = {split: [] for split in SPLITS}
-    args.left_out = {}
     for number, row in enumerate(tqdm(rows, desc="reading", unit="file", mininterval=1)):
         recording = read_recording(args.source / row["file"], args.rate, units=units,
                                    recorded_at=args.recorded_at)
@@ -178,9 +189,9 @@ def read_folder(args):
     behaviors = sorted({label for windows in found.values() for _, label, _, _ in windows})
     for split, windows in found.items():
         if not windows:
-            raise UserError(f"no recording of the people for '{split}' has {args.window} samples of one "
+            raise UserError(f"no recording of the people for '{split}' has {spec.window} samples of one "
                             "behaviour; pass a smaller --window, or other people")
-    return ({split: pack(windows, behaviors) for split, windows in found.items()}, behaviors, args.window)
+    return ({split: pack(windows, behaviors) for split, windows in found.items()}, behaviors, spec.window)
 
 
 def read_list(path):
@@ -233,7 +244,10 @@ def prepare(args):
     for flag, given, fits in (("--behaviors", args.behaviors, not of_folder),
                               ("--most_per_person", args.most_per_person, not of_folder),
                               ("--test_subjects", args.test_subjects, of_folder),
-                              ("--recorded_at", args.recorded_at, of_folder)):
+                              ("--recorded_at", args.recorded_at, of_folder),
+                              ("--window", args.window, of_folder),
+                              ("--acceleration_unit", args.acceleration_unit, of_folder),
+                              ("--angular_unit", args.angular_unit, of_folder)):
         if given is not None and not fits:
             raise UserError(f"{flag} goes with {'an .npz file' if of_folder else 'a folder of CSV files'}, "
                             "and --source is another kind")

@@ -15,6 +15,7 @@ VQ_AE_Gumbel rows are Gumbel-softmax VQ, which some documents call DiVeQ; VQ_AE_
 the DiVeQ of arXiv 2509.26469. The temperatures of VQ_AE_Gumbel_Annealed rows fall in step with --steps.
 """
 import math
+from argparse import Namespace
 from itertools import cycle
 
 import numpy as np
@@ -26,6 +27,7 @@ from models.AE import FSQ_LEVELS, FSQ_REACH, AE_models, has_grid
 from models.FSQ import check_levels
 from models.loading import load_autoencoder, reach_of
 from scripts.runs import Experiment, add_experiment, newest_result, read_curves
+from train_AE import make_loss
 from utils import options
 from utils.curves import STYLE, plt, save_figure
 from utils.data.datasets import MotionStore, WindowDataset
@@ -35,7 +37,7 @@ from utils.training.settings import learning_rate, pick_device, seed_everything
 
 ALL = [row for row in AE_models if row != "FSQ_AE_Model"]  # by default the same as FSQ_AE_Medium
 TIMED = 10  # training steps whose median time is reported
-GRADIENTS = 12  # batches, and draws for one batch, whose gradients are compared
+GRADIENTS = 64  # batches, and draws for one batch, whose gradients are compared
 COLUMNS = {  # column: (unit, digits)
     "bits": ("bits per token", 1), "MPJPE": ("mm, protocol", 1), "MPJPE_facing": ("mm, facing", 1),
     "FID": ("", 4), "acceleration_error": ("mm / frame^2", 2), "codes_used": ("", 0),
@@ -140,16 +142,17 @@ class Bench(Experiment):
     def study_steps(self, wanted):
         """Time a training step of every run that lacks it and compare its gradients, one by one, while
         nothing else is running."""
-        store = MotionStore(self.spec, "train", self.args.num_workers)
+        store, device = MotionStore(self.spec, "train", self.args.num_workers), pick_device(self.args.device)
+        loss = training_loss(self.settings, store, device)
         for row, seed in tqdm(wanted, desc="a step of each", unit="run"):
-            metrics = self.table.runs[row][str(seed)]
+            metrics, path = self.table.runs[row][str(seed)], self.folder(row, seed).latest
+            if not path.is_file():
+                continue  # a table without its runs
             if "gradient_variance" not in metrics:
-                metrics |= compare_gradients(self.folder(row, seed).latest, self.settings, store,
-                                             pick_device(self.args.device))
+                metrics |= compare_gradients(path, self.settings, store, loss, device)
             if "ms_per_step" not in metrics:
-                metrics["ms_per_step"] = time_per_step(self.folder(row, seed).latest, self.settings,
-                                                       pick_device(self.args.device))
-        self.table.save()
+                metrics["ms_per_step"] = time_per_step(path, self.settings, loss, device)
+            self.table.save()
 
 
 def read_evaluation(folder):
@@ -165,7 +168,15 @@ def read_evaluation(folder):
             **{key: codes.get(key) for key in usage}}
 
 
-def time_per_step(path, settings, device):
+def training_loss(settings, store, device):
+    """The loss of the bench's trainings: a function of (model, motion (B, T, D)) -> ()."""
+    flags = Namespace(recons_loss="l1_smooth", aux_loss_joints=1.0, aux_loss_root=settings["aux_loss_root"],
+                      latent_noise=0.0)
+    losses = make_loss(flags, store, device)
+    return lambda model, motion: losses(model, motion)["loss"]
+
+
+def time_per_step(path, settings, loss_fn, device):
     """Median milliseconds of a float32 training step on random motion, without data loading."""
     ae, _ = load_autoencoder(path)
     ae = ae.to(device).train()
@@ -174,8 +185,7 @@ def time_per_step(path, settings, device):
     motion = torch.randn(settings["batch_size"], settings["window_size"], ae.input_width, device=device)
 
     def step():
-        out = ae(motion)
-        loss = torch.nn.functional.smooth_l1_loss(out.motion, motion) + out.loss
+        loss = loss_fn(ae, motion)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -183,7 +193,7 @@ def time_per_step(path, settings, device):
     return 1000 * float(np.median([seconds(step, device) for _ in range(TIMED + 2)][2:]))  # 2 to warm up
 
 
-def compare_gradients(path, settings, store, device):
+def compare_gradients(path, settings, store, loss_fn, device):
     """Relative variances of the encoder's gradient in the state of a checkpoint, in float32: over batches of
     windows of the training clips ("gradient_variance"), and for one of them over what the quantizer draws
     ("draw_variance": 0 for one that draws nothing)."""
@@ -192,12 +202,7 @@ def compare_gradients(path, settings, store, device):
     places = np.random.default_rng(0).integers(len(windows), size=(GRADIENTS, settings["batch_size"]))
     batches = [torch.stack([windows[int(place),] for place in row]).to(device) for row in places]
     seed_everything(0)
-
-    def loss(model, motion):
-        out = model(motion)
-        return torch.nn.functional.smooth_l1_loss(out.motion, motion) + out.loss
-
-    found = gradient_variance(ae, loss, batches, list(ae.encoder.parameters()))
+    found = gradient_variance(ae, loss_fn, batches, list(ae.encoder.parameters()))
     return {"gradient_variance": found["batches"], "draw_variance": found["draws"]}
 
 

@@ -372,22 +372,33 @@ class Experiment(Calls):
 
     def check_begun(self, path):
         """UserError when the run to resume was begun with other settings than the table's."""
-        began, s = self.began(read_checkpoint(path)), self.settings
+        s = self.settings
         expected = s | {"max_iter": s["steps"], "dataset_name": s["dataset"]}
         del expected["evaluator"]  # a hash here, a name among the run's flags
-        for key, value in expected.items():
-            if key in began and began[key] != value:
-                raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another "
-                                "--name, or remove that run")
+        check_began(path, self.began(read_checkpoint(path)), expected)
+
+
+def check_began(path, began, expected):
+    """UserError when a run began with other flags than expected, both {flag: value}; flags that it does not
+    know of are passed over."""
+    for key, value in expected.items():
+        if key in began and began[key] != value:
+            raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another --name, or "
+                            "remove that run")
+
+
+def read_losses(folder):
+    """Steps and training losses of a run, and the losses of its last fifth: three arrays."""
+    name = folder.root.name
+    steps, losses = curve(read_runs([folder.root])[name], "Train/loss", name)
+    return steps, losses, losses[steps > TAIL / 100 * steps[-1]]
 
 
 def read_curves(folder):
     """Validations of a run (None without FID), and mean and relative noise of its last losses."""
-    name = folder.root.name
+    name, tail = folder.root.name, read_losses(folder)[2]
     scalars = read_runs([folder.root])[name]
     fid = next((tag for tag in scalars if tag.startswith("Val/FID")), None)
-    at, losses = curve(scalars, "Train/loss", name)
-    tail = losses[at > TAIL / 100 * at[-1]]
     found = {"loss_mean": float(tail.mean()),
              "loss_noise": float(tail.std() / tail.mean()) if len(tail) > 1 else None, "validation": None}
     if fid is not None:

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from models.loading import load_generator
 from models.MARDM import check_pair
-from scripts.runs import ROOT, Calls, add_calls, read_generation
+from scripts.runs import ROOT, Calls, add_calls, check_began, read_generation
 from utils import options
 from utils.curves import STYLE, plt, save_figure
 from utils.errors import UserError, run
@@ -254,11 +254,9 @@ class Study(Calls):
 
     def check_begun(self, path, args):
         """UserError when the run to resume was begun with other flags."""
-        began = read_checkpoint(path).get("args", {}) if path.is_file() else {}
-        for key, value in vars(args).items():
-            if key in began and key not in FREE and began[key] != value:
-                raise UserError(f"{path} was begun with {key} {began[key]}, not {value}; pick another "
-                                "--name, or remove that run")
+        if path.is_file():
+            check_began(path, read_checkpoint(path).get("args", {}),
+                        {key: value for key, value in vars(args).items() if key not in FREE})
 
     def recipe(self, row):
         """What a run keeps of its row, to notice changes of the file."""

@@ -508,6 +508,18 @@ def test_the_bench_tabulates_quantizers(work, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert call("scripts.behavior_bench", *flags, "--epoch", "3") == 2
     assert "was made with epoch 40, not 3" in capsys.readouterr().err
+    model = tmp_path / "checkpoints/mine/behavior_bench_fsq_3407/model"
+    shutil.copytree(work / "checkpoints/mine/codes/model", model)
+    assert call("scripts.behavior_bench", *flags[:-1], tmp_path / "other") == 2
+    assert f"{model / 'latest.tar'} was begun with" in capsys.readouterr().err and not called
+
+
+def test_annealed_temperatures_follow_the_training(work):
+    flags = ["--name", "annealed", "--dataset_name", "mine", "--quantizer", "gumbel", "--quantizer_settings",
+             "temperature=anneal", "--epoch", "1", *TRAIN]
+    assert call("train_behavior", *flags) == 0
+    state = torch.load(work / "checkpoints/mine/annealed/model/latest.tar", weights_only=True)["behavior"]
+    assert int(state["quantizer.horizon"]) == int(state["quantizer.steps"]) > 1
 
 
 # prepare_imu.
@@ -555,6 +567,28 @@ def test_npz_files_that_cannot_be_used(change, message, tmp_path, capsys):
     assert call("scripts.prepare_imu", "--source", tmp_path / "b.npz", "--out", tmp_path / "mine",
                 "--most_per_person", 5, "--behaviors", "a", "b") == 2
     assert message in capsys.readouterr().err and not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("subjects, flags, message", [
+    (None, ["--val_subjects", "4"], "--val_subjects: "),
+    (True, ["--most_per_person", "5"], "says whose its windows are"),
+    (True, ["--window", "64"], "--window goes with a folder of CSV files"),
+    (True, ["--acceleration_unit", "m/s2"], "--acceleration_unit goes with a folder"),
+    (True, ["--window", "1"], "must be a whole number of 2 or more"),
+    (True, ["--rate", "0.5"], "must be a number of 1.0 or more")])
+def test_flags_that_a_npz_has_no_use_for(subjects, flags, message, tmp_path, capsys):
+    source = har_like(tmp_path / "a.npz", subjects)
+    assert call("scripts.prepare_imu", "--source", source, "--out", tmp_path / "mine", *flags) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "mine").exists()
+
+
+def test_people_to_validate_on_are_not_drawn_for_the_test(recorded, tmp_path, capsys):
+    flags = ["--source", recorded / "source", "--window", "64", "--val_subjects"]
+    for person in range(5):
+        assert call("scripts.prepare_imu", *flags, f"person{person}", "--out", tmp_path / f"{person}") == 0
+    assert call("scripts.prepare_imu", *flags, "person1", "--test_subjects", "person1", "person2", "--out",
+                tmp_path / "mine") == 2
+    assert "'person1' is in --val_subjects and in --test_subjects" in capsys.readouterr().err
 
 
 def test_recordings_of_two_people_are_too_few(recorded, tmp_path, capsys):

@@ -220,7 +220,8 @@ def test_validations_within_epochs_are_made_once_each_however_often_a_run_is_kil
     """Every 3 steps and after each of 5; crashes before, in and after such validations."""
     straight = train(tmp_path, "straight", validate_every=3)
     steps = [step for step, tag, _ in curves_of(straight) if tag == "Val/loss"]
-    assert steps == [3, 5, 6, 9, 10, 12, 15, 18, 20] and straight.best["epoch"] == 3
+    assert steps == [3, 5, 6, 9, 10, 12, 15, 18, 20]
+    assert straight.best == {"metric": "Val/loss", "value": 0.25, "epoch": 3, "step": 18}
 
     def crash(place, at, loss=None):
         if at == place:
@@ -233,6 +234,20 @@ def test_validations_within_epochs_are_made_once_each_however_often_a_run_is_kil
     with pytest.raises(Crash):  # in the first validation of the third epoch
         train(tmp_path, "killed", at_validation=partial(crash, 2), validate_every=3)
     assert_same(train(tmp_path, "killed", validate_every=3), straight)
+
+
+def test_steps_that_a_device_has_not_told_of_are_settled_before_a_validation(tmp_path, monkeypatch):
+    """On a GPU numbers are read a step late; what a stopped validation saves has them all."""
+    monkeypatch.setattr("utils.training.resuming.Watch", lambda delay: Watch(1))
+    settings = {"validate_every": 3, "log_every": 4, "save_minutes": 1e9}
+
+    def stop(epoch):
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "stopped", at_validation=stop, **settings)
+    assert read_checkpoint(tmp_path / "numbers/stopped/model/latest.tar")["log"]["count"] == 3
+    assert_same(train(tmp_path, "stopped", **settings), train(tmp_path, "straight", **settings))
 
 
 def test_a_signal_before_training(capsys):

@@ -66,6 +66,11 @@ def test_a_swap_takes_another_code():
     assert torch.equal(other_codes(same, np.random.default_rng(0)), same)
 
 
+@pytest.fixture(autouse=True)
+def few_gradients(monkeypatch):
+    monkeypatch.setattr("scripts.quantizer_bench.GRADIENTS", 4)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("bench")
@@ -153,7 +158,7 @@ def test_labels_are_cut_and_may_be_missing(data, monkeypatch, capsys):
                 "model_kwargs": kwargs}, data / "checkpoints/demo/cut/model/latest.tar")
     flags = ["--name", "cut", *ON, "--samples", "4", "--entries", "1"]
     path = data / "checkpoints/demo/cut/eval/analyze_codes.json"
-    assert call("scripts.analyze_codes", *flags, "--label_end", "_") == 0
+    assert call("scripts.analyze_codes", *flags, "--label_separator", "_") == 0
     found = json.loads(path.read_text())["dictionary"]
     labels = json.loads((data / "datasets/demo/labels.json").read_text())
     firsts = {label["actions"][0].split("_")[0] for label in labels.values()}
@@ -228,12 +233,19 @@ def test_spread_by_hand():
     spread = Spread()
     for vector in ([1.0, 0.0], [3.0, 0.0], [2.0, 3.0]):  # mean (2, 1); squared distances 2, 2, 4
         spread.add(torch.tensor(vector))
-    assert spread.relative_variance() == pytest.approx((2 + 2 + 4) / 2 / 5)
+    assert spread.relative_variance() == pytest.approx(4 / (5 - 4 / 3))  # of 3, the mean is longer by 4 / 3
     alone, still = Spread(), Spread()
     alone.add(torch.ones(2))
     still.add(torch.ones(2))
     still.add(-torch.ones(2))
     assert alone.relative_variance() is None and still.relative_variance() is None
+
+
+def test_a_large_relative_variance_is_not_bounded_by_the_number_of_gradients():
+    spread, draws = Spread(), torch.Generator().manual_seed(0)
+    for _ in range(64):
+        spread.add(0.1 + torch.randn(5000, generator=draws) * 0.4)
+    assert spread.relative_variance() == pytest.approx(16, rel=0.1)
 
 
 class Noisy(torch.nn.Module):
@@ -251,14 +263,14 @@ class Noisy(torch.nn.Module):
 
 
 def test_gradient_variance_tells_batches_from_draws():
-    batches = [torch.full((4,), value) for value in (1.0, 3.0)]
+    batches = [torch.full((4,), value) for value in (1.0, 3.0)] * 4
     found = {}
     for amount in (0.0, 0.5):
         torch.manual_seed(0)
         model = Noisy(amount).eval()
         found[amount] = gradient_variance(model, lambda model, batch: model(batch), batches, [model.weight])
         assert model.calls == 0 and not model.training and not model.dropout.training
-    assert found[0.0] == {"batches": pytest.approx(0.5), "draws": pytest.approx(0)}  # gradients 1 and 3
+    assert found[0.0] == {"batches": pytest.approx(8 / 7 / (4 - 1 / 7)), "draws": pytest.approx(0)}
     assert found[0.5]["draws"] > 0.01
 
 
@@ -280,6 +292,12 @@ def test_bench_of_two_rows_resumes_and_refuses_other_settings(data, monkeypatch,
     assert (data / "generation/bench_demo/bench.png").stat().st_size > 10_000
     assert call("scripts.quantizer_bench", *ON, *SMALL, "--rows", "AE_Model", "--lr", "1e-3") == 2
     assert "made with lr" in capfd.readouterr().err
+    moved = table | {"runs": {"AE_Model": {"99": {**row, "ms_per_step": 7.0}}}}  # its checkpoint is elsewhere
+    del moved["runs"]["AE_Model"]["99"]["gradient_variance"]
+    write_json(data / "moved/bench.json", moved)
+    assert call("scripts.quantizer_bench", *ON, *SMALL, "--rows", "AE_Model", "--seed", "99", "--output_dir",
+                "moved") == 0
+    assert (data / "moved/bench.md").is_file()
     write_json(data / "generation/bench_demo/bench.json",
                {**table, "runs": {}, "settings": {**table["settings"], "lr": 1e-3}})
     assert call("scripts.quantizer_bench", *ON, *SMALL, "--rows", "AE_Model", "--lr", "1e-3") == 2

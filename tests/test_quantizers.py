@@ -294,6 +294,8 @@ def test_an_annealed_temperature_follows_the_length_of_the_training(steps):
     other.plan(steps * 7)  # a resumed run asked for more
     other.load_state_dict(quantizer.state_dict())
     assert other.tau == quantizer.tau and int(other.horizon) == steps
+    other.plan(50)  # a fine-tuning of it
+    assert other.tau == 2
 
 
 def test_other_temperatures_do_not_ask_for_the_length():

@@ -131,6 +131,8 @@ def test_models_side_by_side(two_models, capsys):
     clips = [np.load(folder / f"mardm_{letter}_demo/000_a_man_waves_40f_r0.npy") for letter in "ab"]
     assert clips[0].shape == clips[1].shape == (40, 22, 3) and not np.allclose(*clips)
     results = json.loads((folder / "compare_demo/compare_models.json").read_text())
+    assert results["clips"] == [{"prompt": "a man waves", "frames": 40}]
+    assert results["settings"]["models"] == ["mardm_a", "mardm_b"] and "cfg" in results["settings"]
     for letter, clip in zip("ab", clips):
         one = results["models"][f"mardm_{letter}"]
         assert one["smoothness"]["all"]["jerk"] == pytest.approx(metrics.mean_jerk(
@@ -147,6 +149,7 @@ def test_models_side_by_side(two_models, capsys):
     (["--models", "mardm_a", "mardm_a"], "'mardm_a' is named twice"),
     (["--models", "mardm_a", "absent"], "absent"),
     (["--ae_name", "ae_a"], "--ae_name: each generator comes as it was trained"),
+    (["--no_video"], "--no_video: pictures are what this script makes"),
 ])
 def test_mistakes_are_one_line(two_models, capsys, flags, message):
     assert call("scripts.compare_models", *ASKED, *flags) == 2

@@ -86,7 +86,8 @@ def test_the_optimizer_and_its_schedule_are_as_published(tmp_path):
 def test_the_best_checkpoint_is_of_the_lowest_score_and_has_two_names(tmp_path):
     folder = train(tmp_path, "run", epochs=3, scores=(3, 1, 2)).folder
     content = read_checkpoint(folder.best)
-    assert content["best"] == {"metric": "Val/loss", "value": 1.0, "epoch": 1} and content["ep"] == 2
+    assert content["best"] == {"metric": "Val/loss", "value": 1.0, "epoch": 1, "step": 10}
+    assert content["ep"] == 2
     assert "optimizer" not in content and {"ae", "ema_ae"} <= set(content)
     assert read_checkpoint(folder.latest)["ep"] == 3
     assert (folder.best.name, folder.published.name) == ("best.tar", "net_best_fid.tar")

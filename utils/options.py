@@ -146,6 +146,12 @@ def add_split(parser):
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="split to use")
 
 
+def add_label_separator(parser):
+    parser.add_argument("--label_separator", default="", metavar="TEXT",
+                        help="of a motion data set's labels, leave out what follows such a text: with ',' "
+                             "'walk, elderly' is 'walk'; default: labels as they are")
+
+
 def add_large_models(parser):
     """Flags of the scripts that train the autoencoder and the generator."""
     parser.add_argument("--accumulate", type=positive_int, default=1,

@@ -68,6 +68,11 @@ def load_statistics(spec):
     return out[0], out[1]
 
 
+def short_label(label, separator):
+    """A label without what follows ``separator``; all of it, if that is ""."""
+    return label.split(separator)[0].strip() if separator else label
+
+
 def read_labels(spec):
     """{id: [action]} of labels.json ({id: {"actions": [...]}}); None without one, UserError if damaged."""
     path = Path(spec.root) / "labels.json"

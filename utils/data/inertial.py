@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.arrays import first_absurd, load_arrays
-from utils.data.datasets import MotionStore, read_labels, report_skipped
+from utils.data.datasets import MotionStore, read_labels, report_skipped, short_label
 from utils.data.specs import get_spec, joints_in_metres
 from utils.errors import UserError, is_first
 from utils.files import read_json
@@ -178,7 +178,8 @@ class Virtual:
         if labels is None:
             raise UserError(f'{motion.root} has no labels.json ({{ID: {{"actions": [NAME]}}}}): behaviours '
                             "are its labels")
-        self.label_of = {name: self._short(shown[0]) for name, shown in labels.items() if len(shown) == 1}
+        self.label_of = {name: short_label(shown[0], spec.separator) for name, shown in labels.items()
+                         if len(shown) == 1}
         if not spec.behaviors:
             store = MotionStore(motion, "train")
             shown = Counter(self.label_of[name] for name, length in zip(store.ids, store.lengths)
@@ -188,9 +189,6 @@ class Virtual:
                 raise UserError(f"{len(behaviors)} labels of {motion.root} are shown alone by {min_clips} or "
                                 f"more training clips of {spec.window / spec.rate:.2f} s; two are needed")
             self.spec = SensorSpec(**{**asdict(spec), "behaviors": behaviors})
-
-    def _short(self, label):
-        return label.split(self.spec.separator)[0].strip() if self.spec.separator else label
 
     def _too_short(self, frames):
         return frames < FEWEST or (frames - 1) / self.motion.fps * self.spec.rate + 1 < self.spec.window

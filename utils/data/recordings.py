@@ -16,6 +16,7 @@ from utils.errors import UnreadableFile
 from utils.files import read_text
 from utils.motion.inertial import GRAVITY, TRIADS
 
+LOWEST_RATE = 1.0  # samples per second: the filter needs more than twice its cut-off frequency
 CUT_OFF, ORDER = 0.3, 3  # Hz: what changes more slowly is gravity (Anguita et al. 2013)
 LONGEST_GAP = 0.5  # seconds between two rows
 ACCELERATION = {"g": 1.0, "m/s2": 1 / GRAVITY}

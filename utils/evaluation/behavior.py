@@ -90,7 +90,7 @@ def rates(codebook_size, tokens, spec, entropy):
 
 
 def disturbances(windows, std, seed):
-    """{name: windows as another, worse or otherwise worn sensor gives them} of windows (N, T, C); std (C,):
+    """{name: windows (N, T, C) as a worse sensor gives them, or one that is mounted differently}; std (C,):
     of the training windows, per channel."""
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal(windows.shape).astype(np.float32) * std

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from utils.curves import STYLE, plt, save_figure
+from utils.evaluation.dictionary import entropy_bits
 
 LABELS = 24  # labels in a picture
 COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8")  # of the most frequent labels; others are grey
@@ -137,10 +138,11 @@ def draw_pairs(figure, digits, sizes):
     if len(drawable) < 2:
         panel = figure.subplots()
         panel.axis("off")
-        panel.text(0.5, 0.5, f"a codebook: no two axes of at most {FINEST} levels", ha="center", va="center")
+        panel.text(0.5, 0.5, f"fewer than two axes of at most {FINEST} levels", ha="center", va="center")
         return
-    spread = {axis: np.std(digits[:, axis]) / sizes[axis] for axis in drawable}
-    chosen = sorted(sorted(drawable, key=lambda axis: -spread[axis])[:PAIRS])
+    even = {axis: entropy_bits(np.bincount(digits[:, axis])) / np.log2(max(sizes[axis], 2))
+            for axis in drawable}
+    chosen = sorted(sorted(drawable, key=lambda axis: -even[axis])[:PAIRS])
     panels = figure.subplots(len(chosen), len(chosen), squeeze=False)
     for i, row in enumerate(chosen):
         for j, column in enumerate(chosen):

@@ -72,7 +72,7 @@ def virtual_sensors(joints, skeleton, fps, places, rate):
 
 
 def turn_sensor(signals, rotations):
-    """Signals (..., N, C) of sensors that are mounted otherwise: every triad of channels is turned by
+    """Signals (..., N, C) of sensors that are mounted differently: every triad of channels is turned by
     ``rotations`` (..., 3, 3)."""
     triads = signals.reshape(*signals.shape[:-1], -1, 3)
     turned = np.einsum("...ij,...ntj->...nti", rotations, triads)

@@ -1,7 +1,7 @@
 """How much the gradients of a network vary: from batch to batch, and from draw to draw.
 
-Variances are relative: the mean squared distance of a gradient from the mean gradient, over the squared
-length of the latter, all parameters together. 1: what differs is as long as what they share.
+Variances are relative: the mean squared distance of a gradient from the true mean gradient, over the squared
+length of the latter, all parameters together. At 1 the noise is as large as the mean gradient.
 """
 from copy import deepcopy
 
@@ -20,12 +20,15 @@ class Spread:
         self.squares += float(vector.square().sum())
 
     def relative_variance(self):
-        """Unbiased variance, summed over the numbers, over the squared length of the mean; None for a mean of
-        0, and for fewer than two vectors."""
-        if self.count < 2 or not float(self.total.square().sum()):
+        """Variance, summed over the numbers, over the squared length of the true mean, both estimated without
+        bias (the mean of n vectors is longer by the n-th part of the variance); None where the mean cannot
+        be told from 0, and for fewer than two vectors."""
+        if self.count < 2:
             return None
         length = float((self.total / self.count).square().sum())
-        return max(0.0, self.squares - self.count * length) / (self.count - 1) / length
+        variance = max(0.0, self.squares - self.count * length) / (self.count - 1)
+        length -= variance / self.count
+        return variance / length if length > 0 else None
 
 
 def gradient_variance(model, loss_fn, batches, parameters):

@@ -104,10 +104,10 @@ class Trainer(ResumableRun):
         ``loss_fn(model, batch)`` returns a dict of scalar tensors to log; "loss" is minimised. Under torchrun
         each process gets its rows of the batch, and gradients are averaged over the processes.
         ``validate(epoch, now)`` is called in all processes after every epoch (from 0), and at the steps of
-        ``settings.validate_every``, and returns {tag: value}, or {} if it is not due; ``now``: it is, since
-        training ends or because of the steps. UserError where a loss, gradient or
-        weight is not finite (``settings.on_nan``), or a file cannot be written. SIGINT and SIGTERM finish the
-        step, or leave the validation, save, and raise KeyboardInterrupt.
+        ``settings.validate_every``, and returns {tag: value}, or {} if it is not due (``now``: it is,
+        whatever the epoch). UserError where a loss, gradient or weight is not finite (``settings.on_nan``),
+        or a file cannot be written. SIGINT and SIGTERM finish the step, or leave the validation, save, and
+        raise KeyboardInterrupt.
         """
         steps = len(loader)
         if steps == 0:
@@ -133,7 +133,7 @@ class Trainer(ResumableRun):
                 self._end(ended)
         distributed.barrier()  # until the first process has written everything
         self.folder.log(f"done: {self.total_it} steps, best {self.best['metric']} {self.best['value']:.5g} "
-                        f"after epoch {self.best['epoch'] + 1}, peak memory {peak_memory_mb():.0f} MB"
+                        f"{self._best_place()}, peak memory {peak_memory_mb():.0f} MB"
                         + (f", {self.skipped} steps skipped" if self.skipped else ""))
 
     def _begin(self):
@@ -190,6 +190,7 @@ class Trainer(ResumableRun):
         self.model.train()
         for batch in self.loader:
             if self.batch and self._steps_are_due():  # before a step, so that a run saved here does so too
+                self._settle(all_steps=True)
                 self._judge(self._validate(validate, now=True), self.epoch)
                 self.model.train()
             values = self._step(batch, step_fn)
@@ -216,7 +217,8 @@ class Trainer(ResumableRun):
         totals = {}
         seed = step_seed(self.settings.seed, self.total_it, self.attempt)
         for i, (part, fraction) in enumerate(split_batch(batch, self.settings.accumulate)):
-            # for dropout; other random numbers are drawn for all processes (distributed.local_batch)
+            # for dropout and what quantizers draw; other random numbers are drawn for all processes
+            # (distributed.local_batch)
             torch.manual_seed(seed + i * distributed.size() + distributed.rank())
             with autocast(self.settings.precision, next(self.model.parameters()).device):
                 values = step_fn(part)
@@ -328,9 +330,14 @@ class Trainer(ResumableRun):
             self.folder.log(f"epoch {epoch + 1} step {self.total_it}: {shown}")
         if values.get(self.settings.metric, math.inf) < self.best["value"]:
             self.best = {"metric": self.settings.metric, "value": values[self.settings.metric],
-                         "epoch": epoch}
+                         "epoch": epoch, "step": self.total_it}
             if is_first():
                 self.folder.save_best(self.state(weights_only=True))
+
+    def _best_place(self):
+        """Where the best model comes from; checkpoints of earlier versions know its epoch alone."""
+        step = self.best.get("step")
+        return f"in epoch {self.best['epoch'] + 1}" + (f", step {step}" if step is not None else "")
 
     def _finish_epoch(self, validate, last):
         values = self._validate(validate, last or self._steps_are_due()) if validate is not None else {}
