@@ -129,26 +129,32 @@ def rank_correlation(one, other):
 
 
 def draw(table, path):
-    """Number of codes against errors, FID, the share of codes in use, and the steps to a loss."""
+    """The grids, from the smallest on, against errors, FID, codes in use and their share, and the steps to a
+    loss."""
     shown = ("MPJPE", "MPJPE_facing", "FID", "codes_used", "codebook_usage", "steps_to_loss")
+    rows = table.rows()
+    sizes = {summary["row"].split()[0]: round(summary["codes"]) for summary in rows}
+    places = {name: place for place, name in enumerate(sorted(sizes, key=lambda name: (sizes[name], name)))}
+    labels = [f"{name.removeprefix('FSQ_AE_').removeprefix('Model_')}: {sizes[name]:,}" for name in places]
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(2, 3, figsize=(18, 10), layout="constrained")
-        for number, (reach, group) in enumerate(by_reach(table.rows()).items()):
+        figure, panels = plt.subplots(2, 3, figsize=(18, 11), layout="constrained")
+        for number, (reach, group) in enumerate(by_reach(rows).items()):
             for panel, key in zip(panels.flat, shown):
-                known = [summary for summary in group if key in summary]
-                panel.errorbar([summary["codes"] for summary in known], [summary[key] for summary in known],
+                known = sorted((summary for summary in group if key in summary),
+                               key=lambda summary: places[summary["row"].split()[0]])
+                panel.errorbar([places[summary["row"].split()[0]] + 0.1 * number for summary in known],
+                               [summary[key] for summary in known],
                                [summary.get(f"{key}_std", 0) for summary in known], marker="o", capsize=2,
                                color=f"C{number}", linestyle=":", label=f"reach {reach}")
-                for summary in known:
-                    name = summary["row"].split()[0].removeprefix("FSQ_AE_").removeprefix("Model_")
-                    panel.annotate(name, (summary["codes"], summary[key]), (4, 3), textcoords="offset points",
-                                   fontsize=6, color=f"C{number}")
         for panel, key in zip(panels.flat, shown):
             unit = table.columns[key][0]
-            panel.set(xlabel="codes", ylabel=f"{key} ({unit})" if unit else key, xscale="log")
+            panel.set_ylabel(f"{key} ({unit})" if unit else key)
+            panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor",
+                             fontsize=8)
         for panel in panels.flat[3:5]:
             panel.set_yscale("log")
         panels[0, 0].legend()
+        figure.supxlabel("grid: number of codes")
         save_figure(figure, path)
 
 
