@@ -21,14 +21,15 @@ class Spread:
 
     def relative_variance(self):
         """Variance, summed over the numbers, over the squared length of the true mean, both estimated without
-        bias (the mean of n vectors is longer by the n-th part of the variance); None where the mean cannot
-        be told from 0, and for fewer than two vectors."""
+        bias: the squared length of the mean of n vectors is too large by its noise, the n-th part of the
+        variance. None where the true mean is not longer than that noise, and for fewer than two vectors."""
         if self.count < 2:
             return None
         length = float((self.total / self.count).square().sum())
         variance = max(0.0, self.squares - self.count * length) / (self.count - 1)
-        length -= variance / self.count
-        return variance / length if length > 0 else None
+        noise = variance / self.count
+        length -= noise
+        return variance / length if length > noise else None
 
 
 def gradient_variance(model, loss_fn, batches, parameters):
