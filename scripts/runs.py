@@ -229,7 +229,8 @@ class RunTable:
         if key not in summary:
             return "-"
         digits, std = self.columns[key][1], summary.get(f"{key}_std")
-        return f"{summary[key]:.{digits}f}" + (f" ± {std:.{digits}f}" if std else "")
+        # equal numbers can differ from their mean in the last bit
+        return f"{summary[key]:.{digits}f}" + (f" ± {std:.{digits}f}" if std and std > 1e-9 else "")
 
     def publish(self, draw):
         """Print the table, write it as .md beside the JSON file, and draw it there: ``draw(table, path)``."""
