@@ -23,7 +23,7 @@ from scripts.runs import TAIL, Experiment, add_experiment, read_curves, read_gen
 from utils import options
 from utils.curves import STYLE, plt, save_figure
 from utils.errors import UserError, run
-from utils.evaluation.smoothness import MEASURES, SEGMENTS
+from utils.evaluation.smoothness import SMOOTHNESS
 from utils.evaluation.suites import load_suite, suite_flags
 from utils.files import RunFolder, read_checkpoint
 
@@ -31,7 +31,7 @@ PREDICTIONS = ("velocity", "x")
 COLUMNS = {  # column: (unit, digits)
     "target_dim": ("dimensions", 0), "FID": ("", 4), "R1": ("", 3), "R3": ("", 3), "matching": ("", 3),
     "diversity": ("", 2), "probes": ("fraction passed", 3), "foot_skating": ("m/s", 3),
-    **{f"{name}_{segment}": column for segment in SEGMENTS for name, column in MEASURES.items()},
+    **SMOOTHNESS,
     "steps_to_FID": ("steps to the threshold", 0),  # its unit names the threshold later: count_steps
     "loss_mean": ("last fifth", 3), "loss_noise": ("std / mean, last fifth", 3)}
 

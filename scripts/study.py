@@ -38,6 +38,7 @@ from scripts.runs import ROOT, Calls, add_calls, check_began, read_generation
 from utils import options
 from utils.curves import STYLE, plt, save_figure
 from utils.errors import UserError, run
+from utils.evaluation.smoothness import SMOOTHNESS
 from utils.evaluation.suites import load_suite
 from utils.files import RunFolder, read_checkpoint, read_json
 from utils.report import write_json
@@ -54,7 +55,7 @@ COLUMNS = {  # column: (unit, digits)
     "FID": ("", 4), "R1": ("", 3), "R2": ("", 3), "R3": ("", 3), "matching": ("", 3), "diversity": ("", 3),
     "probes": ("fraction passed", 3), "outsiders": ("sequences passed", 3), "label_accuracy": ("", 3),
     "foot_skating": ("m/s", 3),
-    "acceleration": ("m/s^2", 2), "peak_jerk": ("m/s^3", 0), "nearest_train": ("m", 4),
+    "acceleration": ("m/s^2", 2), "peak_jerk": ("m/s^3", 0), "nearest_train": ("m", 4), **SMOOTHNESS,
     "seconds_per_clip": ("s", 3), "training_seconds": ("s", 0), "parameters": ("millions", 2),
     "steps": ("", 0), "clips": ("", 0)}
 

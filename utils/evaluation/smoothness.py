@@ -18,6 +18,8 @@ TURN = np.pi / 4  # radians
 STILL = 0.05  # metres per second: of joints slower than this on average the spectrum is that of noise
 SEGMENTS = ("all", "turning", "transition")
 MEASURES = {"acceleration": ("m/s^2", 2), "jerk": ("m/s^3", 1), "sparc": ("spectral arc length", 3)}
+# Of tables, as ``flat`` names them: {column: (unit, digits)}.
+SMOOTHNESS = {f"{name}_{segment}": column for segment in SEGMENTS for name, column in MEASURES.items()}
 
 
 def stretches(joints, fps, changes=()):
