@@ -236,6 +236,17 @@ def test_validations_within_epochs_are_made_once_each_however_often_a_run_is_kil
     assert_same(train(tmp_path, "killed", validate_every=3), straight)
 
 
+def test_a_run_that_dies_in_its_last_validation_makes_it_when_it_is_resumed(whole, tmp_path):
+    def crash(epoch):
+        if epoch == EPOCHS - 1:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(tmp_path, at_validation=crash)
+    assert read_checkpoint(tmp_path / "numbers/run/model/latest.tar")["total_it"] == STEPS * EPOCHS
+    assert_same(train(tmp_path), whole)
+
+
 def test_steps_that_a_device_has_not_told_of_are_settled_before_a_validation(tmp_path, monkeypatch):
     """On a GPU numbers are read a step late; what a stopped validation saves has them all."""
     monkeypatch.setattr("utils.training.resuming.Watch", lambda delay: Watch(1))

@@ -163,10 +163,11 @@ class Trainer(ResumableRun):
         self.folder.release()
 
     def _run(self, step_fn, validate):
-        while self.total_it < self.max_iter:
+        # a run that died in its last validation has done all steps, but is still within an epoch
+        while self.total_it < self.max_iter or self.batch:
             try:
                 self._run_epoch(step_fn, validate)
-                self._finish_epoch(validate, last=self.total_it == self.max_iter)
+                self._finish_epoch(validate, last=self.total_it >= self.max_iter)
             except Diverged as fault:
                 self._return(fault)
 
@@ -189,6 +190,8 @@ class Trainer(ResumableRun):
         self.loader.batch_sampler.epoch, self.loader.batch_sampler.start = self.epoch, self.batch
         self.model.train()
         for batch in self.loader:
+            if self.total_it >= self.max_iter:
+                break
             if self.batch and self._steps_are_due():  # before a step, so that a run saved here does so too
                 self._settle(all_steps=True)
                 self._judge(self._validate(validate, now=True), self.epoch)
@@ -203,8 +206,6 @@ class Trainer(ResumableRun):
             if self.total_it % self.settings.log_every == 0:
                 self._log_step()
             self._save_when_due()
-            if self.total_it == self.max_iter:
-                break
         self._log_step()
 
     def _step(self, batch, step_fn):
