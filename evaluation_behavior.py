@@ -172,7 +172,8 @@ def make_tables(results):
                   "by a table code -> behaviour of the training windows"),
                  ("unseen codes", f"{codes['unseen_codes']:.4f}", "share of windows' codes"),
                  *usage_rows(codes["usage"]),
-                 ("most used code", f"{most['share']:.4f}", f"code {shown(most['code'])}, {most['label']}"),
+                 ("most used code", f"{most['share']:.4f}",
+                  f"code {behavior.code_text(most['code'])}, {most['label']}"),
                  ("purity", f"{known['purity']:.4f}",
                   f"of {known['codes_used']} training codes, mean of windows; {known['pure_codes']:.4f} of "
                   "the codes stand for one behaviour"),
@@ -202,8 +203,8 @@ def code_tables(codes):
     tables = [format_table([(name, own.get(name, 0), "-" if recall is None else f"{recall:.3f}")
                             for name, recall in codes["recall_from_code"].items()],
                            ("behaviour", "codes", "recall from code"), left=1),
-              format_table([(shown(row["code"]), row["label"], f"{row['purity']:.3f}", row["count"])
-                            for row in known["entries"][:LISTED]],
+              format_table([(behavior.code_text(row["code"]), row["label"], f"{row['purity']:.3f}",
+                             row["count"]) for row in known["entries"][:LISTED]],
                            ("code", "behaviour", "purity", "training windows"), left=2)]
     if not moves:
         return [*tables, "no two consecutive windows of one recording in this split: no transitions"]
@@ -211,13 +212,9 @@ def code_tables(codes):
             f"code has {moves['next_bits']:.2f} bits, {moves['entropy_bits']:.2f} when the one before is "
             "known")
     return [*tables, head + "\n" + format_table(
-        [(shown(row["from"]), shown(row["to"]), row["count"]) for row in moves["top"][:LISTED]],
+        [(*(behavior.code_text(row[end]) for end in ("from", "to")), row["count"])
+         for row in moves["top"][:LISTED]],
         ("from", "to", "pairs"))]
-
-
-def shown(code):
-    """A code, [int], as text."""
-    return "-".join(map(str, code))
 
 
 # A recording.

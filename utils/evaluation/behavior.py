@@ -14,11 +14,16 @@ TIE = 1e-6  # what the frequency of a behaviour weighs, where counts do not deci
 FLOAT_BITS, SENSOR_BITS = 32, 16  # of a number in memory; of what a sensor's converter delivers
 
 
+def code_text(code):
+    """A code, [int], as text."""
+    return "-".join(map(str, code))
+
+
 def code_texts(indices):
     """Indices (N, L) or (N, L, axes) -> codes (N, L)."""
     indices = np.asarray(indices)
     rows = indices.reshape(*indices.shape[:2], -1)
-    return np.array([["-".join(map(str, code)) for code in row] for row in rows.tolist()])
+    return np.array([list(map(code_text, row)) for row in rows.tolist()])
 
 
 class CodeClassifier:
