@@ -201,6 +201,15 @@ def test_fine_tuning_begins_with_the_run_and_improves_its_decoder(work):
                for name, value in content("hardly")["ae"].items())
 
 
+def test_schedules_begin_anew_in_fine_tuning_and_stay_where_the_decoder_alone_is_trained(work):
+    train("annealed", "--model", "VQ_AE_Gumbel_Annealed", "--width", "16", "--max_iter", "2")
+    train("again", "--finetune", "annealed", "--max_iter", "1")
+    train("decoder", "--finetune_decoder", "annealed", "--max_iter", "1")
+    steps = {name: [int(content(name)["ae"][f"quantizer.{key}"]) for key in ("horizon", "steps")]
+             for name in ("annealed", "again", "decoder")}
+    assert steps == {"annealed": [2, 2], "again": [1, 1], "decoder": [2, 2]}
+
+
 @torch.no_grad()
 def error_of(name, file):
     """Mean squared error of a run's reconstructions of training windows, in standard deviations."""
