@@ -1,5 +1,6 @@
 """For all tests: where the golden data lies, and the rule that fills weights for it."""
 import os
+import shutil
 import sys
 import zlib
 from pathlib import Path
@@ -26,6 +27,18 @@ def a_test_stands_for_a_process():
     from utils.locks import release_all  # once the root is on the path
 
     release_all()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folders_of_a_module_go_with_it(request, tmp_path_factory):
+    """What its fixtures wrote is removed with the module, unless a test of it failed: pytest itself would
+    keep everything until the end, some GB of it."""
+    root, failed = tmp_path_factory.getbasetemp(), request.session.testsfailed
+    before = set(root.iterdir())
+    yield
+    if request.session.testsfailed == failed:
+        for folder in set(root.iterdir()) - before:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def golden(name):

@@ -236,3 +236,18 @@ def test_failed_installation_leaves_no_stamp(clone):
     interpreter(clone, "python3", minor=12, pip_fails=True)
     assert make(clone, "test").returncode == 2
     assert not (clone / ".venv" / ".installed").exists()
+
+
+@pytest.mark.parametrize("fails, remains", [("False", []), ("True", ["of_the_module0", "test_of_a_test0"])])
+def test_tests_leave_no_files_behind_unless_they_fail(fails, remains, tmp_path):
+    """pytest's default keeps the files of three runs, which had filled a disk."""
+    lines = ["import pytest", "@pytest.fixture(scope='module')", "def made(tmp_path_factory):",
+             "    return tmp_path_factory.mktemp('of_the_module')",
+             "def test_of_a_test(made, tmp_path):", f"    assert made.is_dir() and not {fails}"]
+    (tmp_path / "test_x.py").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-p", "conftest", "-p",
+               "no:cacheprovider", f"--basetemp={tmp_path / 'files'}", str(tmp_path / "test_x.py")]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+                          capture_output=True, text=True)
+    assert done.returncode == (fails == "True"), done.stdout + done.stderr
+    assert sorted(path.name for path in (tmp_path / "files").iterdir() if not path.is_symlink()) == remains

@@ -36,9 +36,9 @@ def test_autoencoder(which, width):
     assert relative_error(ae.decode(data["latent"]), data["recon"]) < SINGLE_PASS
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def xl_models():
-    """Each XL model is built and filled once for the whole session."""
+    """Each XL model is built and filled once for all tests here."""
     built = {}
 
     def get(name):

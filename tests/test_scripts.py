@@ -38,7 +38,7 @@ FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2"]
 
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a small demo set and one tiny run of every training script."""
     root = tmp_path_factory.mktemp("runs")
@@ -203,7 +203,7 @@ def test_solver_steps(work, capsys):
     assert "codes that differ" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def by_mode(trained):
     """Tiny generators that are told an action, and nothing."""
     with pytest.MonkeyPatch.context() as patch:
