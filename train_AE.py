@@ -60,8 +60,8 @@ def parse_args():
     options.add_large_models(parser)
     add_suite(parser)
     add = parser.add_argument
-    add("--model", choices=list(AE_models), default=None,
-        help="autoencoder of the model zoo; default: AE_Model")
+    add("--model", type=options.row_of(AE_models), default=None,
+        help=f"autoencoder of the model zoo (docs/zoo.md); default: AE_Model. {', '.join(AE_models)}")
     add("--fsq_levels", type=positive_int, nargs="+", default=None,
         help="FSQ_AE_Model: levels per dimension; default: 8 5 5 5 5")
     add("--fsq_normalise", action="store_true", default=None,

@@ -52,9 +52,10 @@ def parse_args():
     options.add_finetune(parser)
     add_suite(parser)
     add = parser.add_argument
-    add("--model", choices=list(MARDM_models), default="MARDM-SiT-XL", help="generator of the model zoo")
+    add("--model", type=options.row_of(MARDM_models), default="MARDM-SiT-XL",
+        help=f"generator of the model zoo (docs/zoo.md). {', '.join(MARDM_models)}")
     add("--ae_name", default="AE", help="--name of the autoencoder's run")
-    add("--ae_model", choices=list(AE_models), default="AE_Model", help="autoencoder of the model zoo")
+    add("--ae_model", type=options.row_of(AE_models), default="AE_Model", help="autoencoder of the model zoo")
     add("--cond_mode", choices=COND_MODES, default="text",
         help="condition: a clip's text, its action (labels.json), or none")
     add("--need_evaluation", action="store_true",

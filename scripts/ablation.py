@@ -40,7 +40,7 @@ def parse_args():
     parser = options.make_parser(__doc__)
     add_experiment(parser, "ablation", 64, "clips")
     add = parser.add_argument
-    add("--rows", nargs="+", choices=list(AE_models), required=True, metavar="ROW",
+    add("--rows", nargs="+", type=options.row_of(AE_models), required=True, metavar="ROW",
         help="rows of the autoencoder zoo, trained by scripts.quantizer_bench")
     add("--ae_bench", default="bench", help="--name of that bench")
     add("--ae_seed", type=options.non_negative_int,

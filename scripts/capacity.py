@@ -40,7 +40,7 @@ def parse_args():
     parser = options.make_parser(__doc__)
     add_experiment(parser, "capacity", 256, "windows")
     add = parser.add_argument
-    add("--rows", nargs="+", choices=list(FSQ_LEVELS), metavar="ROW",
+    add("--rows", nargs="+", type=options.row_of(FSQ_LEVELS), metavar="ROW",
         help="sizes of the autoencoder zoo; default: all of them, none with --fsq_levels")
     add_network(parser)
     add("--reaches", type=options.positive_float, nargs="+", default=(1.0, FSQ_REACH),

@@ -52,7 +52,7 @@ def parse_args():
     parser = options.make_parser(__doc__)
     add_experiment(parser, "bench", 256, "windows")
     add = parser.add_argument
-    add("--rows", nargs="+", choices=list(AE_models), metavar="ROW",
+    add("--rows", nargs="+", type=options.row_of(AE_models), metavar="ROW",
         help="rows of the autoencoder zoo; default: all of them, none with --fsq_levels")
     add_network(parser)
     add("--aux_loss_root", type=options.non_negative_float, default=0.0,

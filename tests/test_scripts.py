@@ -32,7 +32,8 @@ ON_DEMO = ["--dataset_name", "demo", "--device", "cpu"]
 TRAIN = [*ON_DEMO, "--num_workers", "0", "--batch_size", "16", "--epoch", "1", "--log_every", "1"]
 AE = ["--model", "FSQ_AE_High", "--width", "32"]
 RVQ = ["--model", "VQ_AE_Model", "--quantizer", "rvq", "--quantizer_settings"]
-GENERATOR = ["--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--model", "FSQ-MARDM-SiT-S"]
+GENERATOR = ["--ae_name", "ae", "--ae_model", "FSQ_AE_High", "--layers", "1", "--head_width", "64", "--model",
+             "FSQ-MARDM-SiT-S"]
 SHORT = ["--window_size", "40", "--batch_size", "512"]  # of the two values of a flag the last counts
 FAST = ["--time_steps", "2", "--ode_steps", "1", "--cfg", "2"]
 
@@ -498,7 +499,7 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
 
 @pytest.mark.parametrize("script, flags, message", [
     ("train_AE", ["--name", "ae", *AE, *TRAIN], "exists"),
-    ("train_AE", ["--name", "new", "--model", "AE_Modell"], "invalid choice"),
+    ("train_AE", ["--name", "new", "--model", "AE_Modell"], "'AE_Modell'; did you mean AE_Model or"),
     ("train_AE", ["--name", "new", *AE, "--dataset_name", "nothing"], "no data set 'nothing'"),
     ("train_AE", ["--name", "new", *AE, "--fsq_levels", "5", *TRAIN], "belongs to --model FSQ_AE_Model"),
     ("train_AE", ["--name", "new", "--model", "FSQ_AE_Model", "--fsq_levels", "1", "5", *TRAIN],
@@ -563,7 +564,7 @@ def test_targets_that_are_all_alike_are_not_scaled(work, capsys):
     ("scripts.analyze_codes", ["--name", "absent", *ON_DEMO], "no checkpoint at"),
     ("scripts.quantizer_bench", ["--steps", "0"], "1 or more"),
     ("scripts.quantizer_bench", ["--name", "a/b", *ON_DEMO], "must be a plain name"),
-    ("scripts.quantizer_bench", ["--rows", "FSQ_AE_Hihg"], "invalid choice"),
+    ("scripts.quantizer_bench", ["--rows", "fsq_ae_HIGHH"], "did you mean FSQ_AE_High or"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--window_size", "42"], "multiple of 4"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--batch_size", "0"], "1 or more"),
     ("train_AE", ["--name", "new", *AE, *TRAIN, "--device", "cuda:9"], "--device"),
@@ -698,7 +699,7 @@ def test_a_generator_that_reads_words(work, capsys):
 
 @pytest.mark.parametrize("head", ["SiT1D", "Cat", "CatAR"])
 def test_other_heads_train_and_sample(work, head):
-    model = [*GENERATOR[:-1], f"FSQ-MARDM-{head}-S", "--layers", "1", "--head_width", "64"]
+    model = [*GENERATOR[:-1], f"FSQ-MARDM-{head}-S"]
     assert call("train_MARDM", "--name", head, *model, *TRAIN, "--max_iter", "1") == 0
     kwargs = torch.load(work / f"checkpoints/demo/{head}/model/latest.tar", weights_only=True)["model_kwargs"]
     assert kwargs["layers"] == 1 and kwargs["head_width"] == 64

@@ -2,6 +2,7 @@
 import argparse
 import math
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 from utils.errors import UserError, is_first, only_check, state
@@ -55,6 +56,21 @@ def plain_name(text):
     if text in ("", ".", "..") or Path(text).name != text:
         raise argparse.ArgumentTypeError(f"must be a plain name, without folders, got '{text}'")
     return text
+
+
+def row_of(zoo):
+    """A ``type=`` for a name in the table of models ``zoo``. A wrong one is answered with the nearest: all of
+    them would fill a screen."""
+    lower = {name.lower(): name for name in zoo}
+
+    def read(text):
+        if text not in zoo:
+            near = " or ".join(lower[name] for name in get_close_matches(text.lower(), lower))
+            raise argparse.ArgumentTypeError(f"no model is called '{text}'; "
+                                             + f"did you mean {near}? " * bool(near) + "docs/zoo.md has all")
+        return text
+
+    return read
 
 
 positive_int, non_negative_int = number(int, 1), number(int, 0)
@@ -122,7 +138,7 @@ def add_training(parser, batch_size, epoch, lr, weight_decay, warm_up_iter, mile
 
 def add_trained(parser, zoo, what):
     """Flags of scripts that analyse a trained model of the table ``zoo``, an "autoencoder" or "generator"."""
-    parser.add_argument("--model", choices=list(zoo), default=None, help=f"{what}; default: as trained")
+    parser.add_argument("--model", type=row_of(zoo), default=None, help=f"{what}; default: as trained")
     metric = f"FID, or {'MPJPE' if what == 'autoencoder' else 'loss'} if trained without --need_evaluation"
     parser.add_argument("--which", choices=["best", "latest"], default="best",
                         help=f"best.tar (lowest validation {metric}) or latest.tar")
@@ -165,8 +181,8 @@ def add_generator(parser, ae_models, generators):
     """Flags of every script that makes clips from prompts; the zoos are tables of models."""
     add = parser.add_argument
     add("--ae_name", default=None, help="--name of the autoencoder; default: the one used in training")
-    add("--ae_model", choices=list(ae_models), default=None, help="autoencoder; default: as trained")
-    add("--model", choices=list(generators), default=None, help="generator; default: as trained")
+    add("--ae_model", type=row_of(ae_models), default=None, help="autoencoder; default: as trained")
+    add("--model", type=row_of(generators), default=None, help="generator; default: as trained")
     add("--text_prompt", nargs="+", default=None, metavar="PROMPT",
         help="prompts, each in quotation marks: a clip for each")
     add("--text_path", default=None,
