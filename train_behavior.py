@@ -14,7 +14,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from models.Conv2dFSQ import Conv2dFSQ
+from models.Conv2dFSQ import NORMS, Conv2dFSQ
 from models.quantizers import QUANTIZERS
 from train_AE import parse_settings, settings_help
 from utils import options
@@ -48,6 +48,9 @@ def parse_args():
     add("--fsq_levels", type=positive_int, nargs="+", default=[8, 6, 5, 5, 4],
         help="values per dimension of the grid")
     add("--codes_per_window", type=positive_int, default=1, help="codes that share a window's time")
+    add("--norm", choices=list(NORMS), default="whiten",
+        help="of the numbers that are quantized, by running statistics: whiten takes their correlation away, "
+             "scale only gives each the same spread")
     add("--hidden_dim", type=positive_int, default=128, help="channels of the last convolution")
     add("--recons_weight", type=non_negative_float, default=0.1,
         help="weight of the loss on the signals that the decoder makes of the code")
@@ -75,7 +78,7 @@ def make_model(args, spec):
         raise UserError("--quantizer_settings belongs to a quantizer, and --quantizer is none")
     kwargs = {"input_channels": len(spec.channels), "hidden_dim": args.hidden_dim,
               "num_classes": len(spec.behaviors), "fsq_levels": args.fsq_levels, "quantizer": args.quantizer,
-              "settings": settings, "window": spec.window, "tokens": args.codes_per_window}
+              "settings": settings, "window": spec.window, "tokens": args.codes_per_window, "norm": args.norm}
     seed_everything(args.seed)
     return Conv2dFSQ(**kwargs), kwargs
 

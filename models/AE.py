@@ -273,7 +273,10 @@ class RunningNorm(nn.Module):
             z = z.float()
             if self.training:
                 self.update((z if mask is None else z[mask]).detach().reshape(-1, z.shape[-1]))
-            return (z - self.mean) * torch.rsqrt(self.var + 1e-8)
+            return self.normalised(z)
+
+    def normalised(self, z):
+        return (z - self.mean) * torch.rsqrt(self.var + 1e-8)
 
     @torch.no_grad()
     def update(self, vectors):
@@ -285,6 +288,38 @@ class RunningNorm(nn.Module):
         self.mean.lerp_(mean, weight)
         self.var.lerp_((mean_square - mean.square()).clamp(min=0), weight)
         self.seeded.logical_or_(some)
+
+
+class RunningWhitening(RunningNorm):
+    """z (..., d) with mean 0, spread 1 in every direction and no correlation, by running statistics: for a
+    grid whose axes would otherwise all say the same. By the symmetric inverse root of the covariance, which
+    neither mixes nor swaps axes more than it must (Huang et al., "Decorrelated Batch Normalization", CVPR
+    2018, arXiv 1804.08450). Variances count as ``floor`` of the largest at least: far narrower directions
+    stay narrow."""
+
+    def __init__(self, dim, momentum=0.1, floor=1e-4):
+        super().__init__(dim, momentum)
+        self.floor = floor
+        del self.var
+        self.register_buffer("covariance", torch.eye(dim))
+        self.register_buffer("matrix", torch.eye(dim))
+
+    def normalised(self, z):
+        # a copy, as the next batch may change it before the backward pass
+        return (z - self.mean) @ self.matrix.clone()
+
+    @torch.no_grad()
+    def update(self, vectors):
+        vectors = vectors.double()  # differences of squares
+        count, total, products = vectors.new_full((), len(vectors)), vectors.sum(0), vectors.T @ vectors
+        all_reduce_(count, total, products)
+        mean, weight = total / count, torch.where(self.seeded, self.momentum, 1.0)
+        self.mean.lerp_(mean.float(), weight)
+        self.covariance.lerp_((products / count - mean.outer(mean)).float(), weight)
+        self.seeded.fill_(True)
+        variances, axes = torch.linalg.eigh(self.covariance.double())
+        variances = variances.clamp(min=self.floor * variances[-1].clamp(min=1e-8))
+        self.matrix.copy_(axes * variances.rsqrt() @ axes.T)
 
 
 class FSQ_AE(QuantizedAE):

@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.AE import RunningNorm
+from models.AE import RunningNorm, RunningWhitening
 from models.FSQ import Quantized, check_levels
 from models.quantizers import QUANTIZERS, make_quantizer, plan
 from utils.errors import UserError
 
 TRIAD = 3  # channels of one kind at one place
 HALVINGS = 3  # of the time axis
+DROPOUT = 0.2  # before the classifier's last layer
+NORMS = {"whiten": RunningWhitening, "scale": RunningNorm}  # of what the quantizer sees
 
 
 class BehaviorOutput(NamedTuple):
@@ -70,13 +72,13 @@ class Conv2dFSQ(nn.Module):
         quantizer, settings: a name of models/quantizers.py, or "none", and its hyper-parameters.
         window: T, a multiple of 8 L.
         tokens: L, codes per window.
-        dropout: before the classifier's last layer.
+        norm: a name of NORMS.
 
     UserError for sizes that do not go together. Normalised windows go in and come out.
     """
 
     def __init__(self, input_channels=9, hidden_dim=128, num_classes=10, fsq_levels=(8, 6, 5, 5, 4),
-                 quantizer="fsq", settings=None, window=128, tokens=1, dropout=0.2):
+                 quantizer="fsq", settings=None, window=128, tokens=1, norm="whiten"):
         super().__init__()
         if input_channels < TRIAD or input_channels % TRIAD:
             raise UserError(f"inertial channels come in triads x y z; {input_channels} are no multiple of 3")
@@ -94,10 +96,11 @@ class Conv2dFSQ(nn.Module):
                       padding=(2, 1 if number else 0))
             for number, (before, after) in enumerate(zip(widths, widths[1:])))
         self.pre_quant = nn.Linear(hidden_dim, self.quantizer.dim)
-        self.norm = RunningNorm(self.quantizer.dim)  # else all windows begin on the grid's middle levels
+        # else all windows begin on the grid's middle levels
+        self.norm = NORMS[norm](self.quantizer.dim)
         self.post_quant = nn.Linear(self.quantizer.dim, hidden_dim)
         self.classifier = nn.Sequential(nn.Linear(tokens * hidden_dim, hidden_dim), nn.ReLU(),
-                                        nn.Dropout(dropout), nn.Linear(hidden_dim, num_classes))
+                                        nn.Dropout(DROPOUT), nn.Linear(hidden_dim, num_classes))
         self.unfold = nn.Linear(hidden_dim, hidden_dim * (window // unit))
         back = (*widths[:0:-1], input_channels)
         self.decoder = nn.ModuleList(nn.Conv1d(before, after, 5, padding=2)

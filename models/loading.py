@@ -229,7 +229,8 @@ def load_behavior(path):
     """The Conv2dFSQ of a checkpoint of train_behavior.py, in eval mode, and the checkpoint's dict."""
     checkpoint = read_checkpoint(path)
     state = weights_in(checkpoint, "behavior", "behaviour codes", path)
-    model = build({"Conv2dFSQ": Conv2dFSQ}, "Conv2dFSQ", checkpoint.get("model_kwargs") or {}, state, path)
+    kwargs = {"norm": "scale"} | (checkpoint.get("model_kwargs") or {})  # scale: before there was a choice
+    model = build({"Conv2dFSQ": Conv2dFSQ}, "Conv2dFSQ", kwargs, state, path)
     return load_state(model, state, path), checkpoint
 
 

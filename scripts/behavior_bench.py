@@ -7,6 +7,7 @@ Each row is trained by train_behavior.py and evaluated by evaluation_behavior.py
 runs are checkpoints/<dataset>/<name>_<row>_<seed>. Started again it resumes, and more rows or seeds join the
 table. Writes behavior_bench.json, .md and .png into --output_dir.
 """
+from models.Conv2dFSQ import NORMS
 from models.quantizers import QUANTIZERS
 from scripts.runs import Calls, add_calls, check_began, newest_result
 from utils import options
@@ -28,7 +29,7 @@ COLUMNS = {  # column: (unit, digits)
     "stays": ("share of transitions", 3), "variance_explained": ("", 3),
     **{key: ("accuracy", 3) for key in DISTURBED}, **{f"{part}_ms": ("ms", 3) for part in PARTS}}
 PASSED = ("epoch", "batch_size", "lr", "fsq_levels", "codes_per_window", "hidden_dim", "recons_weight",
-          "rotate", "places", "min_clips", "label_separator")
+          "norm", "rotate", "places", "min_clips", "label_separator")
 
 
 def parse_args():
@@ -46,6 +47,7 @@ def parse_args():
         add(f"--{flag}", type=kind, default=default, help="as train_behavior.py has it")
     add("--fsq_levels", type=options.positive_int, nargs="+", default=[8, 6, 5, 5, 4],
         help="values per dimension of the grid; codebooks have as many codes and dimensions")
+    add("--norm", choices=list(NORMS), default="whiten", help="as train_behavior.py has it")
     add("--places", nargs="+", choices=list(PLACES), default=["right_wrist", "hip", "right_ankle"],
         help="virtual sensors: where")
     options.add_label_separator(parser)

@@ -11,7 +11,9 @@ from scipy.spatial.transform import Rotation
 from tiny import call, walk
 
 import train_behavior
+from models.AE import RunningNorm
 from models.Conv2dFSQ import Conv2dFSQ, Deployed
+from models.loading import load_behavior
 from scripts import behavior_bench, doctor
 from utils.data.inertial import InertialWindows, SensorSpec, cut
 from utils.data.recordings import Units, read_recording, without_gravity
@@ -224,6 +226,23 @@ def test_sizes_that_do_not_go_together(sizes, message):
         Conv2dFSQ(**sizes)
 
 
+@pytest.mark.parametrize("norm, least, most", [("whiten", 4.9, 5.1), ("scale", 1, 4)])
+def test_whitened_numbers_do_not_all_say_the_same(norm, least, most):
+    """How loud a window is decides over all features of a fresh encoder, and so over all that it makes of
+    them: of the five numbers only some differ (participation ratio of their covariance)."""
+    torch.manual_seed(0)
+    model = Conv2dFSQ(norm=norm, **SMALL)
+    windows = torch.randn(256, 32, 9) * torch.rand(256, 1, 1) * 3
+    spread = torch.linalg.eigvalsh(model.encode(windows).detach().squeeze(1).T.cov())
+    assert least < float(spread.sum() ** 2 / spread.square().sum()) < most
+
+
+def test_checkpoints_without_a_norm_were_scaled(tmp_path):
+    model = Conv2dFSQ(norm="scale", **SMALL)
+    torch.save({"behavior": model.state_dict(), "model_kwargs": SMALL}, tmp_path / "old.tar")
+    assert type(load_behavior(tmp_path / "old.tar")[0].norm) is RunningNorm
+
+
 def test_windows_of_another_shape_are_refused():
     with pytest.raises(UserError, match="32 samples x 9 channels, not of 40 x 9"):
         Conv2dFSQ(**SMALL)(torch.randn(1, 40, 9))
@@ -336,7 +355,9 @@ def recorded(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         assert call("scripts.prepare_imu", "--source", source, "--out", "datasets/mine", "--window", 64) == 0
-        assert call("train_behavior", "--name", "codes", "--dataset_name", "mine", "--epoch", 25, *TRAIN) == 0
+        # whitened, the little that there is besides three behaviours is spread over codes: whose window it is
+        assert call("train_behavior", "--name", "codes", "--dataset_name", "mine", "--epoch", 25, "--norm",
+                    "scale", *TRAIN) == 0
     return root
 
 
@@ -491,8 +512,8 @@ def test_the_bench_tabulates_quantizers(work, tmp_path, monkeypatch, capsys):
         return 1.5
 
     monkeypatch.setattr(behavior_bench.Bench, "call", run)
-    flags = ["--dataset_name", "mine", "--seeds", "2", "--rows", "fsq", "ema", "--checkpoints_dir",
-             tmp_path / "checkpoints", "--output_dir", tmp_path / "table"]
+    flags = ["--dataset_name", "mine", "--seeds", "2", "--rows", "fsq", "ema", "--norm", "scale",
+             "--checkpoints_dir", tmp_path / "checkpoints", "--output_dir", tmp_path / "table"]
     assert call("scripts.behavior_bench", *flags) == 0
     table = json.loads((tmp_path / "table/behavior_bench.json").read_text())
     assert [row["row"] for row in table["rows"]] == ["fsq", "ema"] and table["rows"][0]["seeds"] == 2
@@ -503,6 +524,7 @@ def test_the_bench_tabulates_quantizers(work, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", called[0])
     args = train_behavior.parse_args()
     assert (args.quantizer, args.seed, args.fsq_levels, args.epoch) == ("fsq", 3407, [8, 6, 5, 5, 4], 40)
+    assert args.norm == "scale"
     called.clear()
     assert call("scripts.behavior_bench", *flags) == 0 and not called  # all is there
     capsys.readouterr()

@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.VQ as VQ_module
-from models.AE import FSQ_LEVELS, FSQ_REACH, AE_models, RunningNorm
+from models.AE import FSQ_LEVELS, FSQ_REACH, AE_models, RunningNorm, RunningWhitening
 from models.FSQ import FSQ
 from models.MARDM import check_pair
 from models.quantizers import QUANTIZERS, make_quantizer
@@ -460,6 +460,36 @@ def test_running_norm_by_hand():
     before = norm.mean.clone()
     norm.eval()(z)
     assert torch.equal(norm.mean, before)
+
+
+def test_running_whitening_by_hand(monkeypatch):
+    torch.manual_seed(0)
+    mix = torch.tensor([[5.0, 5.0, 1.0], [0.0, 0.2, 0.0], [0.0, 0.0, 1.0]])  # two axes say nearly the same
+    norm, z = RunningWhitening(3), torch.randn(512, 4, 3) @ mix + torch.tensor([30.0, 0.0, -3.0])
+    out = norm(z).flatten(0, 1)
+    assert torch.allclose(out.mean(0), torch.zeros(3), atol=1e-3)
+    assert torch.allclose(out.T.cov(), torch.eye(3), atol=1e-3)
+    assert torch.allclose(norm.matrix, norm.matrix.T, atol=1e-5)
+    first = norm.covariance.clone()
+    norm(torch.zeros(4, 3))  # the second batch counts a tenth
+    assert torch.allclose(norm.covariance, 0.9 * first, rtol=1e-5)
+    before = norm.matrix.clone()
+    norm.eval()(z)
+    assert torch.equal(norm.matrix, before)
+    flat = RunningWhitening(2)(torch.randn(4096, 1) @ torch.ones(1, 2) + 1e-4 * torch.randn(4096, 2))
+    assert float(flat.detach().T.cov().trace()) == pytest.approx(1, abs=0.01)  # noise is not blown up
+    # of two processes that see the same the statistics are those of one
+    monkeypatch.setattr("models.AE.all_reduce_", lambda *sums: [one.mul_(2) for one in sums])
+    twice = RunningWhitening(3)
+    assert torch.allclose(twice(z).flatten(0, 1), out, atol=1e-4)
+
+
+def test_whitening_survives_two_batches_before_one_backward_pass():
+    torch.manual_seed(0)
+    norm, z = RunningWhitening(2), torch.randn(2, 16, 2, requires_grad=True)
+    sum(norm(part).square().sum() for part in z).backward()
+    assert (z.grad.flatten(1).norm(dim=1) > 0).all()
+    assert norm(torch.zeros(8, 2)).isfinite().all()  # and a batch that says nothing
 
 
 def test_a_normalised_grid_is_filled_from_the_start():
