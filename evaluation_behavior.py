@@ -88,9 +88,13 @@ def code_report(model, spec, data, train, found):
     codes, known = behavior.code_texts(found), behavior.code_texts(train["indices"])
     classifier = behavior.CodeClassifier(known, train["labels"], len(spec.behaviors))
     guessed = classifier.predict(codes)
+    vectors = [model.quantizer.decode_indices(indices.to(model.pre_quant.weight.device)).cpu().numpy()
+               for indices in (found, train["indices"])]
+    nearest = classifier.predict(behavior.nearest_known(codes, known, *vectors))
     usage = usage_statistics(codes.reshape(-1), model.quantizer.codebook_size)
     return {"accuracy_from_code": float((guessed == data.labels).mean()),
             "recall_from_code": behavior.recall(guessed, data.labels, spec.behaviors),
+            "accuracy_from_nearest_code": float((nearest == data.labels).mean()),
             "unseen_codes": classifier.unseen(codes), "usage": usage,
             "rates": behavior.rates(model.quantizer.codebook_size, model.tokens, spec, usage["entropy_bits"]),
             "dictionary_of_train": behavior.meanings(train["indices"], train["labels"], spec.behaviors),
@@ -170,6 +174,8 @@ def make_tables(results):
         most = codes["dictionary"]["entries"][0]
         rows += [("accuracy from the code alone", f"{codes['accuracy_from_code']:.4f}",
                   "by a table code -> behaviour of the training windows"),
+                 ("with the nearest known code", f"{codes['accuracy_from_nearest_code']:.4f}",
+                  "the same, codes that the table lacks read as the nearest that it has"),
                  ("unseen codes", f"{codes['unseen_codes']:.4f}", "share of windows' codes"),
                  *usage_rows(codes["usage"]),
                  ("most used code", f"{most['share']:.4f}",

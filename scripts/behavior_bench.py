@@ -22,9 +22,10 @@ DISTURBED = {  # column: the evaluation's name of it
     "noise_0.1": "noise of 0.1 of each channel's std", "noise_0.3": "noise of 0.3 of each channel's std",
     "gain_0.8": "gain 0.8", "turned_15": "sensor turned by 15 degrees",
     "turned_45": "sensor turned by 45 degrees"}
+FROM_CODES = ("accuracy_from_code", "accuracy_from_nearest_code")
 PARTS = ("encoder", "quantizer", "classifier")
 COLUMNS = {  # column: (unit, digits)
-    "accuracy": ("", 4), "accuracy_from_code": ("", 4), "codes_used": ("", 0), "perplexity": ("", 1),
+    **{key: ("", 4) for key in ("accuracy", *FROM_CODES)}, "codes_used": ("", 0), "perplexity": ("", 1),
     "most_used_share": ("", 3), "purity": ("of training codes", 3), "unseen_codes": ("share", 3),
     "stays": ("share of transitions", 3), "variance_explained": ("", 3),
     **{key: ("accuracy", 3) for key in DISTURBED}, **{f"{part}_ms": ("ms", 3) for part in PARTS}}
@@ -93,7 +94,7 @@ def read_evaluation(results):
     codes, robust = results["codes"] or {}, results["robustness"]
     used, moves = codes.get("usage", {}), codes.get("transitions") or {}
     known, here = (codes.get(key, {}) for key in ("dictionary_of_train", "dictionary"))
-    return {"accuracy": results["accuracy"], "accuracy_from_code": codes.get("accuracy_from_code"),
+    return {"accuracy": results["accuracy"], **{key: codes.get(key) for key in FROM_CODES},
             "codes_used": used.get("codes_used"), "perplexity": used.get("perplexity"),
             "most_used_share": here["entries"][0]["share"] if here else None,
             "purity": known["summary"]["purity"] if known else None,
@@ -112,7 +113,7 @@ def draw(table, path):
     rows = table.rows()
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
-        for panel, keys in ((left, ("accuracy", "accuracy_from_code")), (right, ("accuracy", *DISTURBED))):
+        for panel, keys in ((left, ("accuracy", *FROM_CODES)), (right, ("accuracy", *DISTURBED))):
             width = 0.8 / len(keys)
             for number, key in enumerate(keys):
                 shown = [(place, row) for place, row in enumerate(rows) if key in row]

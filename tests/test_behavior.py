@@ -265,6 +265,15 @@ def test_the_classifier_that_sees_only_codes():
     assert rare.predict(np.array([["a"]])).tolist() == [0]
 
 
+def test_unseen_codes_are_read_as_the_nearest_known():
+    known = np.array([["0-0", "a"], ["0-0", "b"], ["10-10", "b"]])
+    places = np.array([[[0, 0], [0, 1]], [[0, 0], [5, 5]], [[9, 9], [5, 5]]])
+    codes = np.array([["0-0", "a"], ["7-7", "b"], ["1-2", "c"]])
+    where = np.array([[[9, 9], [0, 1]], [[6, 6], [5, 5]], [[1, 2], [4, 3]]])  # what is known stays, wherever
+    found = behavior.nearest_known(codes, known, where, places)
+    assert found.tolist() == [["0-0", "a"], ["10-10", "b"], ["0-0", "b"]]
+
+
 def test_several_codes_decide_together():
     codes = np.array([["1", "1"], ["1", "2"], ["2", "1"], ["2", "2"]] * 5)
     labels = np.array([0, 1, 1, 1] * 5)
@@ -517,7 +526,8 @@ def test_the_bench_tabulates_quantizers(work, tmp_path, monkeypatch, capsys):
     assert call("scripts.behavior_bench", *flags) == 0
     table = json.loads((tmp_path / "table/behavior_bench.json").read_text())
     assert [row["row"] for row in table["rows"]] == ["fsq", "ema"] and table["rows"][0]["seeds"] == 2
-    assert 0.9 < table["rows"][0]["accuracy_from_code"] <= 1
+    row = table["rows"][0]
+    assert 0.9 < row["accuracy_from_code"] <= 1 and 0.9 < row["accuracy_from_nearest_code"] <= 1
     assert (tmp_path / "table/behavior_bench.png").stat().st_size > 10_000
     assert len(called) == 8 and {words[0] for words in called} == {"train_behavior.py",
                                                                    "evaluation_behavior.py"}

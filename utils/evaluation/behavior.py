@@ -5,6 +5,7 @@ Shapes: N windows, T samples, C channels, L codes per window, K behaviours.
 import math
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from utils.evaluation import dictionary
 from utils.motion.inertial import random_rotations, turn_sensor
@@ -57,6 +58,17 @@ class CodeClassifier:
         """Share of codes (N, L) that no training window has at that place."""
         return float(np.mean([code not in table for table, column in zip(self.tables, codes.T)
                               for code in column.tolist()]))
+
+
+def nearest_known(codes, known, vectors, known_vectors):
+    """Codes (N, L) with those that ``known`` (M, L) lacks at their place replaced by the nearest that it has
+    there, by what the decoder reads of them: vectors (N, L, d), known_vectors (M, L, d)."""
+    columns = []
+    for place, (column, there) in enumerate(zip(codes.T, known.T)):
+        names, rows = np.unique(there, return_index=True)
+        nearest = cdist(vectors[:, place], known_vectors[rows, place]).argmin(1)
+        columns.append(np.where(np.isin(column, names), column, names[nearest]))
+    return np.stack(columns, 1)
 
 
 def meanings(indices, labels, behaviors):
