@@ -83,6 +83,7 @@ def read_windows(model, windows, device):
 
 # What a report consists of.
 
+@torch.no_grad()
 def code_report(model, spec, data, train, found):
     """What the codes of a split say, by a dictionary made of the training split. train, found: indices."""
     codes, known = behavior.code_texts(found), behavior.code_texts(train["indices"])
@@ -281,16 +282,20 @@ def main():
                "model_kwargs": checkpoint["model_kwargs"], "sensors": spec.describe(),
                "steps": checkpoint.get("total_it"), "code_version": code_version(), "machine": machine(),
                **evaluate(args, model, spec, splits, device)}
-    table = make_tables(results)
+    table, refused = make_tables(results), None
     if args.onnx:
         deployed = Deployed(model.cpu(), checkpoint["mean"], checkpoint["std"])
-        results["onnx"] = write_onnx(deployed, torch.from_numpy(splits[0].windows), args.onnx)
-        found = results["onnx"]
-        table += (f"\n\n{args.onnx}: {found['bytes'] / 1000:.0f} kB; by onnxruntime "
-                  f"{found['same_codes']:.4f} of {found['windows']} windows have the same codes, and "
-                  f"probabilities differ by {found['largest_difference']:.1g} at most")
+        try:
+            found = results["onnx"] = write_onnx(deployed, torch.from_numpy(splits[0].windows), args.onnx)
+            table += (f"\n\n{args.onnx}: {found['bytes'] / 1000:.0f} kB; by onnxruntime "
+                      f"{found['same_codes']:.4f} of {found['windows']} windows have the same codes, and "
+                      f"probabilities differ by {found['largest_difference']:.1g} at most")
+        except UserError as error:  # the results are not lost with the file
+            refused = error
     write_results(RunFolder(args.checkpoints_dir, args.dataset_name, args.name).root / "eval",
                   "evaluation_behavior", results, table)
+    if refused:
+        raise refused
 
 
 if __name__ == "__main__":

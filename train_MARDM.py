@@ -55,7 +55,8 @@ def parse_args():
     add("--model", type=options.row_of(MARDM_models), default="MARDM-SiT-XL",
         help=f"generator of the model zoo (docs/zoo.md). {', '.join(MARDM_models)}")
     add("--ae_name", default="AE", help="--name of the autoencoder's run")
-    add("--ae_model", type=options.row_of(AE_models), default="AE_Model", help="autoencoder of the model zoo")
+    add("--ae_model", type=options.row_of(AE_models), default=None,
+        help="autoencoder of the model zoo; default: as trained")
     add("--cond_mode", choices=COND_MODES, default="text",
         help="condition: a clip's text, its action (labels.json), or none")
     add("--need_evaluation", action="store_true",
@@ -191,7 +192,8 @@ def make_generation_check(suite, data, groups, ae, ema, args, device):
 def main():
     args = parse_args()
     device = start_training(args.device)
-    check_pair(args.model, args.ae_model)
+    if args.ae_model:
+        check_pair(args.model, args.ae_model)
     needs_grid = "grid" in HEADS[MARDM_models[args.model].keywords["head"]].settings
     with distributed.first_goes_ahead():
         spec = get_spec(args.dataset_name, args.dataset_dir)
@@ -207,6 +209,8 @@ def main():
         suite = load_suite(args, spec, encode, device=device) if args.need_evaluation else None
         ae_path = RunFolder(args.checkpoints_dir, spec.name, args.ae_name).checkpoint()
         ae, ae_checkpoint = load_autoencoder(ae_path, args.ae_model)
+        args.ae_model = ae_checkpoint.get("model_name") or "AE_Model"  # which released files do not say
+        check_pair(args.model, args.ae_model)
         ae = ae.to(device).requires_grad_(False)
         parent = find_parent(args, "mardm", spec.name)
         folder = RunFolder(args.checkpoints_dir, spec.name, args.name)

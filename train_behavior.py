@@ -20,7 +20,7 @@ from train_AE import parse_settings, settings_help
 from utils import options
 from utils.arrays import upload
 from utils.data.datasets import make_loader
-from utils.data.inertial import RATE, WINDOW, SensorSpec, collate_windows, open_sensors
+from utils.data.inertial import RATE, VIRTUAL, WINDOW, collate_windows, open_asked
 from utils.data.recordings import LOWEST_RATE
 from utils.errors import UserError, run
 from utils.files import RunFolder
@@ -57,16 +57,14 @@ def parse_args():
     add("--rotate", type=number(float, 0, 180), default=0.0,
         help="degrees by which the sensor is turned in training at most, for sensors that are worn in any "
              "orientation")
-    add("--places", nargs="+", choices=list(PLACES), default=["right_wrist", "hip", "right_ankle"],
-        help="virtual sensors: where")
-    add("--rate", type=number(float, LOWEST_RATE), default=RATE, help="virtual sensors: samples per second")
-    add("--window", type=number(int, 2), default=WINDOW, help="virtual sensors: samples per window")
-    add("--min_clips", type=positive_int, default=10,
-        help="virtual sensors: labels that fewer training clips show are left out")
-    options.add_label_separator(parser)
+    options.add_virtual_sensors(parser, VIRTUAL, PLACES)
+    add("--rate", type=number(float, LOWEST_RATE), default=None,
+        help=f"virtual sensors: samples per second; default: {RATE:g}")
+    add("--window", type=number(int, 2), default=None,
+        help=f"virtual sensors: samples per window; default: {WINDOW}")
     add("--eval_every", type=positive_int, default=1, help="epochs between validations")
     args = parser.parse_args()
-    if len({*args.places}) < len(args.places):
+    if args.places and len({*args.places}) < len(args.places):
         parser.error("--places names a place twice")
     return args
 
@@ -97,9 +95,8 @@ def validation(model, data, device):
 def main():
     args = parse_args()
     device = start_training(args.device)
-    asked = SensorSpec(tuple(args.places), args.rate, args.window, (), args.label_separator)
     with distributed.first_goes_ahead():
-        sensors = open_sensors(args.dataset_name, args.dataset_dir, asked, args.min_clips)
+        sensors = open_asked(args)
         folder = RunFolder(args.checkpoints_dir, sensors.name, args.name)
         began = folder.read_latest() if args.is_continue and folder.states() else {}
         model, kwargs = make_model(args, sensors.spec)

@@ -103,7 +103,8 @@ def check_head(head, settings):
     if head.own_cfg is not None and settings.cfg_schedule != "constant":
         raise UserError("guidance is part of a distilled head's weights; it has no --cfg_schedule")
     if not head.guided_in_part and tuple(settings.cfg_interval) != ALWAYS:
-        raise UserError(f"--cfg_interval: a {type(head).__name__} is not guided on a part of its way")
+        raise UserError("--cfg_interval: this generator's head is not guided on a part of its way; leave the "
+                        "flag out")
 
 
 def padding_mask_of(lengths, num_tokens):

@@ -23,7 +23,7 @@ from utils.data.specs import get_spec
 from utils.errors import UserError, run, say
 from utils.evaluation import code_figures, codebook, dictionary
 from utils.files import RunFolder
-from utils.report import format_table, write_results
+from utils.report import format_table, of_split, write_results
 from utils.training.settings import code_version, machine, pick_device, seed_everything
 
 MANY = 64  # axes of more values than this are drawn as curves of sorted frequencies, not as rows of an image
@@ -194,7 +194,8 @@ def draw(results, path):
 def draw_all(tokens, found, results, folder):
     """All pictures, into ``folder``. found: names (M,) and table (K, M) of the dictionary, or None. Only the
     axes of a grid have an order, in which labels have positions."""
-    draw(results, folder / "analyze_codes.png")
+    stem = of_split("analyze_codes", results)
+    draw(results, folder / f"{stem}.png")
     main = [""] * len(tokens.codes)
     if found is not None:
         names, table = found
@@ -204,13 +205,13 @@ def draw_all(tokens, found, results, folder):
         read = {key: np.array(results["dictionary"][key]) for key in ("divergences", "positions")}
         code_figures.draw_labels((tokens.digits, names, table), read["divergences"],
                                  read["positions"] if results["ordered"] else None, matrix,
-                                 folder / "analyze_codes_labels.png")
+                                 folder / f"{stem}_labels.png")
     changes = dictionary.transitions(tokens.numbers, tokens.groups, most=code_figures.ARROWS)["top"]
     code_figures.draw_grid(
         tokens.vectors.cpu().numpy(), list(zip(main, np.bincount(tokens.numbers).tolist())),
         [(change["from"], change["to"], change["count"]) for change in changes],
         (tokens.digits[tokens.numbers], [axis["size"] for axis in results["axes"]]),
-        (results["topology"]["nearest"], results["topology"]["swap_mm"]), folder / "analyze_codes_grid.png")
+        (results["topology"]["nearest"], results["topology"]["swap_mm"]), folder / f"{stem}_grid.png")
 
 
 def main():

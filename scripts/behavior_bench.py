@@ -12,7 +12,7 @@ from models.quantizers import QUANTIZERS
 from scripts.runs import Calls, add_calls, check_began, newest_result
 from utils import options
 from utils.curves import STYLE, plt, save_figure
-from utils.data.inertial import RATE, WINDOW, SensorSpec, open_sensors
+from utils.data.inertial import VIRTUAL, open_asked
 from utils.errors import run
 from utils.files import read_checkpoint
 from utils.motion.inertial import PLACES
@@ -43,15 +43,12 @@ def parse_args():
                                 ("hidden_dim", options.positive_int, 128),
                                 ("codes_per_window", options.positive_int, 1),
                                 ("recons_weight", options.non_negative_float, 0.1),
-                                ("rotate", options.number(float, 0, 180), 0.0),
-                                ("min_clips", options.positive_int, 10)):
+                                ("rotate", options.number(float, 0, 180), 0.0)):
         add(f"--{flag}", type=kind, default=default, help="as train_behavior.py has it")
     add("--fsq_levels", type=options.positive_int, nargs="+", default=[8, 6, 5, 5, 4],
         help="values per dimension of the grid; codebooks have as many codes and dimensions")
     add("--norm", choices=list(NORMS), default="whiten", help="as train_behavior.py has it")
-    add("--places", nargs="+", choices=list(PLACES), default=["right_wrist", "hip", "right_ankle"],
-        help="virtual sensors: where")
-    options.add_label_separator(parser)
+    options.add_virtual_sensors(parser, VIRTUAL, PLACES)
     return parser.parse_args()
 
 
@@ -66,8 +63,7 @@ class Bench(Calls):
         self.table = self.open_table(self.settings, [*QUANTIZERS, "none"])
 
     def open_data(self, args):
-        spec = SensorSpec(tuple(args.places), RATE, WINDOW, (), args.label_separator)
-        return open_sensors(args.dataset_name, args.dataset_dir, spec, args.min_clips)
+        return open_asked(args)
 
     def measure(self, row, seed):
         """Metrics of a quantizer with one seed."""
@@ -76,7 +72,7 @@ class Bench(Calls):
         if resume:
             check_began(folder.latest, read_checkpoint(folder.latest).get("args", {}),
                         self.settings | {"quantizer": row})
-        passed = self.flags(*(name for name in PASSED if self.settings[name] != ""))
+        passed = self.flags(*(name for name in PASSED if self.settings[name] not in (None, "")))
         seconds = self.call(name, "train_behavior.py", "--name", name, "--seed", seed, "--quantizer", row,
                             *passed, *resume)
         self.call(name, "evaluation_behavior.py", "--name", name, "--seed", seed)

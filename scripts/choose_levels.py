@@ -127,7 +127,7 @@ def choose(args):
         found = [nearest_set(args.dims, whole, allowed) for whole in range(math.ceil(low),
                                                                            math.floor(high) + 1)]
     else:
-        return known, None
+        found = []
     listed = {choice.levels for choice in known}
     found = [choice for choice in dict.fromkeys(found) if choice and choice.levels not in listed]
     if not known and not found:
@@ -137,6 +137,9 @@ def choose(args):
 
 def why_none(args, allowed, bits):
     """What is wrong with a wanted number that no set comes near."""
+    if bits is None and not args.dims:
+        return (f"no set of the paper or the zoo has all its levels in {allowed[0]} to {allowed[-1]}; change "
+                "--least or --most, or pass --codes, --bits or --dims to search")
     low, high = ((args.dims or 1) * math.log2(allowed[0]), (args.dims or DIMS) * math.log2(allowed[-1]))
     between = f"{args.dims or f'1 to {DIMS}'} dimensions of {allowed[0]} to {allowed[-1]} levels"
     if bits is None:

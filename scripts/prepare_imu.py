@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from models.Conv2dFSQ import HALVINGS
 from utils import options
 from utils.arrays import first_absurd, load_arrays
 from utils.data.inertial import ARRAYS, KIND, RATE, SPLITS, WINDOW, SensorSpec, cut
@@ -94,7 +95,14 @@ def read_npz(args):
     for name in NPZ[:4]:
         if name not in found:
             raise UserError(f"{args.source} lacks the array '{name}'; it needs {', '.join(NPZ[:4])}")
-    behaviors = args.behaviors or list(map(str, range(int(found["y_train"].max(initial=0)) + 1)))
+    shapes = [found[f"X_{split}"].shape for split in ("train", "test")]
+    if shapes[0][1:2] != shapes[1][1:2]:
+        raise UserError(f"{args.source}: X_train has shape {shapes[0]} and X_test {shapes[1]}; windows of "
+                        "both must have as many samples")
+    behaviors = args.behaviors
+    if behaviors is None:
+        highest = found["y_train"].max(initial=0) if found["y_train"].dtype.kind in "iu" else 0
+        behaviors = list(map(str, range(int(highest) + 1)))
     parts = {split: check_windows(args, split, found[f"X_{split}"], found[f"y_{split}"], len(behaviors))
              for split in ("train", "test")}
     train, val = hold_out(args, parts["train"], found.get("subjects_train"))
@@ -107,9 +115,11 @@ def check_windows(args, split, windows, labels, behaviors):
     if windows.ndim != 3 or windows.shape[2] != len(CHANNELS) or labels.shape != windows.shape[:1]:
         raise UserError(f"{args.source}: X_{split} has shape {windows.shape} and y_{split} {labels.shape}; "
                         f"needed are (windows, samples, {len(CHANNELS)}) and (windows,)")
+    if not windows.size or windows.dtype.kind not in "fiu":
+        raise UserError(f"{args.source}: X_{split} has no windows, or holds no numbers")
     if first_absurd(windows.reshape(len(windows), -1)) is not None:
         raise UserError(f"{args.source}: X_{split} holds NaN, infinite or absurd values")
-    if labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= behaviors:
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= behaviors:
         raise UserError(f"{args.source}: y_{split} must be whole numbers from 0 to {behaviors - 1}, one for "
                         "each of --behaviors")
     windows, labels = windows.astype(np.float32), labels.astype(np.int64)
@@ -202,10 +212,16 @@ def read_list(path):
     rows = list(csv.DictReader(read_text(path).splitlines()))
     if not rows or not {"file", "subject"} <= {*rows[0]}:
         raise UserError(f"{path} needs the columns file and subject, and a row for each recording")
+    seen = {}
     for number, row in enumerate(rows, 2):
+        row |= {key: (row.get(key) or "").strip() for key in ("file", "subject", "label")}
         if not all(row.get(key) for key in ("file", "subject")) or not plain_id(row["file"]):
             raise UserError(f"{path}: row {number} needs the name of a file in the same folder, and a "
                             "subject")
+        if row["file"] in seen:
+            raise UserError(f"{path}: {row['file']} is in row {seen[row['file']]} and in row {number}; a "
+                            "recording is of one person, and counts once")
+        seen[row["file"]] = number
     return rows
 
 
@@ -252,6 +268,9 @@ def prepare(args):
             raise UserError(f"{flag} goes with {'an .npz file' if of_folder else 'a folder of CSV files'}, "
                             "and --source is another kind")
     parts, behaviors, window = (read_folder if of_folder else read_npz)(args)
+    if window % 2**HALVINGS:
+        raise UserError(f"windows of {window} samples do not suit the network: they must be a multiple of "
+                        f"{2**HALVINGS} samples")
     if len(behaviors) < 2 or len({*behaviors}) < len(behaviors):
         raise UserError(f"two different behaviours at least are needed; there are: {', '.join(behaviors)}")
     counts = {split: Counter(part.labels.tolist()) for split, part in parts.items()}
@@ -284,6 +303,9 @@ def main():
                        + [("all windows", *(report["windows"][split] for split in SPLITS)),
                           ("in recordings", *(report["recordings"][split] for split in SPLITS))],
                        ("behaviour", *SPLITS), left=1))
+    for name, shown in report["per_behavior"]["train"].items():
+        if not shown:
+            print(f"warning: no window for training shows '{name}', so no network can learn it")
     for name, reason in list(report["left_out"].items())[:10]:
         print(f"left out of {name}: {reason}")
 

@@ -409,9 +409,10 @@ def read_curves(folder):
 
 
 def newest_result(folder, stem):
-    """Content of the newest <stem>.json or <stem>_<protocol>.json in a folder."""
-    path = max(Path(folder).glob(f"{stem}*.json"), key=lambda file: file.stat().st_mtime)
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Content of the newest <stem>.json or <stem>_<protocol>.json of the test split in a folder."""
+    paths = sorted(Path(folder).glob(f"{stem}*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    return next(content for content in found if content.get("split", "test") == "test")
 
 
 def read_generation(folder):

@@ -239,8 +239,8 @@ class Study(Calls):
             if self.rows[row].script:
                 args = self.parsed(f"row '{row}'", self.training(row, seed))
                 if self.rows[row].script == TRAIN:
-                    check_pair(args.model, args.ae_model)
                     self.check_there(row, "--ae_name", args.ae_name)
+                    check_pair(args.model, args.ae_model or self.ae_model(args.ae_name))
                 self.check_begun(self.folder(row, seed).latest, args)
 
     def parsed(self, what, command):
@@ -252,6 +252,11 @@ class Study(Calls):
         path = RunFolder(self.args.checkpoints_dir, self.spec.name, name).checkpoint() if name else None
         if path and not path.is_file():
             raise UserError(f"row '{row}': there is no {path}: train that first, or correct {flag}")
+
+    def ae_model(self, name):
+        """What the autoencoder of a run was trained as."""
+        path = RunFolder(self.args.checkpoints_dir, self.spec.name, name).checkpoint()
+        return read_checkpoint(path).get("model_name") or "AE_Model"
 
     def check_begun(self, path, args):
         """UserError when the run to resume was begun with other flags."""

@@ -15,6 +15,7 @@ from models.AE import RunningNorm
 from models.Conv2dFSQ import Conv2dFSQ, Deployed
 from models.loading import load_behavior
 from scripts import behavior_bench, doctor
+from scripts.runs import newest_result
 from utils.data.inertial import InertialWindows, SensorSpec, cut
 from utils.data.recordings import Units, read_recording, without_gravity
 from utils.demo.dataset import build_demo
@@ -173,7 +174,9 @@ def test_a_recording_in_other_units_at_another_rate(tmp_path):
     (lambda columns: columns.update(acc_x=["0"] * 9 + ["much"] + ["0"] * 90), "'much' for acc_x in row 11"),
     (lambda columns: columns.update(time=np.r_[np.arange(50), np.arange(50)] / 50), "row 52 that is not"),
     (lambda columns: columns.update(time=np.r_[np.arange(50), np.arange(100, 150)] / 50), "a gap of 1.02 s"),
-], ids=["column", "number", "order", "gap"])
+    (lambda columns: columns.update(acc_z=np.r_[np.ones(20), 1e30, np.ones(79)]), "row 22, which is absurd"),
+    (lambda columns: columns.update({" ACC_X": np.zeros(100)}), "two columns 'acc_x'"),
+], ids=["column", "number", "order", "gap", "absurd", "twice"])
 def test_recordings_that_cannot_be_read(change, message, tmp_path):
     columns = six(100)
     change(columns)
@@ -407,6 +410,33 @@ def test_training_and_evaluation(work, capsys):
     assert {"train.npz", "dataset.json"} <= {*record["data"]["lists"]}
 
 
+def test_other_splits_have_results_of_their_own(work):
+    flags = ["--name", "codes", "--dataset_name", "mine", "--device", "cpu"]
+    assert call("evaluation_behavior", *flags) == call("evaluation_behavior", *flags, "--split", "val") == 0
+    folder = work / "checkpoints/mine/codes/eval"
+    assert [json.loads((folder / f"evaluation_behavior{end}.json").read_text())["split"]
+            for end in ("", "_val")] == ["test", "val"]
+    assert newest_result(folder, "evaluation_behavior")["split"] == "test"
+
+
+def test_flags_of_virtual_sensors_are_refused_for_recordings(work, capsys):
+    for script, flag, value in (("train_behavior", "--places", "hip"), ("train_behavior", "--rate", "100"),
+                                ("train_behavior", "--window", "64"), ("train_behavior", "--min_clips", "2"),
+                                ("scripts.behavior_bench", "--label_separator", ",")):
+        assert call(script, "--name", "new", "--dataset_name", "mine", flag, value) == 2
+        assert f"{flag} is for virtual sensors, and mine is a set of recordings" in capsys.readouterr().err
+
+
+def test_results_outlive_an_onnx_file_that_cannot_be_written(work, capsys):
+    pytest.importorskip("onnx", reason="ONNX export is not tested: the package onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="ONNX export is not tested: no onnxruntime here")
+    path = work / "checkpoints/mine/codes/eval/evaluation_behavior.json"
+    path.unlink(missing_ok=True)
+    assert call("evaluation_behavior", "--name", "codes", "--dataset_name", "mine", "--device", "cpu",
+                "--onnx", "/proc/nothing/codes.onnx") == 2
+    assert "cannot write /proc/nothing/codes.onnx" in capsys.readouterr().err and path.is_file()
+
+
 def test_the_control_has_no_codes(work, capsys):
     flags = ["--name", "none", "--dataset_name", "mine"]
     assert call("train_behavior", *flags, "--quantizer", "none", "--epoch", 1, *TRAIN) == 0
@@ -552,6 +582,10 @@ def test_annealed_temperatures_follow_the_training(work):
     assert call("train_behavior", *flags) == 0
     state = torch.load(work / "checkpoints/mine/annealed/model/latest.tar", weights_only=True)["behavior"]
     assert int(state["quantizer.horizon"]) == int(state["quantizer.steps"]) > 1
+    # and the codes of a codebook are reported as those of a grid are
+    assert call("evaluation_behavior", *flags[:4], "--device", "cpu") == 0
+    codes = json.loads((work / "checkpoints/mine/annealed/eval/evaluation_behavior.json").read_text())["codes"]
+    assert 0 < codes["accuracy_from_nearest_code"] <= 1 and codes["usage"]["codes_used"] > 0
 
 
 # prepare_imu.
@@ -592,13 +626,21 @@ def test_windows_of_nobody_known_need_a_gap(tmp_path, capsys):
 @pytest.mark.parametrize("change,message", [
     ({"y_train": np.full(60, 7)}, "y_train must be whole numbers from 0 to 1"),
     ({"X_train": np.zeros((60, 32, 6))}, "(windows, samples, 9)"),
-    ({"X_train": np.full((60, 32, 9), np.nan)}, "X_train holds NaN")], ids=["labels", "channels", "nan"])
+    ({"X_train": np.full((60, 32, 9), np.nan)}, "X_train holds NaN"),
+    ({"y_train": np.array(["walk"] * 60)}, "y_train must be whole numbers from 0 to 1"),
+    ({"X_train": np.zeros((0, 32, 9)), "y_train": np.zeros(0, int)}, "X_train has no windows"),
+    ({"X_train": np.full((60, 32, 9), "x")}, "holds no numbers"),
+    ({"X_test": np.zeros((5, 16, 9))}, "must have as many samples"),
+    ({"X_train": np.zeros((60, 20, 9)), "X_test": np.zeros((5, 20, 9))}, "multiple of 8 samples")])
 def test_npz_files_that_cannot_be_used(change, message, tmp_path, capsys):
     arrays = dict(np.load(har_like(tmp_path / "a.npz"))) | change
     np.savez(tmp_path / "b.npz", **arrays)
-    assert call("scripts.prepare_imu", "--source", tmp_path / "b.npz", "--out", tmp_path / "mine",
-                "--most_per_person", 5, "--behaviors", "a", "b") == 2
-    assert message in capsys.readouterr().err and not (tmp_path / "mine").exists()
+    flags = ["--source", tmp_path / "b.npz", "--out", tmp_path / "mine", "--most_per_person", 5]
+    assert call("scripts.prepare_imu", *flags, "--behaviors", "a", "b") == 2
+    said = capsys.readouterr().err
+    assert message in said and not (tmp_path / "mine").exists()
+    if "y_train" in change and change["y_train"].dtype.kind == "U":  # nor without names
+        assert call("scripts.prepare_imu", *flags) == 2
 
 
 @pytest.mark.parametrize("subjects, flags, message", [
@@ -628,6 +670,28 @@ def test_recordings_of_two_people_are_too_few(recorded, tmp_path, capsys):
     (tmp_path / "recordings.csv").write_text("\n".join(rows[:6]))
     assert call("scripts.prepare_imu", "--source", tmp_path, "--out", tmp_path / "mine") == 2
     assert "recordings of 2 people; 3 are needed" in capsys.readouterr().err
+
+
+def test_nobody_is_two_people_and_no_file_is_of_two(recorded, tmp_path, capsys):
+    source = shutil.copytree(recorded / "source", tmp_path / "source")
+    table = (source / "recordings.csv").read_text().splitlines()
+    spaced = [line.replace("person1,", " person1 ,") if "slow" in line else line for line in table]
+    (source / "recordings.csv").write_text("\n".join(spaced))
+    flags = ["--source", source, "--window", "64", "--out"]
+    assert call("scripts.prepare_imu", *flags, tmp_path / "mine", "--test_subjects", "person1") == 0
+    assert len(np.load(tmp_path / "mine/test.npz")["labels"]) == 3 * 11  # all three of this person
+    (source / "recordings.csv").write_text("\n".join([*table, table[1].replace("person0", "person9")]))
+    assert call("scripts.prepare_imu", *flags, tmp_path / "other") == 2
+    assert "is in row 2 and in row 17; a recording is of one person" in capsys.readouterr().err
+
+
+def test_a_behaviour_that_training_never_shows_is_named(recorded, tmp_path, capsys):
+    source = shutil.copytree(recorded / "source", tmp_path / "source")
+    table = (source / "recordings.csv").read_text()
+    (source / "recordings.csv").write_text(table.replace("person1,slow", "person1,crawling"))
+    assert call("scripts.prepare_imu", "--source", source, "--window", "64", "--out", tmp_path / "mine",
+                "--test_subjects", "person1") == 0
+    assert "warning: no window for training shows 'crawling'" in capsys.readouterr().out
 
 
 # Virtual sensors on a motion data set.

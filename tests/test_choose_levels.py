@@ -106,6 +106,7 @@ def test_few_levels_get_the_papers_advice(capsys):
     (["--bits", "16", "--dims", "40"], "40 dimensions of 5 to 8 levels have 92.9 to 120.0 bits, and 16.0"),
     (["--codes", "1"], "and 0.0 are wanted"),
     (["--dims", "1", "--least", "5", "--most", "7"], "without a whole number between"),
+    (["--least", "9", "--most", "12"], "no set of the paper or the zoo has all its levels in 9 to 12"),
     (["--least", "8", "--most", "5"], "no number of levels lies in --least 8 .. --most 5"),
     (["--odd", "--least", "6", "--most", "6"], "no odd number of levels"),
     (["--codes", "4096", "--bits", "12"], "not allowed with"),

@@ -162,6 +162,17 @@ def add_split(parser):
     parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="split to use")
 
 
+def add_virtual_sensors(parser, defaults, places):
+    """Flags of every script that trains on virtual sensors; a set of recordings has no use for them."""
+    add = parser.add_argument
+    add("--places", nargs="+", choices=list(places), default=None,
+        help=f"virtual sensors: where; default: {' '.join(defaults['places'])}")
+    add("--min_clips", type=positive_int, default=None,
+        help="virtual sensors: labels that fewer training clips show are left out; default: "
+             f"{defaults['min_clips']}")
+    add_label_separator(parser)
+
+
 def add_label_separator(parser):
     parser.add_argument("--label_separator", default="", metavar="TEXT",
                         help="of a motion data set's labels, leave out what follows such a text: with ',' "

@@ -23,15 +23,23 @@ def markdown_table(header, rows):
 
 
 def write_results(folder, name, results, table):
-    """Print a table, append it to FOLDER/eval.log, write FOLDER/NAME.json; in the first process only."""
+    """Print a table, append it to FOLDER/eval.log, write FOLDER/NAME.json, or NAME_SPLIT.json of another
+    split than the test's; in the first process only."""
     if not is_first():
         return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    name = of_split(name, results)
     print(table)
     with open(folder / "eval.log", "a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {name}\n{table}\n\n")
     write_json(folder / f"{name}.json", results)
+
+
+def of_split(name, results):
+    """The name of a file with results of a split: ``name``, or name_SPLIT of another than the test's."""
+    split = results.get("split") or "test"
+    return name if split == "test" else f"{name}_{split}"
 
 
 def write_json(path, value):

@@ -35,6 +35,8 @@ SPLITS = ("train", "val", "test")
 OVERLAP = 2  # consecutive windows of a recording share half
 ARRAYS = ("windows", "labels", "recordings", "starts")
 RATE, WINDOW = 50.0, 128  # of Anguita et al.: 2.56 s
+VIRTUAL = {"places": ("right_wrist", "hip", "right_ankle"), "rate": RATE, "window": WINDOW, "min_clips": 10,
+           "label_separator": ""}  # what virtual sensors are, and on which clips, where a user does not say
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,18 @@ class Virtual:
                                   self.spec.rate)
         starts = np.array(cut(len(signals), self.spec))
         return np.stack([signals[start : start + self.spec.window] for start in starts]), starts
+
+
+def open_asked(args):
+    """The Recorded or Virtual set of a command line to train on; those of the flags in VIRTUAL that were not
+    given are None or "". UserError for one that a set of recordings has no use for."""
+    given = {name: getattr(args, name) for name in VIRTUAL if getattr(args, name, None)}
+    if given and is_recorded(Path(args.dataset_dir) / args.dataset_name):
+        raise UserError(f"--{next(iter(given))} is for virtual sensors, and {args.dataset_name} is a set of "
+                        "recordings; leave it out")
+    asked = VIRTUAL | given
+    spec = SensorSpec(tuple(asked["places"]), asked["rate"], asked["window"], (), asked["label_separator"])
+    return open_sensors(args.dataset_name, args.dataset_dir, spec, asked["min_clips"])
 
 
 def open_sensors(name, dataset_dir, spec, min_clips=1):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.signal import butter, sosfiltfilt
 
+from utils.arrays import LARGEST
 from utils.data.inertial import channel_names
 from utils.errors import UnreadableFile
 from utils.files import read_text
@@ -54,6 +55,9 @@ def read_recording(path, rate, places=(), units=None, recorded_at=None):
     header, rows = _rows(path)
     names = channel_names(places)
     optional = {name for name in names if name.rpartition("_")[0].endswith(TRIADS[0])}
+    twice = [name for name in [*names, "time", "label"] if header.count(name) > 1]
+    if twice:
+        raise UnreadableFile(path, f"has two columns '{twice[0]}'")
     absent = [name for name in names if name not in header]
     lacking = [name for name in absent if name not in optional]
     if lacking:
@@ -90,16 +94,18 @@ def _rows(path):
 
 
 def _numbers(path, rows, column, name):
-    """The values (N,) of a column, or UnreadableFile for what is no finite number."""
+    """The values (N,) of a column, or UnreadableFile for what is no finite number, or none that a sensor
+    gives."""
     values = np.empty(len(rows))
     for number, row in enumerate(rows):
         try:
             values[number] = float(row[column])
         except ValueError:
             values[number] = np.nan
-        if not np.isfinite(values[number]):
+        absurd = name != "time" and abs(values[number]) >= LARGEST  # times may count from 1970
+        if not np.isfinite(values[number]) or absurd:
             raise UnreadableFile(path, f"has '{row[column][:40]}' for {name} in row {number + 2}, which is "
-                                       "no number")
+                                       + ("absurd" if absurd else "no number"))
     return values
 
 
