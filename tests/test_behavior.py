@@ -584,7 +584,8 @@ def test_annealed_temperatures_follow_the_training(work):
     assert int(state["quantizer.horizon"]) == int(state["quantizer.steps"]) > 1
     # and the codes of a codebook are reported as those of a grid are
     assert call("evaluation_behavior", *flags[:4], "--device", "cpu") == 0
-    codes = json.loads((work / "checkpoints/mine/annealed/eval/evaluation_behavior.json").read_text())["codes"]
+    report = work / "checkpoints/mine/annealed/eval/evaluation_behavior.json"
+    codes = json.loads(report.read_text())["codes"]
     assert 0 < codes["accuracy_from_nearest_code"] <= 1 and codes["usage"]["codes_used"] > 0
 
 
