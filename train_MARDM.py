@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from models.AE import AE_models
 from models.CategoricalHead import grid_of
 from models.heads import HEADS
-from models.loading import load_autoencoder, target_hashes, weights_hash
+from models.loading import load_autoencoder, target_hashes, trained_as, weights_hash
 from models.MARDM import MARDM_models, check_pair
 from models.pipeline import Pipeline, clip_seed
 from models.TextEncoder import cached_text_features, text_reader
@@ -209,7 +209,7 @@ def main():
         suite = load_suite(args, spec, encode, device=device) if args.need_evaluation else None
         ae_path = RunFolder(args.checkpoints_dir, spec.name, args.ae_name).checkpoint()
         ae, ae_checkpoint = load_autoencoder(ae_path, args.ae_model)
-        args.ae_model = ae_checkpoint.get("model_name") or "AE_Model"  # which released files do not say
+        args.ae_model = trained_as(ae_checkpoint)
         check_pair(args.model, args.ae_model)
         ae = ae.to(device).requires_grad_(False)
         parent = find_parent(args, "mardm", spec.name)

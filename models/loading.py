@@ -154,6 +154,11 @@ def refuse_fork(found, path):
                         "docs/from-the-earlier-fork.md says more")
 
 
+def trained_as(checkpoint):
+    """The name in the zoo of a checkpoint's autoencoder; released files, which do not say, are AE_Model."""
+    return checkpoint.get("model_name") or "AE_Model"
+
+
 def autoencoder_settings(checkpoint, path, model_name=None):
     """The name in the zoo and the arguments of a checkpoint's autoencoder. ``model_name``: AE_Model by
     default for released files; our files have their own, with which it must agree (else UserError)."""

@@ -29,7 +29,7 @@ from utils import options
 from utils.arrays import first_absurd, load_arrays
 from utils.data.inertial import ARRAYS, KIND, RATE, SPLITS, WINDOW, SensorSpec, cut
 from utils.data.recordings import ACCELERATION, ANGULAR, LOWEST_RATE, Units, read_recording
-from utils.errors import MissingFile, UnreadableFile, UserError, run
+from utils.errors import MissingFile, UnreadableFile, UserError, run, say
 from utils.files import plain_id, read_text
 from utils.motion.inertial import CHANNELS
 from utils.report import format_table, write_json
@@ -305,7 +305,7 @@ def main():
                        ("behaviour", *SPLITS), left=1))
     for name, shown in report["per_behavior"]["train"].items():
         if not shown:
-            print(f"warning: no window for training shows '{name}', so no network can learn it")
+            say(f"warning: no window for training shows '{name}', so no network can learn it")
     for name, reason in list(report["left_out"].items())[:10]:
         print(f"left out of {name}: {reason}")
 

@@ -32,7 +32,7 @@ from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
-from models.loading import load_generator
+from models.loading import load_generator, trained_as
 from models.MARDM import check_pair
 from scripts.runs import ROOT, Calls, add_calls, check_began, read_generation
 from utils import options
@@ -256,7 +256,7 @@ class Study(Calls):
     def ae_model(self, name):
         """What the autoencoder of a run was trained as."""
         path = RunFolder(self.args.checkpoints_dir, self.spec.name, name).checkpoint()
-        return read_checkpoint(path).get("model_name") or "AE_Model"
+        return trained_as(read_checkpoint(path))
 
     def check_begun(self, path, args):
         """UserError when the run to resume was begun with other flags."""

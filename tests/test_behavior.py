@@ -692,7 +692,7 @@ def test_a_behaviour_that_training_never_shows_is_named(recorded, tmp_path, caps
     (source / "recordings.csv").write_text(table.replace("person1,slow", "person1,crawling"))
     assert call("scripts.prepare_imu", "--source", source, "--window", "64", "--out", tmp_path / "mine",
                 "--test_subjects", "person1") == 0
-    assert "warning: no window for training shows 'crawling'" in capsys.readouterr().out
+    assert "warning: no window for training shows 'crawling'" in capsys.readouterr().err
 
 
 # Virtual sensors on a motion data set.
